@@ -1,0 +1,1 @@
+"""Pigeonhole trains, serves, watches and retrains text classifiers."""

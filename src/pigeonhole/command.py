@@ -1,0 +1,49 @@
+"""The edge of every command: one JSON object on stdout, everything for people on stderr, honest exit codes.
+
+0 done, 2 the user's mistake, 3 the run failed, 4 a gate said no, 130 interrupted. PIGEONHOLE_TRACEBACK=1 shows where an error
+came from.
+"""
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from pigeonhole.errors import PigeonholeError
+
+
+def command(run: Callable[[list[str]], Any]) -> Callable[[], None]:
+    """Make a console entry point of `run`, which takes the arguments and returns what is printed as JSON (None prints nothing)."""
+
+    @functools.wraps(run)
+    def main() -> None:
+        sys.exit(call(run, sys.argv[1:]))
+
+    return main
+
+
+def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
+    """Run a command and return its exit code."""
+    try:
+        result = run(arguments)
+    except PigeonholeError as error:
+        if os.environ.get("PIGEONHOLE_TRACEBACK"):
+            traceback.print_exc()
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    if result is not None:
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def say(line: str) -> None:
+    """Tell the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)

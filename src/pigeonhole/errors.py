@@ -1,0 +1,75 @@
+"""Every error that a user can meet, drawn as one tree, each with the exit code that a command ends with.
+
+PigeonholeError
+├── UserError                  2   something the user gave has to change
+│   ├── ConfigError                a key, its value, its range
+│   ├── DataError                  a data file: its place (file, line, column) and what is allowed
+│   ├── StorageError               a URL that cannot be read or written
+│   │   └── NotFoundError
+│   ├── BundleError                a bundle that is refused, with the file's name
+│   └── RegistryError              a name, version or alias that is not there
+├── RunError                   3   a run that failed on the way
+│   ├── ParityError                exported models disagree with the trained one
+│   ├── DivergedError              the loss is no longer a number
+│   ├── InferenceError             a model that gave no usable answer
+│   └── LogError                   a prediction that could not be written down
+└── GateError                  4   a gate said no
+"""
+
+
+class PigeonholeError(Exception):
+    """The root; its text says what was found, what is allowed and the next step."""
+
+    exit_code = 3
+
+
+class UserError(PigeonholeError):
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class StorageError(UserError):
+    pass
+
+
+class NotFoundError(StorageError):
+    pass
+
+
+class BundleError(UserError):
+    pass
+
+
+class RegistryError(UserError):
+    pass
+
+
+class RunError(PigeonholeError):
+    pass
+
+
+class ParityError(RunError):
+    pass
+
+
+class DivergedError(RunError):
+    pass
+
+
+class InferenceError(RunError):
+    pass
+
+
+class LogError(RunError):
+    pass
+
+
+class GateError(PigeonholeError):
+    exit_code = 4

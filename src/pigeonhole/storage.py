@@ -1,0 +1,277 @@
+"""Files by URL: `file://` (or a plain path), `package://module/path` for what a Python package carries, `gs://` and the rest of fsspec.
+
+The only module that imports fsspec. Promises: `write`, `create` and `swap` are atomic (a reader sees the old bytes or the new);
+`create` never overwrites; `swap` is a compare-and-swap (a generation precondition on GCS, a lock and a rename on disk).
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from filelock import FileLock
+
+from pigeonhole.errors import NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    import fsspec
+
+ABSENT = ""  # the version of a file that is not there
+
+
+def local_path(url: str) -> Path | None:
+    """The path of a local URL, or None for a remote one."""
+    if url.startswith("package://"):
+        return _package_path(url)
+    if url.startswith("file://"):
+        return Path(url.removeprefix("file://"))
+    return None if "://" in url else Path(url)
+
+
+def join(url: str, *parts: str) -> str:
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def to_url(path: str | Path) -> str:
+    """A URL that means the same from any working directory."""
+    text = str(path)
+    return text if "://" in text else f"file://{Path(text).resolve()}"
+
+
+def exists(url: str) -> bool:
+    path = local_path(url)
+    with _explained(url):
+        return path.exists() if path else bool(_filesystem(url).exists(url))
+
+
+def read(url: str) -> bytes:
+    """Raises NotFoundError, StorageError."""
+    path = local_path(url)
+    with _explained(url):
+        return path.read_bytes() if path else bytes(_filesystem(url).cat_file(url))
+
+
+@contextlib.contextmanager
+def open_read(url: str) -> Iterator[IO[bytes]]:
+    """Stream a file that may be larger than memory."""
+    path = local_path(url)
+    with _explained(url), path.open("rb") if path else _filesystem(url).open(url, "rb") as stream:
+        yield cast(IO[bytes], stream)
+
+
+def write(url: str, data: bytes) -> None:
+    """Create or overwrite."""
+    path = local_path(url)
+    with _explained(url):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, data)
+        else:
+            _filesystem(url).pipe_file(url, data)
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write a file that is not there yet; False, and nothing written, where it is."""
+    path = local_path(url)
+    with _explained(url):
+        if path is None:
+            return _create_remote(url, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = _write_aside(path, data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink()
+        _sync_folder(path.parent)
+        return True
+
+
+def read_versioned(url: str) -> tuple[bytes, str]:
+    """A file and the version to give to `swap`; `(b"", ABSENT)` where there is none."""
+    path = local_path(url)
+    try:
+        if path:
+            data = read(url)
+            return data, _digest(data)
+        while True:
+            before = _generation(url)
+            data = read(url)
+            if before == _generation(url):
+                return data, before
+    except NotFoundError:
+        return b"", ABSENT
+
+
+def swap(url: str, data: bytes, version: str) -> bool:
+    """Write `data` if the file still has `version` (as `read_versioned` gave it); False, and nothing written, where it has not."""
+    path = local_path(url)
+    with _explained(url):
+        if path is None:
+            return _swap_remote(url, data, version)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + ".lock")):
+            found = _digest(path.read_bytes()) if path.exists() else ABSENT
+            if found != version:
+                return False
+            _replace(path, data)
+            return True
+
+
+def delete(url: str) -> None:
+    path = local_path(url)
+    with _explained(url):
+        if path:
+            path.unlink()
+        else:
+            _filesystem(url).rm_file(url)
+
+
+def list_files(url: str) -> list[str]:
+    """The paths below a folder, relative to it, sorted; empty for a folder that is not there."""
+    path = local_path(url)
+    with _explained(url):
+        if path:
+            return sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file() or found.is_symlink())
+        filesystem = _filesystem(url)
+        root = filesystem._strip_protocol(url).rstrip("/") + "/"
+        filesystem.invalidate_cache()
+        return sorted(name.removeprefix(root) for name in filesystem.find(url))
+
+
+def list_folders(url: str) -> list[str]:
+    """The names of the folders right below a folder, sorted; empty for a folder that is not there."""
+    path = local_path(url)
+    with _explained(url):
+        if path:
+            return sorted(found.name for found in path.iterdir() if found.is_dir()) if path.is_dir() else []
+        filesystem = _filesystem(url)
+        filesystem.invalidate_cache()
+        if not filesystem.exists(url):
+            return []
+        entries = filesystem.ls(url, detail=True)
+        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+
+def _package_path(url: str) -> Path:
+    module, _, inside = url.removeprefix("package://").partition("/")
+    if not module.isidentifier() or ".." in inside.split("/"):
+        raise StorageError(f"{url}: expected package://MODULE/PATH without '..'")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise NotFoundError(f"{url}: the Python package {module} is not installed here")
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+@functools.cache
+def _filesystem_of(scheme: str) -> "fsspec.AbstractFileSystem":
+    # fsspec and a cloud client take 0.1 to 1 s to import: a laptop on file:// never pays for them.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec
+
+    try:
+        return fsspec.filesystem(scheme)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{scheme}:// cannot be used here: {error}") from error
+
+
+def _filesystem(url: str) -> "fsspec.AbstractFileSystem":
+    return _filesystem_of(url.split("://", 1)[0])
+
+
+@contextlib.contextmanager
+def _explained(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{url}: there is no such file") from error
+    except PermissionError as error:
+        raise StorageError(f"{url}: access denied; check the path's permissions or the account's roles") from error
+    except IsADirectoryError as error:
+        raise StorageError(f"{url}: is a folder, a file is needed") from error
+    except OSError as error:
+        raise StorageError(f"{url}: {error.strerror or error}") from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_aside(path: Path, data: bytes) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.chmod(name, 0o644)  # mkstemp's 0600 would hide the file from a server that runs as another user
+    return Path(name)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    os.replace(_write_aside(path, data), path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows cannot open a folder to sync it
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _create_remote(url: str, data: bytes) -> bool:
+    try:
+        _filesystem(url).pipe_file(url, data, mode="create")
+    except FileExistsError:
+        return False
+    except Exception as error:
+        if _precondition_failed(error):
+            return False
+        raise
+    return True
+
+
+def _precondition_failed(error: Exception) -> bool:
+    """GCS answers 412 where a generation precondition does not hold."""
+    return getattr(error, "code", None) in (412, "412")
+
+
+def _generation(url: str) -> str:
+    filesystem = _filesystem(url)
+    filesystem.invalidate_cache()
+    with _explained(url):
+        found: dict[str, Any] = filesystem.info(url)
+    if "generation" not in found:
+        raise StorageError(f"{url}: this store has no generations; aliases need gs:// or file://")
+    return str(found["generation"])
+
+
+def _swap_remote(url: str, data: bytes, version: str) -> bool:
+    if version == ABSENT:
+        return _create_remote(url, data)
+    filesystem = _filesystem(url)
+    bucket, key, _ = filesystem.split_path(url)
+    try:
+        filesystem.call(
+            "POST",
+            f"{filesystem._location}/upload/storage/v1/b/{bucket}/o",
+            uploadType="media",
+            name=key,
+            ifGenerationMatch=version,
+            data=data,
+        )
+    except Exception as error:
+        if _precondition_failed(error):
+            return False
+        raise
+    filesystem.invalidate_cache()
+    return True
