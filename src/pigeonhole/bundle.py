@@ -1,0 +1,207 @@
+"""The bundle: the sealed folder that training hands to serving, the one thing that is served.
+
+A flat folder at a URL: `manifest.json`, `model.onnx` and/or `model.int8.onnx`, `tokenizer.json`, `golden.json`,
+`reference.parquet`, `README.md`. No pickle, no archive, no code. `manifest.json` lists every other file with its sha256 and size
+and carries a seal over its own bytes, so that a byte changed anywhere, a file missing or a file too many is refused by name.
+
+Does not know how a model is run (classifier.py) or where bundles live (registry.py).
+"""
+
+import functools
+import hashlib
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from pigeonhole import storage
+from pigeonhole.errors import BundleError, NotFoundError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+GOLDEN = "golden.json"
+REFERENCE = "reference.parquet"
+CARD = "README.md"
+
+Precision = Literal["fp32", "int8"]
+Task = Literal["single_label", "multi_label"]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
+
+_UNSEALED = "0" * 64
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sha256: Sha256
+    size_bytes: Annotated[int, Meta(ge=1)]
+
+
+class Windowing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens to a text longer than max_length tokens; `truncate` keeps its beginning and says so in the answer."""
+
+    rule: Literal["truncate"] = "truncate"
+
+
+class ThresholdTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The business target that the thresholds were fitted for, e.g. precision 0.95 of accepted answers."""
+
+    metric: Literal["precision"]
+    value: Probability
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle is. Labels stand in the order of the logits; thresholds are the lowest score that is accepted, by label."""
+
+    schema_version: Annotated[int, Meta(ge=1, le=SCHEMA_VERSION)]
+    name: Name
+    version: Name
+    created_at: str
+    task: Task
+    labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(min_length=2, max_length=10_000)]
+    max_length: Annotated[int, Meta(ge=4, le=65_536)]
+    windowing: Windowing
+    temperature: Annotated[float, Meta(gt=0, le=1000)]
+    thresholds: dict[str, Probability]
+    threshold_target: ThresholdTarget | None
+    models: Annotated[dict[Precision, FileName], Meta(min_length=1)]
+    served: Precision
+    parity: dict[str, Any]
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    files: dict[FileName, FileEntry]
+    seal: Sha256 = _UNSEALED
+
+
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A probe text and the logits that each precision must give for it, in the order of the labels."""
+
+    text: str
+    logits: dict[Precision, list[float]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle: its manifest and the local folder that holds its files."""
+
+    url: str
+    folder: Path
+    manifest: Manifest
+
+    def path(self, file: str) -> Path:
+        return self.folder / file
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write manifest.json over the files of `folder` (its `files` and `seal` are filled in here) and return it."""
+    names = [name for name in storage.list_files(str(folder)) if name != MANIFEST]
+    entries = {name: FileEntry(*_digest(folder / name)) for name in names}
+    draft = msgspec.structs.replace(manifest, files=entries, seal=_UNSEALED)
+    data = msgspec.json.format(msgspec.json.encode(draft), indent=1)
+    digest = hashlib.sha256(data).hexdigest()
+    storage.write(str(folder / MANIFEST), data.replace(_UNSEALED.encode(), digest.encode()))
+    return _read_manifest(str(folder))
+
+
+def open_bundle(url: str) -> Bundle:
+    """Read a bundle by URL and verify every byte of it; remote ones are copied to a folder of this process first.
+
+    Raises BundleError (naming the file) for anything that is not as it was sealed.
+    """
+    manifest = _read_manifest(url)
+    found = set(storage.list_files(url)) - {MANIFEST}
+    for name in sorted(set(manifest.files) - found):
+        raise BundleError(f"{url}: {name} is missing; copy the bundle again from where it was sealed")
+    for name in sorted(found - set(manifest.files)):
+        raise BundleError(f"{url}: {name!r} is not listed in {MANIFEST}; a bundle holds only what was sealed")
+    folder = storage.local_path(url) or _fetch(url, manifest)
+    for name, entry in manifest.files.items():
+        _verify(url, folder / name, entry)
+    return Bundle(url, folder, manifest)
+
+
+def _read_manifest(url: str) -> Manifest:
+    try:
+        data = storage.read(storage.join(url, MANIFEST))
+    except NotFoundError as error:
+        raise BundleError(f"{url}: {MANIFEST} is missing; a bundle is the folder that `train` printed as \"bundle\"") from error
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{url}: {MANIFEST}: {error}") from error
+    unsealed = data.replace(manifest.seal.encode(), _UNSEALED.encode())
+    if hashlib.sha256(unsealed).hexdigest() != manifest.seal:
+        raise BundleError(f"{url}: {MANIFEST} was changed after it was sealed")
+    _check_meaning(url, manifest)
+    return manifest
+
+
+def _check_meaning(url: str, manifest: Manifest) -> None:
+    """What the types of the manifest cannot say."""
+
+    def require(true: bool, what: str) -> None:
+        if not true:
+            raise BundleError(f"{url}: {MANIFEST}: {what}")
+
+    labels = manifest.labels
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    require(not twice, f"labels {twice} stand more than once")
+    require(manifest.served in manifest.models, f"served is {manifest.served}, models has {sorted(manifest.models)}")
+    required = {*manifest.models.values(), TOKENIZER, GOLDEN}
+    require(required <= set(manifest.files), f"files does not list {sorted(required - set(manifest.files))}")
+    require(set(manifest.thresholds) == set(labels), "thresholds must name each label once")
+
+
+def _verify(url: str, path: Path, entry: FileEntry) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"{url}: {path.name} is not an ordinary file")
+    sha256, size_bytes = _digest(path)
+    if size_bytes != entry.size_bytes:
+        hint = _wrong_content(path)
+        raise BundleError(f"{url}: {path.name} has {size_bytes} bytes where {entry.size_bytes} were sealed{hint}")
+    if sha256 != entry.sha256:
+        raise BundleError(f"{url}: {path.name} was changed after it was sealed (its sha256 differs)")
+
+
+def _wrong_content(path: Path) -> str:
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        return "; it is a git-lfs pointer, run `git lfs pull`"
+    return "; it is an HTML page" if re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE) else ""
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return digest.hexdigest(), stream.tell()
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="pigeonhole-bundle-")
+
+
+def _fetch(url: str, manifest: Manifest) -> Path:
+    folder = Path(tempfile.mkdtemp(dir=_scratch().name))
+    for name in [MANIFEST, *manifest.files]:
+        (folder / name).write_bytes(storage.read(storage.join(url, name)))
+    return folder
+
+
+def read_golden(bundle: Bundle) -> list[Golden]:
+    """Raises BundleError for a file that is not a list of probes with one logit a label."""
+    try:
+        probes = msgspec.json.decode(bundle.path(GOLDEN).read_bytes(), type=list[Golden])
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{bundle.url}: {GOLDEN}: {error}") from error
+    count = len(bundle.manifest.labels)
+    if not probes or any(len(logits) != count for probe in probes for logits in probe.logits.values()):
+        raise BundleError(f"{bundle.url}: {GOLDEN}: expected at least one probe with {count} logits a precision")
+    return probes

@@ -1,0 +1,224 @@
+"""The one door to a model: texts -> encode -> forward -> decode -> calibrated, ranked labels.
+
+Serving, evaluation, batch scoring and the end of training all come through here. Promises: order is kept; a text's answer does
+not depend on the texts beside it (int8 graphs run one text at a time, because their activation scales span a whole batch).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from pigeonhole.bundle import GOLDEN, TOKENIZER, Bundle, Manifest, Precision, read_golden
+from pigeonhole.errors import BundleError, InferenceError
+
+Decision = Literal["accept", "review", "out_of_scope"]
+
+INPUTS = {"input_ids": "tensor(int64)", "attention_mask": "tensor(int64)"}
+OUTPUTS = {"logits": "tensor(float)", "embedding": "tensor(float)"}
+BATCH_TOKENS = 1024  # padded tokens of one forward pass; larger batches were not faster on a CPU core
+# A probe's logits may differ from the sealing host's by this much: rounding in fp32, other integer kernels (no VNNI) in int8.
+GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8": 0.5}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A text as the model reads it; n_tokens counts the special tokens and is at most max_length."""
+
+    input_ids: list[int]
+    n_tokens: int
+    n_unknown: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one text. probabilities and logits: (c,) in the order of the labels; embedding: (d,), what the head reads."""
+
+    label: str
+    label_id: int
+    score: float
+    decision: Decision
+    probabilities: NDArray[np.float64]
+    logits: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    n_tokens: int
+    n_unknown: int
+    truncated: bool
+
+
+class Encoder:
+    """Texts -> ids, the same in training and in serving. Special tokens in a text (`[SEP]`) are read as ordinary text."""
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._unknown_id = _unknown_id(tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        return [
+            Encoding(
+                input_ids=found.ids,
+                n_tokens=len(found.ids),
+                n_unknown=found.ids.count(self._unknown_id),
+                truncated=bool(found.overflowing),
+            )
+            for found in self._tokenizer.encode_batch_fast(list(texts))
+        ]
+
+
+class Classifier:
+    """A bundle that answers. One instance belongs to one thread at a time."""
+
+    def __init__(self, manifest: Manifest, precision: Precision, session: ort.InferenceSession, encoder: Encoder) -> None:
+        self.manifest = manifest
+        self.precision: Precision = precision
+        self.labels = manifest.labels
+        self._session = session
+        self._encoder = encoder
+        self._thresholds = np.array([manifest.thresholds[label] for label in manifest.labels])
+
+    @classmethod
+    def open(cls, bundle: Bundle, precision: Precision | None = None, threads: int = 1) -> "Classifier":
+        """Load a bundle's model (`precision`: the one that the manifest serves) and replay its golden answers.
+
+        Raises BundleError for a graph that does not fit the manifest or does not answer as it did when it was sealed.
+        """
+        manifest = bundle.manifest
+        chosen = precision or manifest.served
+        if chosen not in manifest.models:
+            raise BundleError(f"{bundle.url}: has no {chosen} model; it has {', '.join(sorted(manifest.models))}")
+        file = manifest.models[chosen]
+        session = _open_session(bundle, file, threads)
+        classifier = cls(manifest, chosen, session, Encoder(_open_tokenizer(bundle), manifest.max_length))
+        _replay_golden(classifier, bundle, file)
+        return classifier
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """Raises InferenceError when the model gives a logit that is not a number."""
+        encodings = self._encoder.encode(texts)
+        logits, embeddings = self._forward(encodings)
+        return [self._decode(*row) for row in zip(encodings, logits, embeddings, strict=True)]
+
+    def _forward(self, encodings: Sequence[Encoding]) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        logits: dict[int, NDArray[np.float32]] = {}
+        embeddings: dict[int, NDArray[np.float32]] = {}
+        for batch in self._batches(encodings):
+            inputs = _pad([encodings[row].input_ids for row in batch])
+            found = self._session.run(list(OUTPUTS), inputs)  # (b, c), (b, d)
+            logits.update(zip(batch, found[0], strict=True))
+            embeddings.update(zip(batch, found[1], strict=True))
+        rows = range(len(encodings))
+        return [logits[row] for row in rows], [embeddings[row] for row in rows]
+
+    def _batches(self, encodings: Sequence[Encoding]) -> list[list[int]]:
+        """Rows sorted by length, cut so that a batch pads to at most BATCH_TOKENS."""
+        order = sorted(range(len(encodings)), key=lambda row: encodings[row].n_tokens)
+        if self.precision == "int8":
+            return [[row] for row in order]
+        batches: list[list[int]] = []
+        for row in order:
+            if batches and (len(batches[-1]) + 1) * encodings[row].n_tokens <= BATCH_TOKENS:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+        return batches
+
+    def _decode(self, encoding: Encoding, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> Prediction:
+        if not np.isfinite(logits).all():
+            raise InferenceError(f"version {self.manifest.version}: the model gave logits that are not numbers")
+        probabilities = softmax(logits.astype(np.float64) / self.manifest.temperature)
+        label_id = int(probabilities.argmax())
+        score = float(probabilities[label_id])
+        return Prediction(
+            label=self.labels[label_id],
+            label_id=label_id,
+            score=score,
+            decision="accept" if score >= self._thresholds[label_id] else "review",
+            probabilities=probabilities,
+            logits=logits,
+            embedding=embedding,
+            n_tokens=encoding.n_tokens,
+            n_unknown=encoding.n_unknown,
+            truncated=encoding.truncated,
+        )
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def _pad(rows: list[list[int]]) -> dict[str, NDArray[np.int64]]:
+    longest = max(map(len, rows))
+    input_ids = np.zeros((len(rows), longest), np.int64)  # (b, t); the id of padding does not matter, it is masked
+    attention_mask = np.zeros((len(rows), longest), np.int64)  # (b, t)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = row
+        attention_mask[number, : len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int:
+    found = (tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>"))
+    return next((token_id for token_id in found if token_id is not None), -1)
+
+
+def _open_tokenizer(bundle: Bundle) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(bundle.path(TOKENIZER)))
+    except Exception as error:  # the library raises bare Exception
+        raise BundleError(f"{bundle.url}: {TOKENIZER} cannot be read: {error}") from error
+
+
+def _open_session(bundle: Bundle, file: str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(str(bundle.path(file)), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise BundleError(f"{bundle.url}: {file} cannot be loaded: {str(error)[:300]}") from error
+    _check_signature(bundle, file, session)
+    return session
+
+
+def _check_signature(bundle: Bundle, file: str, session: ort.InferenceSession) -> None:
+    for found, expected, kind in ((session.get_inputs(), INPUTS, "inputs"), (session.get_outputs(), OUTPUTS, "outputs")):
+        signature = {node.name: node.type for node in found}
+        if signature != expected:
+            raise BundleError(f"{bundle.url}: {file} has {kind} {signature}, expected {expected}")
+    width = session.get_outputs()[0].shape[-1]
+    if isinstance(width, int) and width != len(bundle.manifest.labels):
+        raise BundleError(f"{bundle.url}: {file} gives {width} logits, the manifest has {len(bundle.manifest.labels)} labels")
+
+
+def _replay_golden(classifier: Classifier, bundle: Bundle, file: str) -> None:
+    probes = [probe for probe in read_golden(bundle) if classifier.precision in probe.logits]
+    if not probes:
+        raise BundleError(f"{bundle.url}: {GOLDEN} has no answers for {classifier.precision}")
+    tolerance = GOLDEN_TOLERANCE[classifier.precision]
+    try:
+        predictions = classifier.predict([probe.text for probe in probes])
+    except InferenceError as error:
+        raise BundleError(f"{bundle.url}: {file}: {error}") from error
+    except Exception as error:  # a graph that loads may still fail to run; onnxruntime's errors share no base class
+        raise BundleError(f"{bundle.url}: {file} does not run: {str(error)[:300]}") from error
+    for number, (probe, prediction) in enumerate(zip(probes, predictions, strict=True)):
+        expected = np.array(probe.logits[classifier.precision])
+        if prediction.logits.shape != expected.shape:
+            raise BundleError(f"{bundle.url}: {file} gives {prediction.logits.size} logits, {GOLDEN} has {expected.size}")
+        difference = float(np.abs(prediction.logits - expected).max())
+        if difference > tolerance:
+            raise BundleError(
+                f"{bundle.url}: {file} answers golden probe {number} {difference:.2g} off its logits (at most {tolerance})"
+            )
