@@ -84,13 +84,16 @@ class Registry:
             raise RegistryError(f"{self.url}: model {name!r} has no {alias} version; models here: {known}")
         return self.version_url(name, version)
 
-    def set_alias(self, name: str, alias: Alias, version: str | None, reason: str, *, expected: str | None, by: str = "") -> AliasState:
+    def set_alias(
+        self, name: str, alias: Alias, version: str | None, reason: str, *, expected: str | None, by: str = ""
+    ) -> AliasState:
         """Move an alias from version `expected` (None: not set) to `version`.
 
         Raises RegistryError when the alias means another version by now, or the version is not there.
         """
         if version is not None and not storage.exists(storage.join(self.version_url(name, version), MANIFEST)):
-            raise RegistryError(f"{self.url}: {name!r} has no version {version!r}; it has {', '.join(self.versions(name)) or 'none'}")
+            known = ", ".join(self.versions(name)) or "none"
+            raise RegistryError(f"{self.url}: {name!r} has no version {version!r}; it has {known}")
         state, token = self._read(name, alias)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         change = Change(version, now, by or _user(), reason)

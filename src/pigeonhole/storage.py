@@ -1,4 +1,4 @@
-"""Files by URL: `file://` (or a plain path), `package://module/path` for what a Python package carries, `gs://` and the rest of fsspec.
+"""Files by URL: `file://` (or a plain path), `package://module/path` (what a Python package carries), `gs://` and other clouds.
 
 The only module that imports fsspec. Promises: `write`, `create` and `swap` are atomic (a reader sees the old bytes or the new);
 `create` never overwrites; `swap` is a compare-and-swap (a generation precondition on GCS, a lock and a rename on disk).
@@ -110,7 +110,7 @@ def read_versioned(url: str) -> tuple[bytes, str]:
 
 
 def swap(url: str, data: bytes, version: str) -> bool:
-    """Write `data` if the file still has `version` (as `read_versioned` gave it); False, and nothing written, where it has not."""
+    """Write `data` if the file still has `version` (as `read_versioned` gave it); otherwise write nothing and return False."""
     path = local_path(url)
     with _explained(url):
         if path is None:
@@ -138,7 +138,8 @@ def list_files(url: str) -> list[str]:
     path = local_path(url)
     with _explained(url):
         if path:
-            return sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file() or found.is_symlink())
+            found = [entry for entry in path.rglob("*") if entry.is_file() or entry.is_symlink()]
+            return sorted(entry.relative_to(path).as_posix() for entry in found)
         filesystem = _filesystem(url)
         root = filesystem._strip_protocol(url).rstrip("/") + "/"
         filesystem.invalidate_cache()

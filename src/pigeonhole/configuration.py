@@ -1,0 +1,247 @@
+"""Typed configuration: Hydra composes `configs/<name>.yaml` over a dataclass whose fields carry their help and their range.
+
+Every mistake (unknown key, wrong type, NaN, out of range) is one line that names the key, the value and what is allowed, before
+any work begins. Classes never see the result as a whole: a command hands each of them flat arguments.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from pigeonhole.errors import ConfigError
+
+T = TypeVar("T")
+Number = int | float
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a setting may be: bounds for numbers, a closed set for words."""
+
+    ge: Number | None = None
+    gt: Number | None = None
+    le: Number | None = None
+    lt: Number | None = None
+    choices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        signs = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
+
+    def holds(self, value: object) -> bool:
+        if value is None:
+            return True
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        return (
+            math.isfinite(value)
+            and (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of a configuration, as `--help` and the reference show it."""
+
+    key: str
+    type: str
+    default: object
+    help: str
+    allowed: Allowed
+
+    @property
+    def expected(self) -> str:
+        return f"{self.type} {self.allowed}".rstrip()
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    ge: Number | None = None,
+    gt: Number | None = None,
+    le: Number | None = None,
+    lt: Number | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A dataclass field that knows its help and its range."""
+    metadata = {"help": help, "allowed": Allowed(ge, gt, le, lt, tuple(choices))}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def settings_of(schema: type[Any], prefix: str = "") -> Iterator[Setting]:
+    """Every key of a schema, nested ones with dots, in order."""
+    for field in dataclasses.fields(schema):
+        key = prefix + field.name
+        factory = field.default_factory
+        if isinstance(factory, type) and is_dataclass(factory):
+            yield from settings_of(factory, key + ".")
+        else:
+            default = factory() if callable(factory) else field.default
+            name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+            yield Setting(key, name, default, field.metadata.get("help", ""), field.metadata.get("allowed", Allowed()))
+
+
+def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
+    """The configuration that `configs/<name>.yaml` and the command line give, checked.
+
+    `--help` and `--cfg job` print and leave with exit 0; `--config-dir FOLDER` adds a folder of your own YAML files.
+    Raises ConfigError.
+    """
+    arguments = list(arguments)
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(schema, name))
+        raise SystemExit(0)
+    shown = _take_option(arguments, "--cfg")
+    folder = _take_option(arguments, "--config-dir")
+    settings = {found.key: found for found in settings_of(schema)}
+    for argument in arguments:
+        _check_key(argument, settings)
+    config = _compose(schema, name, arguments, folder, settings)
+    check_ranges(config)
+    if shown is not None:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def to_yaml(config: object) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_flat(config: object) -> dict[str, object]:
+    """`{"trainer.epochs": 3, …}`."""
+    flat: dict[str, object] = {}
+    for found in settings_of(type(config)):
+        value: Any = config
+        for part in found.key.split("."):
+            value = getattr(value, part)
+        flat[found.key] = value
+    return flat
+
+
+def check_ranges(config: object) -> None:
+    """Raises ConfigError for the first value that is out of its range."""
+    values = to_flat(config)
+    for found in settings_of(type(config)):
+        value = values[found.key]
+        items = value if isinstance(value, list) else [value]
+        if not all(found.allowed.holds(item) for item in items):
+            raise ConfigError(f"{found.key}={value}: expected {found.expected}")
+
+
+def config_folder() -> Path:
+    """`configs/` of the checkout, or the copy that an installed wheel carries."""
+    checkout = Path(__file__).parents[2] / "configs"
+    return checkout if checkout.is_dir() else Path(__file__).parent / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and their choices, e.g. `{"model": ["minilm", "tiny"]}`."""
+    folders = sorted(path for path in config_folder().iterdir() if path.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def help_text(schema: type[Any], name: str) -> str:
+    """What `--help` prints: the groups that this command takes, then every key with its default and range."""
+    lines = [f"usage: {name.replace('_', '-')} [group=choice …] [key=value …] [--cfg job] [--config-dir FOLDER]", ""]
+    taken = _groups_of(name)
+    if taken:
+        lines += ["groups:", *(f"  {group}={'|'.join(choices)}" for group, choices in groups().items() if group in taken), ""]
+    lines.append("keys:")
+    for found in settings_of(schema):
+        default = "" if found.default is None else found.default
+        lines.append(f"  {found.key}={default}")
+        lines.append(f"      {found.help} ({found.expected})")
+    return "\n".join(lines)
+
+
+def _groups_of(name: str) -> set[str]:
+    defaults = OmegaConf.to_container(OmegaConf.load(config_folder() / f"{name}.yaml")["defaults"])
+    return {key for entry in cast(list[Any], defaults) if isinstance(entry, dict) for key in entry}
+
+
+def _take_option(arguments: list[str], option: str) -> str | None:
+    if option not in arguments:
+        return None
+    place = arguments.index(option)
+    if place + 1 == len(arguments):
+        raise ConfigError(f"{option}: a value is missing")
+    value = arguments[place + 1]
+    del arguments[place : place + 2]
+    return value
+
+
+def _check_key(argument: str, settings: dict[str, Setting]) -> None:
+    key, equals, value = argument.partition("=")
+    key = key.lstrip("+~")
+    if key in settings or (equals and (key in groups() or key.startswith("hydra."))):
+        if not equals:
+            raise ConfigError(f"{key}: a value is missing, write {key}=VALUE ({settings[key].expected})")
+        return
+    if any(known.startswith(key + ".") for known in settings):
+        known = ", ".join(known for known in settings if known.startswith(key + "."))
+        raise ConfigError(f"{argument}: {key} is a group of keys; set one of {known}")
+    near = difflib.get_close_matches(key, [*settings, *groups()], n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"{argument}: there is no key {key}; {hint}allowed are the keys that --help lists")
+
+
+def _compose(schema: type[T], name: str, arguments: list[str], folder: str | None, settings: dict[str, Setting]) -> T:
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    overrides = [_quoted(argument, settings) for argument in arguments]
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir {folder}: there is no such folder")
+        overrides.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+            composed = hydra_compose(config_name=name, overrides=overrides)
+        return cast(T, OmegaConf.to_object(composed))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(_explain(error, settings)) from error
+
+
+def _quoted(argument: str, settings: dict[str, Setting]) -> str:
+    """Words for a key of type str need no quotes on our command line, whatever is in them (a URL, a path with = or spaces)."""
+    key, _, value = argument.partition("=")
+    found = settings.get(key.lstrip("+"))
+    if found is None or not found.type.startswith("str") or value in ("", "null") or value[0] in "'\"[{$":
+        return argument
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def _explain(error: Exception, settings: dict[str, Setting]) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        key = getattr(cause, "full_key", None)
+        if key in settings:
+            return f"{key}: {str(cause).splitlines()[0]}; expected {settings[key].expected}"
+        if key:
+            return f"{key}: {str(cause).splitlines()[0]}; allowed are the keys that --help lists"
+        cause = cause.__cause__
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
