@@ -130,7 +130,7 @@ def _read_manifest(url: str) -> Manifest:
     try:
         data = storage.read(storage.join(url, MANIFEST))
     except NotFoundError as error:
-        raise BundleError(f"{url}: {MANIFEST} is missing; a bundle is the folder that `train` printed as \"bundle\"") from error
+        raise BundleError(f'{url}: {MANIFEST} is missing; a bundle is the folder that `train` printed as "bundle"') from error
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -210,12 +210,13 @@ def _write_aside(path: Path, data: bytes) -> Path:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-    os.chmod(name, 0o644)  # mkstemp's 0600 would hide the file from a server that runs as another user
-    return Path(name)
+    aside = Path(name)
+    aside.chmod(0o644)  # mkstemp's 0600 would hide the file from a server that runs as another user
+    return aside
 
 
 def _replace(path: Path, data: bytes) -> None:
-    os.replace(_write_aside(path, data), path)
+    _write_aside(path, data).replace(path)
     _sync_folder(path.parent)
 
 

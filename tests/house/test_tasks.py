@@ -1,0 +1,105 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tasks
+import yaml
+from invoke.collection import Collection
+from invoke.context import Context, MockContext
+from invoke.exceptions import Exit
+from invoke.runners import Result
+
+ROOT = Path(tasks.__file__).parent
+CHECK = [tasks.LINT, tasks.FORMAT, tasks.TYPES, tasks.CONTRACTS, tasks.MATERIALISE, tasks.COMMIT, tasks.STATUS, tasks.TEST]
+
+
+def lines_of(name: str, **arguments: Any) -> list[str]:
+    """The shell lines that a task (after the tasks that it asks for) runs, with nothing really run."""
+    lines: list[str] = []
+
+    class Recorder(Context):
+        def run(self, command: str, **_: Any) -> Result:
+            lines.append(command)
+            return Result(stdout="Data and pipelines are up to date.")
+
+    task = tasks.namespace[name]
+    for before in task.pre:
+        before(Recorder())
+    task(Recorder(), **arguments)
+    return lines
+
+
+def lines_of_words(words: str) -> list[str]:
+    """The shell lines behind `uv run invoke data data.status`; any other line stands for itself."""
+    if not words.startswith("uv run invoke "):
+        return [words]
+    return [line for name in words.removeprefix("uv run invoke ").split() for line in lines_of(name)]
+
+
+def test_check_runs_every_check_once_in_order() -> None:
+    assert lines_of("check") == CHECK
+
+
+def test_ci_runs_check_in_an_environment_made_from_the_lock() -> None:
+    script = (ROOT / ".ci/run").read_text().splitlines()
+    assert script[-2:] == ["uv sync --locked", "uv run invoke check"]
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+
+
+def test_pre_commit_hooks_run_the_lines_of_check_in_order() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    hooks = config["repos"][0]["hooks"]
+    assert [line for hook in hooks for line in lines_of_words(hook["entry"])] == CHECK
+    assert all(hook["always_run"] and not hook["pass_filenames"] for hook in hooks)
+
+
+def test_github_workflow_runs_the_lines_of_check_in_order() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/check.yaml").read_text())
+    runs = [step["run"] for step in workflow["jobs"]["check"]["steps"] if "run" in step]
+    assert runs[0] == "uv sync --locked"
+    assert [line for run in runs[1:] for line in lines_of_words(run)] == CHECK
+
+
+@pytest.mark.parametrize("name", sorted(tasks.namespace.task_names))
+def test_every_task_says_what_it_does(name: str) -> None:
+    assert (tasks.namespace[name].__doc__ or "").strip()
+
+
+def test_namespace_holds_every_task_of_the_file() -> None:
+    defined = {value for value in vars(tasks).values() if type(value).__name__ == "Task"}
+    below = tasks.namespace.collections["data"]
+    assert isinstance(below, Collection)
+    assert defined == {*tasks.namespace.tasks.values(), *below.tasks.values()}
+
+
+def test_a_remote_url_is_one_word_of_the_line() -> None:
+    assert lines_of("data.remote", url="gs://bucket/a b")[0].endswith(" gcs 'gs://bucket/a b'")
+
+
+def test_changed_data_end_the_status_task_with_the_next_step() -> None:
+    context = MockContext(run=Result("data.dvc:\n\tchanged outs:\n\t\tmodified: data"))
+    with pytest.raises(Exit, match="uv run invoke data"):
+        tasks.status(context)
+
+
+SUMMARY = """
+SKIPPED [1] tests/test_a.py:3: needs a GPU
+SKIPPED [2] tests/test_b.py:9: could not import 'onnx': No module named 'onnx'
+3 passed, 3 skipped
+"""
+
+
+def test_only_a_skip_for_what_ci_cannot_install_is_accepted() -> None:
+    assert tasks.forbidden_skips(SUMMARY) == ["SKIPPED [2] tests/test_b.py:9: could not import 'onnx': No module named 'onnx'"]
+
+
+@pytest.mark.parametrize(("ci", "refused"), [("true", True), ("", False)])
+def test_a_forbidden_skip_fails_the_test_task_on_ci_alone(ci: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", ci)
+    context = MockContext(run=Result(SUMMARY))
+    if not refused:
+        tasks.test(context)
+        return
+    with pytest.raises(Exit, match="could not import 'onnx'"):
+        tasks.test(context)
