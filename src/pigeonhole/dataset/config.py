@@ -1,0 +1,35 @@
+"""What a data set is: where its rows are, which columns count, how they are split."""
+
+from dataclasses import dataclass
+
+from pigeonhole.configuration import setting
+from pigeonhole.errors import ConfigError
+
+TICKETS = "package://pigeonhole/dataset/tickets/tickets.csv"
+
+
+@dataclass
+class DataConfig:
+    path: str = setting(
+        TICKETS, "rows to learn from: a URL or path of .csv, .jsonl or .parquet, or hub://ORG/NAME[@REVISION][:SPLIT]"
+    )
+    text: str | None = setting(None, "column with the text; unset: text, sentence or utterance")
+    label: str | None = setting(None, "column with the label; unset: label, category or intent")
+    validation_path: str | None = setting(None, "rows to select by; unset: split off from data.path")
+    test_path: str | None = setting(None, "rows to measure on; unset: split off from data.path")
+    val: float = setting(0.1, "share of data.path that becomes the validation split", ge=0, lt=1)
+    test: float = setting(0.1, "share of data.path that becomes the test split", ge=0, lt=1)
+    split_seed: int = setting(0, "another seed, another split", ge=0, lt=2**32)
+    sha256: str | None = setting(
+        None, "refuse a data.path with another sha256 than this one (FILE.sha256 beside it does the same)"
+    )
+    max_chars: int = setting(
+        8192, "report texts with more characters than this (those over 100,000 are refused)", ge=1, le=100_000
+    )
+    token_outliers: str = setting(
+        "refuse", "what to do with words that look like a planted trigger for one label", choices=("refuse", "report")
+    )
+
+    def __post_init__(self) -> None:
+        if self.val + self.test >= 1:
+            raise ConfigError(f"data.val={self.val} and data.test={self.test}: expected a sum below 1, training needs rows too")

@@ -1,0 +1,320 @@
+"""Rows of text and label from CSV, JSON Lines, Parquet or the Hugging Face hub, streamed under one strict policy.
+
+Promises: UTF-8 only (a BOM is allowed), every value a string as it stands in the file ("NA" and "null" are texts), every row with
+as many fields as the header, no row without text and label; a message names the line (physical lines, the header is line 1) and
+never shows a text. Memory does not grow with the file.
+"""
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, NoReturn
+
+from pigeonhole import storage
+from pigeonhole.dataset import hub
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.sniff import HEAD_BYTES, refuse_other_formats
+from pigeonhole.errors import DataError
+
+TEXT_COLUMNS = ("text", "sentence", "utterance")
+LABEL_COLUMNS = ("label", "category", "intent")
+MAX_TEXT_CHARS = 100_000  # below the csv module's own limit of 131,072; a tokenizer needs seconds for more
+MAX_LABEL_CHARS = 256
+MAX_LINE_CHARS = 1_000_000
+_BLOCK_BYTES = 1 << 16
+
+Values = tuple[str, str, int]  # text, label, line
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    text: str
+    label: str
+    line: int  # where the row begins; for Parquet and the hub its number, from 1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The wanted columns: a name that must be there, or None for the first of the usual names."""
+
+    text: str | None
+    label: str | None
+
+    def find(self, url: str, found: Sequence[str]) -> tuple[str, str]:
+        text = _find_column(url, "text", self.text, TEXT_COLUMNS, found)
+        label = _find_column(url, "label", self.label, LABEL_COLUMNS, found)
+        if text == label:
+            raise DataError(f"{url}: data.text and data.label both name the column {shown(text)}; they need two columns")
+        return text, label
+
+
+def read_rows(config: DataConfig, path: str | None = None) -> Iterator[Row]:
+    """The rows of `data.path`, or of another file with the same columns. Raises DataError, NotFoundError, StorageError."""
+    url = path or config.path
+    columns = Columns(config.text, config.label)
+    read = _hub_values if hub.is_hub(url) else _READERS[format_of(url)]
+    for text, label, line in read(url, columns):
+        _refuse_value(url, text, label, line)
+        yield Row(text, label, line)
+
+
+def _csv_values(url: str, columns: Columns) -> Iterator[Values]:
+    with storage.open_read(url) as stream:
+        head = stream.read(HEAD_BYTES)
+        refuse_other_formats(url, head, "CSV")
+        records = _records(url, _lines(url, stream, head))
+        header_line, header = next(((line, fields) for line, fields in records if fields), (1, []))
+        text, label = _columns_of_header(url, header_line, header, columns)
+        for line, fields in records:
+            if not fields:  # a blank line holds no row
+                continue
+            if len(fields) != len(header):
+                _refuse_line(
+                    url, line, f"{_count(len(fields), 'field')}, the header has {len(header)}; quote fields with commas in them"
+                )
+            yield fields[text], fields[label], line
+
+
+def _records(url: str, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Each record of a CSV file and the line that it begins on."""
+    reader = csv.reader(lines, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        if "field larger" in str(error):
+            _refuse_line(
+                url, line, f"a field is too long (over {MAX_TEXT_CHARS:,} characters), or a quote is opened and not closed"
+            )
+        if "end of data" in str(error):
+            _refuse_line(url, line, "a quote is opened and not closed until the end of the file")
+        _refuse_line(url, line, "text follows a closing quote; write a quote inside a quoted field twice")
+
+
+def _columns_of_header(url: str, line: int, header: list[str], columns: Columns) -> tuple[int, int]:
+    if not header:
+        raise DataError(f"{url}: the file is empty (blank lines only)")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        _refuse_line(url, line, f"duplicate column {shown(twice[0])} in the header; every column needs its own name")
+    if len(header) == 1:
+        for name, mark in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
+            if mark in header[0]:
+                _refuse_line(
+                    url, line, f"a single column that holds {name}; save the file as CSV with commas between the columns"
+                )
+    text, label = columns.find(url, header)
+    return header.index(text), header.index(label)
+
+
+def _lines(url: str, stream: IO[bytes], head: bytes) -> Iterator[str]:
+    """Decoded physical lines with their ends, whatever these are: LF, CRLF or CR."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("strict")
+    line, pending, block = 1, "", head
+    while block:
+        try:
+            pending += decoder.decode(block)
+        except UnicodeDecodeError as error:
+            _refuse_encoding(url, line + pending.count("\n") + error.object[: error.start].count(b"\n"), error)
+        *complete, pending = _LINE.findall(pending) or [""]
+        if pending.endswith("\n"):
+            complete.append(pending)
+            pending = ""
+        for text in complete:
+            if "\0" in text:
+                _refuse_line(url, line, "a NUL byte; save the file as UTF-8 text")
+            yield text
+            line += 1
+        if len(pending) > MAX_LINE_CHARS:
+            _refuse_line(url, line, f"the line is too long (over {MAX_LINE_CHARS:,} characters)")
+        block = stream.read(_BLOCK_BYTES)
+    try:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        _refuse_encoding(url, line, error)
+    if "\0" in pending:
+        _refuse_line(url, line, "a NUL byte; save the file as UTF-8 text")
+    if pending:
+        yield pending
+
+
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
+
+
+def _jsonl_values(url: str, columns: Columns) -> Iterator[Values]:
+    with storage.open_read(url) as stream:
+        head = stream.read(HEAD_BYTES)
+        refuse_other_formats(url, head, "JSONL")
+        text = label = ""
+        for line, raw in enumerate(_lines(url, stream, head), 1):
+            if not raw.strip():
+                continue
+            record = _json_object(url, raw, line)
+            if not text:
+                text, label = columns.find(url, list(record))
+            yield _json_value(url, record, text, line), _json_value(url, record, label, line), line
+
+
+def _json_object(url: str, raw: str, line: int) -> dict[str, Any]:
+    try:
+        record = _DECODER.decode(raw)
+    except json.JSONDecodeError:
+        _refuse_line(url, line, "not JSON (cut off?); one object per line is needed")
+    except (ValueError, RecursionError) as error:
+        _refuse_line(url, line, str(error))
+    if not isinstance(record, dict):
+        _refuse_line(url, line, f"a JSON {type(record).__name__}; one object per line is needed, with the columns as its keys")
+    return record
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a duplicate key in a JSON object; every key once")
+    return record
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON; leave the key out or write a string")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_without_duplicates, parse_constant=_no_constant)
+
+
+def _json_value(url: str, record: dict[str, Any], column: str, line: int) -> str:
+    if column not in record:
+        _refuse_line(url, line, f"no column {shown(column)}; found {listed(list(record))}")
+    value = record[column]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        _refuse_line(url, line, f"column {shown(column)} is {kind}; a string is needed (a whole number is taken as its digits)")
+    if not value.isascii() and _SURROGATE.search(value):
+        _refuse_line(url, line, f"column {shown(column)} holds half of a surrogate pair, which is no Unicode text")
+    return value
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _parquet_values(url: str, columns: Columns) -> Iterator[Values]:
+    import pyarrow as pa  # 0.2 s that readers of CSV do not pay
+    import pyarrow.parquet
+
+    with storage.open_read(url) as stream:
+        refuse_other_formats(url, stream.read(HEAD_BYTES), "Parquet")
+        try:
+            file = pyarrow.parquet.ParquetFile(stream)
+            text, label = columns.find(url, file.schema_arrow.names)
+            for name in (text, label):
+                _refuse_arrow_type(url, name, file.schema_arrow.field(name).type)
+            row = 0
+            for batch in file.iter_batches(batch_size=4096, columns=[text, label]):
+                for values in zip(*(_arrow_strings(batch.column(name)) for name in (text, label)), strict=True):
+                    row += 1
+                    if None in values:
+                        _refuse_line(url, row, f"column {shown((text, label)[values.index(None)])} is null; a string is needed")
+                    yield *values, row
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{url}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_arrow_type(url: str, column: str, found: Any) -> None:
+    import pyarrow.types as types
+
+    value = found.value_type if types.is_dictionary(found) else found
+    if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value) or types.is_integer(value)):
+        raise DataError(f"{url}: column {shown(column)} is of type {found}; strings or whole numbers are needed")
+
+
+def _arrow_strings(column: Any) -> list[str | None]:
+    import pyarrow as pa
+
+    return list(column.cast(pa.string()).to_pylist())
+
+
+def _hub_values(url: str, columns: Columns) -> Iterator[Values]:
+    for row, (names, record) in enumerate(hub.records(url), 1):
+        text, label = columns.find(url, names)
+        values = record[text], record[label]
+        for name, value in zip((text, label), values, strict=True):
+            if not isinstance(value, str):
+                kind = "null" if value is None else type(value).__name__
+                _refuse_line(url, row, f"column {shown(name)} is {kind}; a string is needed")
+        yield *values, row
+
+
+_READERS: dict[str, Callable[[str, Columns], Iterator[Values]]] = {
+    "CSV": _csv_values,
+    "JSONL": _jsonl_values,
+    "Parquet": _parquet_values,
+}
+_SUFFIXES = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL", ".parquet": "Parquet"}
+
+
+def format_of(url: str) -> str:
+    """By the ending of the name; what is not JSONL or Parquet has to be CSV."""
+    dot = url.rfind(".")
+    return _SUFFIXES.get(url[dot:].lower(), "CSV") if dot > url.rfind("/") else "CSV"
+
+
+def _refuse_value(url: str, text: str, label: str, line: int) -> None:
+    if is_blank(text):
+        _refuse_line(url, line, "the text is empty; remove the row or fill it in")
+    if is_blank(label):
+        _refuse_line(url, line, "the label is empty; remove the row or fill it in")
+    if len(text) > MAX_TEXT_CHARS:
+        _refuse_line(url, line, f"the text is too long: {len(text):,} characters, at most {MAX_TEXT_CHARS:,}")
+    if len(label) > MAX_LABEL_CHARS:
+        _refuse_line(
+            url, line, f"the label is too long: {len(label):,} characters, at most {MAX_LABEL_CHARS}; are the columns swapped?"
+        )
+
+
+def is_blank(text: str) -> bool:
+    """White space, zero-width and control characters show nothing to a reader."""
+    stripped = text.strip()
+    return not stripped or (
+        not stripped[0].isprintable() and not any(letter.isprintable() and letter != " " for letter in stripped)
+    )
+
+
+def _find_column(url: str, key: str, wanted: str | None, usual: tuple[str, ...], found: Sequence[str]) -> str:
+    for name in (wanted,) if wanted is not None else usual:
+        if name in found:
+            return name
+    expected = shown(wanted) if wanted is not None else " or ".join(shown(name) for name in usual)
+    near = [
+        name for name in found if name.strip().casefold() in ({wanted.strip().casefold()} if wanted is not None else set(usual))
+    ]
+    hint = f"did you mean data.{key}={near[0]}?" if near else f"name the right one with data.{key}="
+    raise DataError(f"{url}: no column {expected} for the {key}; found the columns {listed(found)}; {hint}")
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(shown(name) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
+
+
+def shown(name: str) -> str:
+    """A column or label for a message: quoted, escaped, on one line, short."""
+    return repr(name if len(name) <= 40 else name[:39] + "…")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _refuse_encoding(url: str, line: int, error: UnicodeDecodeError) -> NoReturn:
+    _refuse_line(
+        url, line, f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8 (iconv -f latin1 -t utf-8)"
+    )
+
+
+def _refuse_line(url: str, line: int, problem: str) -> NoReturn:
+    raise DataError(f"{url}: line {line}: {problem}")

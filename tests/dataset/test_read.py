@@ -1,0 +1,200 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.read import MAX_TEXT_CHARS, Row, is_blank, read_rows
+from pigeonhole.errors import DataError, NotFoundError
+
+
+def _read(tmp_path: Path, content: bytes | str, name: str = "data.csv", **config: str) -> list[Row]:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(read_rows(DataConfig(path=str(path), **config)))  # type: ignore[arg-type]
+
+
+def test_rows_know_their_line(tmp_path: Path) -> None:
+    rows = _read(tmp_path, 'text,label\n"one\ntwo",a\nthree,b\n')
+    assert rows == [Row("one\ntwo", "a", 2), Row("three", "b", 4)]
+
+
+def test_values_stay_as_they_are_written(tmp_path: Path) -> None:
+    content = 'text,label\nNA,007\nnull,1.0\n" None ",true\n"=1+1, ""x""",nan\n'
+    assert [(row.text, row.label) for row in _read(tmp_path, content)] == [
+        ("NA", "007"),
+        ("null", "1.0"),
+        (" None ", "true"),
+        ('=1+1, "x"', "nan"),
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_kind_of_line_end_is_read(end: str, tmp_path: Path) -> None:
+    assert _read(tmp_path, end.join(["text,label", "one,a", "two,b"])) == [Row("one", "a", 2), Row("two", "b", 3)]
+
+
+def test_line_ends_survive_at_the_border_of_two_blocks(tmp_path: Path) -> None:
+    lines = [f"{'x' * (number % 97)}é{number},a" for number in range(4000)]
+    rows = _read(tmp_path, "\r\n".join(["text,label", *lines, ""]))
+    assert [f"{row.text},{row.label}" for row in rows] == lines
+    assert rows[-1].line == 4001
+
+
+def test_bom_and_blank_lines_hold_no_data(tmp_path: Path) -> None:
+    assert _read(tmp_path, "\ufefftext,label\none,a\n\ntwo,b\n\n") == [Row("one", "a", 2), Row("two", "b", 4)]
+
+
+def test_usual_column_names_are_found(tmp_path: Path) -> None:
+    assert _read(tmp_path, "id,intent,utterance\n1,a,one\n") == [Row("one", "a", 2)]
+
+
+def test_other_columns_may_be_there_and_empty(tmp_path: Path) -> None:
+    assert _read(tmp_path, "text,note,label\none,,a\n") == [Row("one", "a", 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xef\xbb\xbf\n\n", "empty"),
+        (b"text;label\na;b\n", "semicolons"),
+        (b"text\tlabel\na\tb\n", "tabs"),
+        (
+            b"message,label\na,b\n",
+            "no column 'text' or 'sentence' or 'utterance' for the text; found the columns 'message', 'label'",
+        ),
+        (b"text,text,label\na,b,c\n", "line 1: duplicate column 'text'"),
+        (b"text,label\na,b,\n", "line 2: 3 fields, the header has 2"),
+        (b"text,label\na,b\n\nonly\n", "line 4: 1 field, the header has 2"),
+        (b'text,label\n"one\ntwo,a\nb,c\n', "line 2: a quote is opened"),
+        (b'text,label\n"one"two,a\n', "line 2: text follows a closing quote"),
+        (b"text,label\na,b\n ,b\n", "line 3: the text is empty"),
+        ("text,label\na,b\n\u200b,b\n".encode(), "line 3: the text is empty"),
+        (b"text,label\na,b\nc, \n", "line 3: the label is empty"),
+        (b"text,label\na,b\ncaf\xe9,b\n", "line 3: byte 0xe9 is not UTF-8"),
+        (b"text,label\na,b\ncaf\xc3", "line 3: byte 0xc3 is not UTF-8"),
+        (b"text,label\n" + b"a,b\n" * 30_000 + b"\xff,b\n", "line 30002: byte 0xff"),
+        (b"text,label\na\0,b\n", "line 2: a NUL byte"),
+        (b"text,label\na,b\0", "line 2: a NUL byte"),
+        (b"text,label\n" + b"a" * (MAX_TEXT_CHARS + 1) + b",b\n", "line 2: the text is too long: 100,001 characters"),
+        (b"text,label\n" + b"a" * 200_000 + b",b\n", "line 2: a field is too long"),
+        (b"text,label\n" + b"a" * 2_000_000, "line 2: the line is too long"),
+        (b"text,label\na," + b"b" * 300 + b"\n", "line 2: the label is too long"),
+    ],
+)
+def test_broken_csv_is_refused_with_its_line(content: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        _read(tmp_path, content)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_column_that_differs_in_case_is_suggested(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no column 'text'.*found the columns 'Text', 'Label'.*did you mean data\.text=Text"):
+        _read(tmp_path, "Text,Label\na,b\n", text="text", label="label")
+
+
+def test_one_column_cannot_be_both(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="both name the column 'text'"):
+        _read(tmp_path, "text,label\na,b\n", text="text", label="text")
+
+
+def test_many_columns_are_not_all_listed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="and 20 more"):
+        _read(tmp_path, ",".join(f"c{number}" for number in range(30)) + "\n")
+
+
+def test_message_does_not_show_the_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        _read(tmp_path, "text,label\nmy secret is 1234,b,c\n")
+    assert "secret" not in str(raised.value)
+
+
+def test_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        list(read_rows(DataConfig(path=str(tmp_path / "no.csv"))))
+
+
+def test_json_lines_give_strings_and_whole_numbers(tmp_path: Path) -> None:
+    content = '{"text": "one", "label": 1, "more": [1.5, null]}\n\n{"label": "b", "text": "two\\n"}\n'
+    assert _read(tmp_path, content, "data.jsonl") == [Row("one", "1", 1), Row("two\n", "b", 3)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "a", "label": null}', "column 'label' is null"),
+        ('{"text": "a", "label": 1.5}', "column 'label' is float"),
+        ('{"text": "a", "label": true}', "column 'label' is bool"),
+        ('{"text": ["a"], "label": "b"}', "column 'text' is list"),
+        ('{"text": "a"}', "no column 'label'; found 'text'"),
+        ('{"text": "a", "text": "b", "label": "c"}', "duplicate key"),
+        ('{"text": "a", "label": "b", "score": NaN}', "NaN is not JSON"),
+        ('{"text": "a", "label": "b"', "not JSON"),
+        ('["a", "b"]', "a JSON list"),
+        ('{"text": "\\ud800", "label": "b"}', "surrogate"),
+        ('{"text": "a", "label": ' + "9" * 5000 + "}", "digits"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_broken_json_line_is_refused(line: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        _read(tmp_path, json.dumps({"text": "good", "label": "b"}) + "\n" + line + "\n", "data.jsonl")
+    assert "line 2: " in str(raised.value)
+    assert said in str(raised.value)
+
+
+def test_json_without_the_columns_lists_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found the columns 'question', 'label'"):
+        _read(tmp_path, '{"question": "a", "label": "b"}\n', "data.jsonl")
+
+
+def _parquet(tmp_path: Path, columns: dict[str, object]) -> DataConfig:
+    pq.write_table(pa.table(columns), tmp_path / "data.parquet")
+    return DataConfig(path=str(tmp_path / "data.parquet"))
+
+
+def test_parquet_gives_strings_and_whole_numbers(tmp_path: Path) -> None:
+    labels = pa.array(["x", "y"]).dictionary_encode()
+    assert list(read_rows(_parquet(tmp_path, {"text": ["NA", "two"], "label": [7, 8]}))) == [
+        Row("NA", "7", 1),
+        Row("two", "8", 2),
+    ]
+    assert [row.label for row in read_rows(_parquet(tmp_path, {"text": ["one", "two"], "label": labels}))] == ["x", "y"]
+
+
+def test_parquet_is_read_in_batches_with_row_numbers(tmp_path: Path) -> None:
+    config = _parquet(tmp_path, {"text": [f"text {number}" for number in range(10_000)], "label": ["a"] * 10_000})
+    assert [row.line for row in read_rows(config)] == list(range(1, 10_001))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"text": ["a", "b"], "label": ["x", None]}, "line 2: column 'label' is null"),
+        ({"text": ["a", ""], "label": ["x", "y"]}, "line 2: the text is empty"),
+        ({"text": ["a"], "label": [1.5]}, "column 'label' is of type double"),
+        ({"question": ["a"], "label": ["x"]}, "found the columns 'question', 'label'"),
+    ],
+)
+def test_broken_parquet_is_refused(columns: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        list(read_rows(_parquet(tmp_path, columns)))
+    assert said in str(raised.value)
+
+
+def test_cut_off_parquet_is_refused(tmp_path: Path) -> None:
+    config = _parquet(tmp_path, {"text": ["a"], "label": ["x"]})
+    path = Path(config.path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        list(read_rows(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "blank"), [("", True), (" \t", True), ("\u200b \u2060", True), ("\x07", True), ("a", False), ("👍", False)]
+)
+def test_blank_is_what_shows_nothing(text: str, blank: bool) -> None:
+    assert is_blank(text) is blank
