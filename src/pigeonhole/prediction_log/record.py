@@ -1,0 +1,110 @@
+"""One record and its line: `{…,"crc32":"0123abcd"}` and a newline, where the checksum covers every byte before `,"crc32"`.
+
+A line is split from its neighbours by the newline byte alone; nothing that a user can write is ever a newline byte in JSON.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+import uuid
+import zlib
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+from pigeonhole.errors import ConfigError
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["predictions", "feedback"]
+TextPolicy = Literal["full", "redact", "hash", "none"]
+Decision = Literal["accept", "review", "out_of_scope"]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """What drift compares when the text itself is not kept."""
+
+    n_chars: int
+    n_words: int
+    n_tokens: int
+    unknown_tokens: int
+    truncated: bool
+    max_logit: float
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One prediction. Readers skip fields that they do not know; a field with another meaning takes a new schema_version."""
+
+    schema_version: int = SCHEMA_VERSION
+    prediction_id: str
+    at: Moment
+    request_id: str
+    model: str
+    version: str
+    text: str | None
+    text_policy: TextPolicy
+    features: Features
+    label: str
+    score: float
+    probabilities: dict[str, float]
+    decision: Decision
+    latency_ms: float
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody found to be the true label of a prediction."""
+
+    schema_version: int = SCHEMA_VERSION
+    feedback_id: str
+    at: Moment
+    prediction_id: str
+    label: str
+    source: str
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What the line of every kind and every version has."""
+
+    schema_version: int
+    at: Moment
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): Unix milliseconds, then 74 random bits. Ids sort by time; an id leads to the hour of its record."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = secrets.randbits(74)
+    return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1))
+
+
+def kept_text(text: str, policy: TextPolicy, key: bytes = b"") -> str | None:
+    """The text as the log keeps it. A keyed hash still shows which texts are equal, to those alone who hold the key."""
+    if policy == "full":
+        return text
+    if policy == "none":
+        return None
+    if policy == "hash" and key:
+        return "hmac-sha256:" + hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    if policy == "hash":
+        raise ConfigError("text policy hash needs a key: without one, the hash of a short text can be guessed back")
+    raise ConfigError(f"text policy {policy} is not available yet; use full, hash or none")
+
+
+def encode_line(record: Record | Feedback) -> bytes:
+    if record.at.tzinfo is None:
+        raise ValueError(f"at={record.at} has no time zone")
+    body = msgspec.json.encode(record)[:-1]
+    return b'%b,"crc32":"%08x"}\n' % (body, zlib.crc32(body))
+
+
+def is_intact(line: bytes) -> bool:
+    """Whether the checksum of a line, given without its newline, is there and fits."""
+    body, suffix = line[:-20], line[-20:]
+    return suffix == b',"crc32":"%08x"}' % zlib.crc32(body)
+
+
+def partition_of(at: datetime) -> str:
+    at = at.astimezone(UTC)
+    return f"date={at.date().isoformat()}/hour={at.hour:02d}"

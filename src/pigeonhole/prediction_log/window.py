@@ -1,0 +1,167 @@
+"""The door for reading: the records of a span of time, from the store and, for a local log, from the spool too.
+
+A wrong number never comes out: what is torn, doubled, misplaced or too new is left out and counted.
+"""
+
+import gzip
+import itertools
+import operator
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import IO, Any, Generic, Literal, TypeVar, overload
+
+import msgspec
+
+from pigeonhole import storage
+from pigeonhole.errors import ConfigError, NotFoundError
+from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Head, Kind, Record, is_intact, partition_of
+
+LINE_LIMIT_BYTES = 4 << 20  # a record has a few KB; what is longer is damage, and must not fill the memory
+
+
+@dataclass
+class Counts:
+    """What one pass over a window met; only `records` were given out."""
+
+    records: int = 0
+    duplicates: int = 0  # shipped twice, or met both in the spool and in the store
+    torn: int = 0  # lines whose checksum or shape is wrong
+    unknown_versions: int = 0  # written by a newer release
+    misplaced: int = 0  # lines in the partition of another hour
+    damaged_objects: int = 0  # objects that stop being gzip somewhere; the lines before that point are read
+
+
+RecordT = TypeVar("RecordT", Record, Feedback)
+
+
+class Window(Generic[RecordT]):
+    """The records with `start <= at < end`. Iterating streams them, each time anew; `counts` is of the latest pass."""
+
+    def __init__(self, url: str, start: datetime, end: datetime, kind: Kind, record_type: type[RecordT]) -> None:
+        self.url = url
+        self.start = start
+        self.end = end
+        self.counts = Counts()
+        self._kind = kind
+        self._identity = operator.attrgetter("prediction_id" if kind == "predictions" else "feedback_id")
+        self._decoder: msgspec.json.Decoder[RecordT] = msgspec.json.Decoder(record_type)
+        self._records: list[RecordT] | None = None
+
+    def __iter__(self) -> Iterator[RecordT]:
+        self.counts = Counts()
+        # The spool comes first: what is shipped meanwhile is then met twice, and not missed.
+        spooled: dict[str, list[bytes]] = self._spooled_lines()
+        for partition in sorted({*spooled, *self._partitions()}):
+            yield from self._records_of(partition, spooled.pop(partition, []))
+
+    @property
+    def records(self) -> list[RecordT]:
+        """All of them at once, read on first use; iterate instead where the window may be larger than memory."""
+        if self._records is None:
+            self._records = list(self)
+        return self._records
+
+    def _records_of(self, partition: str, spooled: list[bytes]) -> Iterator[RecordT]:
+        seen: set[str] = set()  # duplicates have the same time, hence the same partition
+        for line in itertools.chain(self._shipped_lines(partition), spooled):
+            record = self._decode(line)
+            if record is None:
+                continue
+            if partition_of(record.at) != partition:
+                self.counts.misplaced += 1
+            elif self.start <= record.at < self.end:
+                identity = self._identity(record)
+                if identity in seen:
+                    self.counts.duplicates += 1
+                else:
+                    seen.add(identity)
+                    self.counts.records += 1
+                    yield record
+
+    def _decode(self, line: bytes) -> RecordT | None:
+        head = _head(line)
+        if head is None:
+            self.counts.torn += 1
+            return None
+        if head.schema_version > SCHEMA_VERSION:
+            self.counts.unknown_versions += 1
+            return None
+        try:
+            return self._decoder.decode(line)
+        except msgspec.DecodeError:
+            self.counts.torn += 1
+            return None
+
+    def _spooled_lines(self) -> dict[str, list[bytes]]:
+        """By partition. An unfinished last line is not counted: it is being written, or its writer died before it answered."""
+        lines: dict[str, list[bytes]] = {}
+        folder = storage.local_path(self.url)
+        for segment in sorted((folder / "spool" / self._kind).glob("*.jsonl")) if folder else []:
+            try:
+                finished = segment.read_bytes().rpartition(b"\n")[0]
+            except FileNotFoundError:
+                continue  # shipped meanwhile
+            for line in filter(None, finished.split(b"\n")):
+                head = _head(line)
+                if head is None:
+                    self.counts.torn += 1
+                elif self.start <= head.at < self.end:
+                    lines.setdefault(partition_of(head.at), []).append(line)
+        return lines
+
+    def _partitions(self) -> Iterator[str]:
+        """The hours that the window touches and that the store has."""
+        if self.start >= self.end:
+            return
+        root = storage.join(self.url, self._kind)
+        first, last = partition_of(self.start), partition_of(self.end - timedelta(microseconds=1))
+        for date in storage.list_folders(root):
+            if first[: len(date)] <= date <= last[: len(date)]:
+                hours = [f"{date}/{hour}" for hour in storage.list_folders(storage.join(root, date))]
+                yield from (hour for hour in hours if first <= hour <= last)
+
+    def _shipped_lines(self, partition: str) -> Iterator[bytes]:
+        folder = storage.join(self.url, self._kind, partition)
+        for name in storage.list_files(folder):
+            if name.endswith(".jsonl.gz"):
+                yield from self._object_lines(storage.join(folder, name))
+
+    def _object_lines(self, url: str) -> Iterator[bytes]:
+        try:
+            with storage.open_read(url) as stream:
+                yield from self._unpacked_lines(stream)
+        except NotFoundError:
+            return  # erased since it was listed
+
+    def _unpacked_lines(self, stream: IO[bytes]) -> Iterator[bytes]:
+        try:
+            with gzip.open(stream) as unpacked:
+                while line := unpacked.readline(LINE_LIMIT_BYTES):
+                    yield line.removesuffix(b"\n")
+            if stream.tell() == 0:
+                raise EOFError
+        except (gzip.BadGzipFile, EOFError, zlib.error):
+            self.counts.damaged_objects += 1
+
+
+def _head(line: bytes) -> Head | None:
+    if not is_intact(line):
+        return None
+    try:
+        return msgspec.json.decode(line, type=Head)
+    except msgspec.DecodeError:
+        return None
+
+
+@overload
+def read_window(url: str, start: datetime, end: datetime, kind: Literal["predictions"] = "predictions") -> Window[Record]: ...
+@overload
+def read_window(url: str, start: datetime, end: datetime, kind: Literal["feedback"]) -> Window[Feedback]: ...
+def read_window(url: str, start: datetime, end: datetime, kind: Kind = "predictions") -> Window[Any]:
+    """The records with `start <= at < end`; both need a time zone. Raises ConfigError; reading raises StorageError."""
+    for name, moment in (("start", start), ("end", end)):
+        if moment.tzinfo is None:
+            raise ConfigError(f"{name}={moment.isoformat()} has no time zone; give one, such as datetime(..., tzinfo=UTC)")
+    return Window(url, start, end, kind, Record if kind == "predictions" else Feedback)

@@ -1,0 +1,74 @@
+import hashlib
+import hmac
+import json
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from pigeonhole.errors import ConfigError
+from pigeonhole.prediction_log import Record, kept_text, new_id
+from pigeonhole.prediction_log.record import encode_line, is_intact, partition_of
+
+
+def test_a_line_is_json_whose_last_member_is_the_checksum_of_the_bytes_before_it(make_record: Callable[..., Record]) -> None:
+    line = encode_line(make_record("café\n\u2028"))
+    assert line.endswith(b'"}\n')
+    assert line.count(b"\n") == 1
+    value = json.loads(line)
+    body = line[: line.rindex(b',"crc32"')]
+    assert list(value)[-1] == "crc32"
+    assert value["crc32"] == f"{zlib.crc32(body):08x}"
+    assert value["text"] == "café\n\u2028"
+    assert value["at"] == "2026-03-01T12:00:00Z"
+
+
+def test_a_record_without_a_time_zone_is_not_written(make_record: Callable[..., Record]) -> None:
+    with pytest.raises(ValueError, match="has no time zone"):
+        encode_line(make_record(at=datetime(2026, 3, 1, 12)))  # noqa: DTZ001
+
+
+def test_every_changed_byte_of_a_line_is_seen(make_record: Callable[..., Record]) -> None:
+    line = encode_line(make_record()).removesuffix(b"\n")
+    assert is_intact(line)
+    for place in range(len(line)):
+        assert not is_intact(line[:place] + bytes([line[place] ^ 1]) + line[place + 1 :])
+        assert not is_intact(line[:place])
+    assert not is_intact(b"")
+
+
+def test_a_text_that_looks_like_a_checksum_changes_nothing(make_record: Callable[..., Record]) -> None:
+    line = encode_line(make_record('x","crc32":"00000000"}')).removesuffix(b"\n")
+    assert is_intact(line)
+
+
+def test_a_record_is_of_the_utc_hour_wherever_it_was_written() -> None:
+    kathmandu = timezone(timedelta(hours=5, minutes=45))
+    assert partition_of(datetime(2026, 1, 1, 4, 30, tzinfo=kathmandu)) == "date=2025-12-31/hour=22"
+    assert partition_of(datetime(33, 1, 1, tzinfo=UTC)) == "date=0033-01-01/hour=00"
+
+
+def test_ids_are_version_7_uuids_that_sort_by_time() -> None:
+    before = time.time_ns() // 1_000_000
+    first = new_id()
+    time.sleep(0.002)
+    second = new_id()
+    parsed = uuid.UUID(first)
+    assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
+    assert before <= parsed.int >> 80 <= time.time_ns() // 1_000_000
+    assert first < second
+    assert len({new_id() for _ in range(10_000)}) == 10_000
+
+
+def test_the_text_is_kept_as_the_policy_says() -> None:
+    assert kept_text("my text", "full") == "my text"
+    assert kept_text("my text", "none") is None
+    expected = hmac.new(b"key", b"my text", hashlib.sha256).hexdigest()
+    assert kept_text("my text", "hash", b"key") == f"hmac-sha256:{expected}"
+    with pytest.raises(ConfigError, match="needs a key"):
+        kept_text("my text", "hash")
+    with pytest.raises(ConfigError, match="redact is not available yet; use full, hash or none"):
+        kept_text("my text", "redact")
