@@ -1,0 +1,106 @@
+"""Pictures of an evaluation, as PNG bytes: confusion matrix, reliability diagram, learning curve.
+
+Draws on its own Figure objects, never through pyplot, so that nothing global is opened, changed or left behind.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from pigeonhole.metrics import Floats, Ids, confusion_matrix, expected_calibration_error, reliability
+
+WRITTEN_UP_TO = 20  # labels: beyond, a cell is too small for its number
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9822b", "#8a8a8a"
+
+DOTS: dict[str, Any] = {"color": ORANGE, "markersize": 4, "zorder": 4, "clip_on": False}
+
+Curve = Sequence[tuple[float, float]]  # (step, value)
+
+
+def confusion_png(true_ids: Ids, predicted_ids: Ids, labels: Sequence[str]) -> bytes:
+    """Shares of each true label, dark for many; up to 20 labels with counts, beyond with the worst confusions listed beside."""
+    counts = confusion_matrix(true_ids, predicted_ids, len(labels))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a label without rows stays blank
+    c = len(labels)
+    side = 3.2 + 0.45 * c if c <= WRITTEN_UP_TO else 4 + 0.14 * c
+    figure = Figure(figsize=(side, side) if c <= WRITTEN_UP_TO else (side + 5, side), layout="constrained")
+    axes = figure.add_subplot() if c <= WRITTEN_UP_TO else figure.subplots(1, 2, width_ratios=[side, 5])[0]
+    root = 1.0 if c <= WRITTEN_UP_TO else 0.5  # makes one row of twenty visible in a small cell
+    axes.imshow(shares, cmap="Blues", norm=PowerNorm(root, 0, 1))
+    size = 9.0 if c <= WRITTEN_UP_TO else 6.0
+    axes.set_xticks(range(c), labels, rotation=90, fontsize=size)
+    axes.set_yticks(range(c), labels, fontsize=size)
+    axes.set_xlabel("predicted label")
+    axes.set_ylabel("true label")
+    axes.set_title(f"{np.trace(counts):,} of {counts.sum():,} on the diagonal", fontsize=10)
+    if c <= WRITTEN_UP_TO:
+        _write_counts(axes, counts, shares)
+    else:
+        _list_confusions(figure.axes[1], counts, labels)
+    return _png(figure)
+
+
+def reliability_png(true_ids: Ids, probabilities: Floats) -> bytes:
+    """Accuracy against confidence in 15 bins, and below it how many rows each bin holds."""
+    found = reliability(probabilities, true_ids)
+    error = expected_calibration_error(probabilities, true_ids)
+    filled = found.counts > 0
+    width = found.edges[1] - found.edges[0]
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, zorder=3, label="perfectly calibrated")
+    upper.bar(
+        found.edges[:-1][filled], found.accuracy[filled], width, align="edge", color=BLUE, edgecolor="white", label="accuracy"
+    )
+    upper.plot(found.confidence[filled], found.accuracy[filled], "o", label="at mean confidence", **DOTS)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"calibration error {error:.3f} over {len(true_ids):,} rows")
+    upper.legend(loc="upper left", fontsize=8, frameon=False)
+    lower.bar(found.edges[:-1], found.counts, width, align="edge", color=GREY, edgecolor="white")
+    lower.set(xlabel="confidence (probability of the predicted label)", ylabel="rows")
+    return _png(figure)
+
+
+def learning_curve_png(losses: Mapping[str, Curve], scores: Mapping[str, Curve]) -> bytes:
+    """Two panels over steps: losses, and scores between 0 and 1; each curve by its name, a single point as a dot."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_curves(left, losses, "loss")
+    _draw_curves(right, scores, "score")
+    return _png(figure)
+
+
+def _write_counts(axes: Axes, counts: Ids, shares: Floats) -> None:
+    for row, column in np.argwhere(counts):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=color)
+
+
+def _list_confusions(axes: Axes, counts: Ids, labels: Sequence[str], longest: int = 25) -> None:
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:longest]
+    pairs = [(wrong.flat[cell], labels[cell // len(labels)], labels[cell % len(labels)]) for cell in order if wrong.flat[cell]]
+    lines = [f"{count:>4}  {true}\n      taken for {predicted}" for count, true, predicted in pairs]
+    axes.axis("off")
+    axes.set_title("most frequent confusions", fontsize=10, loc="left")
+    axes.text(0, 1, "\n".join(lines) or "none", va="top", fontsize=8, family="monospace", transform=axes.transAxes)
+
+
+def _draw_curves(axes: Axes, curves: Mapping[str, Curve], quantity: str) -> None:
+    for name, points in curves.items():
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        axes.plot(steps, values, marker="o" if len(points) < 30 else "", markersize=3, linewidth=1.2, label=name)
+    axes.set(xlabel="step", ylabel=quantity)
+    axes.grid(alpha=0.25)
+    if curves:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
+    return stream.getvalue()

@@ -1,0 +1,36 @@
+"""A bundle on rows: texts through the server's own classifier, in bounded chunks, with a progress bar on stderr."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from pigeonhole.metrics import Floats
+
+CHUNK = 256  # texts per call: the classifier keeps an embedding for each
+
+
+class Predicted(Protocol):
+    @property
+    def probabilities(self) -> Floats: ...
+
+
+class Predictor(Protocol):
+    """What scoring needs of `classifier.Classifier`."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def predict(self, texts: Sequence[str]) -> Sequence[Predicted]: ...
+
+
+def predict_rows(classifier: Predictor, texts: Sequence[str], description: str = "score") -> Floats:
+    """(n, c) probabilities, in the order of the texts and of the classifier's labels."""
+    probabilities = np.empty((len(texts), len(classifier.labels)))
+    with tqdm(total=len(texts), desc=description, unit="row", mininterval=1, leave=False) as progress:
+        for start in range(0, len(texts), CHUNK):
+            chunk = texts[start : start + CHUNK]
+            probabilities[start : start + len(chunk)] = [answer.probabilities for answer in classifier.predict(chunk)]
+            progress.update(len(chunk))
+    return probabilities

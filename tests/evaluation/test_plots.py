@@ -1,0 +1,67 @@
+import io
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from matplotlib.pyplot import get_fignums
+from numpy.typing import NDArray
+
+from pigeonhole.evaluation import plots
+from pigeonhole.metrics import Floats, Ids
+
+
+def answers(n: int, c: int) -> tuple[Ids, Floats]:
+    random = np.random.default_rng(0)
+    return random.integers(0, c, n), random.dirichlet(np.ones(c), n)
+
+
+def pixels(png: bytes) -> NDArray[np.float32]:
+    image: NDArray[np.float32] = imread(io.BytesIO(png), format="png")
+    return image
+
+
+@pytest.mark.parametrize("c", [2, 3, 20, 21, 77])
+def test_confusion_matrix_is_drawn_for_few_and_for_many_labels(c: int) -> None:
+    true_ids, probabilities = answers(300, c)
+    image = pixels(plots.confusion_png(true_ids, probabilities.argmax(axis=1), [f"label_{i}" for i in range(c)]))
+    assert image.shape[0] > 300
+    assert image.std() > 0.01
+
+
+def test_confusion_matrix_without_a_mistake_is_drawn_too() -> None:
+    assert pixels(plots.confusion_png(np.arange(30), np.arange(30), [str(i) for i in range(30)])).size
+
+
+def test_another_prediction_gives_another_picture_and_the_same_one_the_same_bytes() -> None:
+    true_ids = np.array([0, 1, 2, 0])
+    first, again, other = (
+        plots.confusion_png(true_ids, np.array(found), list("abc")) for found in ([0, 1, 2, 0], [0, 1, 2, 0], [1, 1, 2, 0])
+    )
+    assert first == again != other
+
+
+def test_reliability_diagram_is_drawn_with_empty_bins() -> None:
+    assert pixels(plots.reliability_png(np.array([0, 1]), np.array([[0.99, 0.01], [0.99, 0.01]]))).size
+
+
+def test_learning_curve_takes_long_curves_single_points_and_none() -> None:
+    losses = {"training": [(step, 1 / step) for step in range(1, 100)], "validation": [(50, 0.4)]}
+    assert pixels(plots.learning_curve_png(losses, {})).size
+    assert pixels(plots.learning_curve_png({"training": []}, {"macro-F1": [(1, 0.5)]})).size
+
+
+def test_labels_may_hold_dollars_and_other_alphabets() -> None:
+    assert plots.confusion_png(np.array([0, 1]), np.array([0, 1]), ["cost in $ or $_{", "ärger"])
+
+
+def test_no_figure_is_left_behind() -> None:
+    plots.reliability_png(np.array([0]), np.array([[1.0, 0.0]]))
+    assert get_fignums() == []
+
+
+def test_pyplot_is_never_loaded() -> None:
+    import subprocess
+
+    program = "import sys, pigeonhole.evaluation.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,225 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+from sklearn.calibration import calibration_curve
+
+from pigeonhole import metrics
+from pigeonhole.metrics import Floats, Ids, Interval
+
+
+def simulate(n: int, c: int, skill: float, seed: int) -> tuple[Ids, Floats]:
+    """Labels and the probabilities of a model that knows more of them the larger `skill` is."""
+    random = np.random.default_rng(seed)
+    true_ids = random.integers(0, c, n)
+    logits = random.normal(size=(n, c))
+    logits[np.arange(n), true_ids] += skill
+    powers = np.exp(logits)
+    return true_ids, powers / powers.sum(axis=1, keepdims=True)
+
+
+SIZES = [(2, 3, 0.0), (40, 3, 1.0), (500, 8, 2.0), (1_000, 77, 4.0)]
+
+
+@pytest.mark.parametrize(("n", "c", "skill"), SIZES)
+def test_accuracy_and_macro_f1_are_those_of_scikit_learn(n: int, c: int, skill: float) -> None:
+    true_ids, probabilities = simulate(n, c, skill, seed=n)
+    predicted_ids = metrics.predict(probabilities)
+    assert metrics.accuracy(true_ids, predicted_ids) == pytest.approx(sklearn_metrics.accuracy_score(true_ids, predicted_ids))
+    expected = sklearn_metrics.f1_score(true_ids, predicted_ids, average="macro", zero_division=0)
+    assert metrics.macro_f1(true_ids, predicted_ids) == pytest.approx(expected)
+
+
+def test_macro_f1_leaves_out_labels_that_nobody_mentions() -> None:
+    assert metrics.macro_f1(np.array([0, 9]), np.array([0, 9])) == 1
+
+
+@pytest.mark.parametrize(("n", "c", "skill"), SIZES)
+def test_per_class_figures_are_those_of_scikit_learn(n: int, c: int, skill: float) -> None:
+    true_ids, probabilities = simulate(n, c, skill, seed=n)
+    predicted_ids = metrics.predict(probabilities)
+    found = metrics.per_class(true_ids, predicted_ids, [f"label {i}" for i in range(c)])
+    expected = sklearn_metrics.precision_recall_fscore_support(true_ids, predicted_ids, labels=range(c), zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose([score[name] for score in found.values()], values)
+
+
+def test_per_class_intervals_hold_their_figures_and_stay_open_for_a_dozen_right_answers() -> None:
+    true_ids = np.repeat([0, 1, 2], 12)
+    predicted_ids = true_ids.copy()
+    predicted_ids[12:15] = 2
+    for score in metrics.per_class(true_ids, predicted_ids, ["a", "b", "c"]).values():
+        for name, (low, high) in score["intervals"].items():
+            assert 0 <= low <= score[name] <= high <= 1
+            assert low < 0.9
+
+
+@pytest.mark.parametrize(("n", "c", "skill"), SIZES)
+def test_confusion_matrix_is_that_of_scikit_learn(n: int, c: int, skill: float) -> None:
+    true_ids, probabilities = simulate(n, c, skill, seed=n)
+    predicted_ids = metrics.predict(probabilities)
+    expected = sklearn_metrics.confusion_matrix(true_ids, predicted_ids, labels=range(c))
+    np.testing.assert_array_equal(metrics.confusion_matrix(true_ids, predicted_ids, c), expected)
+
+
+@pytest.mark.parametrize(("n", "c", "skill"), SIZES)
+def test_proper_scores_are_those_of_scikit_learn(n: int, c: int, skill: float) -> None:
+    true_ids, probabilities = simulate(n, c, skill, seed=n)
+    expected = sklearn_metrics.log_loss(true_ids, probabilities, labels=list(range(c)))
+    assert metrics.negative_log_likelihood(probabilities, true_ids) == pytest.approx(expected)
+    expected = sklearn_metrics.brier_score_loss(true_ids, probabilities, labels=list(range(c)), scale_by_half=False)
+    assert metrics.brier_score(probabilities, true_ids) == pytest.approx(expected)
+
+
+def test_a_certain_wrong_answer_costs_much_but_not_infinity() -> None:
+    certain = np.array([[1.0, 0.0]])
+    assert 700 < metrics.negative_log_likelihood(certain, np.array([1])) < 710
+    assert metrics.brier_score(certain, np.array([1])) == 2
+
+
+@pytest.mark.parametrize(("n", "c", "skill"), SIZES)
+def test_reliability_bins_are_those_of_scikit_learn(n: int, c: int, skill: float) -> None:
+    true_ids, probabilities = simulate(n, c, skill, seed=n)
+    right = metrics.predict(probabilities) == true_ids
+    accuracies, confidences = calibration_curve(right, probabilities.max(axis=1), n_bins=15)
+    found = metrics.reliability(probabilities, true_ids)
+    filled = found.counts > 0
+    np.testing.assert_allclose(found.accuracy[filled], accuracies)
+    np.testing.assert_allclose(found.confidence[filled], confidences)
+    expected = np.average(np.abs(accuracies - confidences), weights=found.counts[filled])
+    assert metrics.expected_calibration_error(probabilities, true_ids) == pytest.approx(expected)
+
+
+def test_calibration_error_of_a_hand_made_example() -> None:
+    # Four answers at 0.9, three of them right; two at 0.6, none right: (4 · |0.75 - 0.9| + 2 · |0 - 0.6|) / 6 = 0.3
+    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2)
+    assert metrics.expected_calibration_error(probabilities, np.array([0, 0, 0, 1, 1, 1])) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (20, 20, 0.8389, 1.0)],
+)
+def test_wilson_interval_is_that_of_newcombe_1998_table_1(successes: int, trials: int, low: float, high: float) -> None:
+    found = metrics.wilson_interval(successes, trials)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert found.estimate == successes / trials
+
+
+def test_wilson_interval_of_no_trials_knows_nothing() -> None:
+    assert metrics.wilson_interval(0, 0) == Interval(0, 0, 1)
+
+
+def test_f1_interval_is_centred_on_the_f1_of_its_counts() -> None:
+    found = metrics.f1_interval(hits=9, support=10, predicted=12)
+    assert found.estimate == pytest.approx(18 / 22)
+    assert found.low < 18 / 22 < found.high
+
+
+def drawn_one_by_one(true_ids: Ids, first_ids: Ids, second_ids: Ids, resamples: int) -> Floats:
+    """Differences of macro-F1 as the textbook has them: gather n rows with replacement, measure, repeat."""
+    random = np.random.default_rng(99)
+    differences = []
+    for _ in range(resamples):
+        rows = random.integers(0, len(true_ids), len(true_ids))
+        first, second = (
+            sklearn_metrics.f1_score(true_ids[rows], found[rows], average="macro", zero_division=0)
+            for found in (first_ids, second_ids)
+        )
+        differences.append(first - second)
+    return np.array(differences)
+
+
+def test_vectorised_bootstrap_draws_from_the_distribution_of_the_textbook_loop() -> None:
+    true_ids, probabilities = simulate(200, 5, 1.5, seed=3)
+    first_ids, second_ids = metrics.predict(probabilities), metrics.predict(simulate(200, 5, 1.0, seed=3)[1])
+    expected = drawn_one_by_one(true_ids, first_ids, second_ids, resamples=600)
+    found = metrics.bootstrap_difference(true_ids, first_ids, second_ids, resamples=20_000)
+    low, high = np.quantile(expected, [0.025, 0.975]) - (expected.mean() - found.estimate)
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
+
+
+@pytest.mark.parametrize(("n", "c", "skill"), SIZES[1:])
+def test_bootstrap_intervals_hold_the_figures_they_belong_to(n: int, c: int, skill: float) -> None:
+    true_ids, probabilities = simulate(n, c, skill, seed=n)
+    found = metrics.bootstrap_macro_f1(true_ids, metrics.predict(probabilities))
+    assert 0 <= found.low < found.estimate < found.high <= 1
+    found = metrics.bootstrap_calibration_error(probabilities, true_ids)
+    assert 0 <= found.low < found.estimate < found.high <= 1
+
+
+def test_intervals_hold_the_true_value_in_about_95_of_100_samples() -> None:
+    population_ids, population = simulate(200_000, 8, 2.5, seed=0)
+    true_f1 = metrics.macro_f1(population_ids, metrics.predict(population))
+    true_error = metrics.expected_calibration_error(population, population_ids)
+    held = np.zeros(2)
+    for seed in range(1, 201):
+        true_ids, probabilities = simulate(200, 8, 2.5, seed=seed)
+        score = metrics.bootstrap_macro_f1(true_ids, metrics.predict(probabilities), resamples=300)
+        error = metrics.bootstrap_calibration_error(probabilities, true_ids, resamples=300)
+        held += [score.low <= true_f1 <= score.high, error.low <= true_error <= error.high]
+    assert (held >= 0.9 * 200).all()
+
+
+def test_same_seed_gives_the_same_interval_and_another_seed_another_one() -> None:
+    true_ids, probabilities = simulate(300, 5, 1.0, seed=1)
+    predicted_ids = metrics.predict(probabilities)
+    first, again, other = (metrics.bootstrap_macro_f1(true_ids, predicted_ids, seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_resampling_in_blocks_gives_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_ids, probabilities = simulate(300, 5, 1.0, seed=1)
+    whole = metrics.score_metrics(true_ids, probabilities, list("abcde"))
+    monkeypatch.setattr(metrics, "BLOCK", 5_000)
+    assert metrics.score_metrics(true_ids, probabilities, list("abcde"))["intervals"] == whole["intervals"]
+
+
+def test_difference_of_a_prediction_with_itself_is_nothing() -> None:
+    true_ids, probabilities = simulate(300, 5, 1.0, seed=1)
+    predicted_ids = metrics.predict(probabilities)
+    assert metrics.bootstrap_difference(true_ids, predicted_ids, predicted_ids) == Interval(0, 0, 0)
+
+
+def test_difference_turns_its_sign_when_the_arguments_are_swapped() -> None:
+    true_ids, probabilities = simulate(500, 5, 2.0, seed=1)
+    worse = metrics.predict(simulate(500, 5, 1.0, seed=1)[1])
+    better = metrics.predict(probabilities)
+    found = metrics.bootstrap_difference(true_ids, better, worse)
+    swapped = metrics.bootstrap_difference(true_ids, worse, better)
+    assert found.low > 0
+    assert swapped.high < 0
+    assert (swapped.estimate, swapped.low, swapped.high) == pytest.approx((-found.estimate, -found.high, -found.low), abs=0.005)
+
+
+def test_pairing_makes_the_difference_of_like_predictions_narrow() -> None:
+    true_ids, probabilities = simulate(500, 5, 1.0, seed=1)
+    first_ids = metrics.predict(probabilities)
+    second_ids = first_ids.copy()
+    second_ids[:5] = 0
+    difference = metrics.bootstrap_difference(true_ids, first_ids, second_ids)
+    alone = metrics.bootstrap_macro_f1(true_ids, first_ids)
+    assert difference.high - difference.low < 0.3 * (alone.high - alone.low)
+
+
+def test_score_metrics_names_every_figure_once_and_survives_json() -> None:
+    import msgspec
+
+    true_ids, probabilities = simulate(60, 3, 1.0, seed=1)
+    found = metrics.score_metrics(true_ids, probabilities, ["a", "b", "c"])
+    assert list(found) == ["accuracy", "macro_f1", "ece", "negative_log_likelihood", "brier", "n", "intervals", "per_class"]
+    assert found["n"] == 60
+    assert list(found["intervals"]) == ["accuracy", "macro_f1", "ece"]
+    assert msgspec.json.decode(msgspec.json.encode(found)) == found
+
+
+def test_a_set_without_any_right_answer_is_measured_too() -> None:
+    true_ids = np.array([0, 1, 2, 0])
+    probabilities = np.eye(3)[[1, 2, 0, 1]]
+    found = metrics.score_metrics(true_ids, probabilities, ["a", "b", "c"])
+    assert (found["accuracy"], found["macro_f1"], found["ece"]) == (0, 0, 1)
+
+
+def test_probabilities_that_are_not_numbers_are_never_measured() -> None:
+    with pytest.raises(AssertionError):
+        metrics.score_metrics(np.array([0]), np.array([[np.nan, 1.0]]), ["a", "b"])
