@@ -17,7 +17,7 @@ from pigeonhole.errors import PigeonholeError
 
 
 def command(run: Callable[[list[str]], Any]) -> Callable[[], None]:
-    """Make a console entry point of `run`, which takes the arguments and returns what is printed as JSON (None prints nothing)."""
+    """Make a console entry point of `run`, which takes the arguments and returns what is printed as JSON (None: nothing)."""
 
     @functools.wraps(run)
     def main() -> None:

@@ -179,7 +179,7 @@ def help_text(schema: type[Any], name: str) -> str:
 
 
 def _groups_of(name: str) -> set[str]:
-    defaults = OmegaConf.to_container(OmegaConf.load(config_folder() / f"{name}.yaml")["defaults"])
+    defaults = OmegaConf.to_container(OmegaConf.load(config_folder() / f"{name}.yaml").defaults)
     return {key for entry in cast(list[Any], defaults) if isinstance(entry, dict) for key in entry}
 
 

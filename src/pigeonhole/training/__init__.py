@@ -1,0 +1,1 @@
+"""From rows to a bundle: the only room that knows torch."""

@@ -1,0 +1,74 @@
+"""The model card (README.md of a bundle), written from the manifest alone."""
+
+from pigeonhole.bundle import Manifest
+
+_TEMPLATE = """\
+# {name} {version}
+
+A text classifier with {count} labels, made on {created_at} by `train`; the file `manifest.json` holds every number below and more.
+
+| | accuracy | macro-F1 | calibration error |
+|---|---|---|---|
+{rows}
+
+Measured on {n} test rows that nothing else has seen; brackets hold 95 % intervals.
+
+## Use
+
+Reads one text of any length and keeps its first {max_length} tokens. Answers with the label, its probability (calibrated with
+temperature {temperature:.3f} on validation rows) and `review` where the probability is below the label's threshold.
+It always names one of its labels, also for a text that belongs to none of them.
+
+## Labels
+
+{labels}
+
+## Made from
+
+- encoder: `{pretrained}`
+- data: sha256 `{data_sha256}`
+- commit: `{commit}`, seed {seed}, {threads} threads
+- exported models against the trained one, over {parity_rows} test texts: fp32 logits within {fp32:.1e}, {flips} labels differ{int8}
+"""
+
+
+def write_card(manifest: Manifest) -> str:
+    """Markdown."""
+    metrics, parity, provenance = manifest.metrics, manifest.parity, manifest.provenance
+    measured = {
+        "this model (served: " + manifest.served + ")": metrics["test"],
+        "TF-IDF + logistic regression": metrics["baselines"]["tfidf"],
+        "majority label": metrics["baselines"]["majority"],
+    }
+    agreement = parity["int8_agreement_with_fp32"]
+    return _TEMPLATE.format(
+        name=manifest.name,
+        version=manifest.version,
+        count=len(manifest.labels),
+        created_at=manifest.created_at,
+        rows="\n".join(_row(name, found) for name, found in measured.items()),
+        n=metrics["test"]["n"],
+        max_length=manifest.max_length,
+        temperature=manifest.temperature,
+        labels="\n".join(_label_line(label, metrics["test"]["per_class"][label]) for label in manifest.labels),
+        pretrained=provenance["config"]["model.pretrained"],
+        data_sha256=provenance["data_sha256"],
+        commit=provenance["git_commit"] or "unknown",
+        seed=provenance["seed"],
+        threads=provenance["threads"],
+        parity_rows=parity["rows"],
+        fp32=parity["fp32_max_logit_difference"],
+        flips=parity["fp32_label_flips"],
+        int8="" if agreement is None else f"; int8 agrees with fp32 on {100 * agreement:.1f} %",
+    )
+
+
+def _row(name: str, found: dict[str, object]) -> str:
+    intervals = found["intervals"]
+    assert isinstance(intervals, dict)
+    cells = [f"{found[metric]:.3f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]" for metric in ("accuracy", "macro_f1", "ece")]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _label_line(label: str, found: dict[str, object]) -> str:
+    return f"- `{label}`: precision {found['precision']:.2f}, recall {found['recall']:.2f} over {found['support']} rows"

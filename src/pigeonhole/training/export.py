@@ -1,0 +1,129 @@
+"""From torch to ONNX: the fp32 graph, its int8 sibling, and how far each of them is from the model that was trained."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from pigeonhole.bundle import Golden, Precision
+from pigeonhole.classifier import OUTPUTS, Classifier
+from pigeonhole.errors import ParityError
+from pigeonhole.training.model import TextClassifier
+
+INT8_BLOCK = 64  # 32: 99.8 % and 1.6 times the speed of fp32, 128: 99.3 % and 1.8 times
+INT8_ACTIVATIONS = 4  # the operator's accuracy_level for int8 activations
+
+# What golden answers are sealed for: short, long, shouted, foreign, numeric, and a text that looks like control tokens.
+PROBES = (
+    "Where is my order?",
+    "I was charged twice for the same thing and nobody answers my mails, please have a look.",
+    "PLEASE STOP IT NOW!!!",
+    "¿Puede ayudarme alguien? Ich verstehe die Rechnung nicht, 谢谢.",
+    "4421 0093 / 12.50 EUR / 2026-03-01",
+    "[CLS] ignore the rest [SEP] [PAD] [MASK]",
+    "ok",
+    "and then, as I said before, it happened again on the way home, " * 60,
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the exported models are from the trained one over `rows` texts; flips are texts with another label."""
+
+    rows: int
+    fp32_max_logit_difference: float
+    fp32_label_flips: int
+    int8_max_logit_difference: float | None
+    int8_label_flips: int | None
+    int8_agreement_with_fp32: float | None
+
+
+def export_fp32(model: TextClassifier, path: Path) -> None:
+    """Write the graph that classifier.py runs: any number of texts (b), any number of tokens (t)."""
+    model.eval().cpu()
+    model.body.set_attn_implementation("eager")
+    # Two tensors: given one twice, the exporter wires both inputs to the first.
+    example = {"input_ids": torch.ones((2, 8), dtype=torch.int64), "attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3])}
+    longest = model.body.config.max_position_embeddings
+    shape = {0: torch.export.Dim("b", min=1, max=65_536), 1: torch.export.Dim("t", min=2, max=longest)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of each torchvision operator that is not installed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own deprecated calls
+        torch.onnx.export(
+            model,
+            tuple(example.values()),
+            str(path),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=list(example),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=dict.fromkeys(example, shape),
+        )
+    graph = onnx.load(path)
+    graph.graph.ClearField("value_info")  # shapes that the exporter noted make the quantizer fail
+    onnx.save(graph, path)
+
+
+def quantize(fp32: Path, int8: Path) -> None:
+    """Weights to int8 in blocks of 64 inputs, activations to int8 by token and block when they are computed.
+
+    On tickets: 99.7 % of labels as in fp32 at 1.9 times its speed, and the same bits alone or in a batch. ONNX Runtime's usual
+    dynamic int8 (one scale for all tokens of a batch) was 3 times as fast, agreed on 98.0 % and made answers depend on the batch.
+    """
+    logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
+    logger.setLevel(logging.ERROR)  # it tells of every node
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(fp32), bits=8, block_size=INT8_BLOCK, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(int8))
+
+
+def golden_answers(classifiers: Sequence[Classifier]) -> list[Golden]:
+    """The probes with the logits that each precision gives here."""
+    answers: list[dict[Precision, list[float]]] = [{} for _ in PROBES]
+    for classifier in classifiers:
+        for answer, prediction in zip(answers, classifier.predict(PROBES), strict=True):
+            answer[classifier.precision] = [float(logit) for logit in prediction.logits]
+    return [Golden(text, logits) for text, logits in zip(PROBES, answers, strict=True)]
+
+
+def compare(torch_logits: NDArray[np.float32], fp32_logits: NDArray[np.float32], int8_logits: NDArray[np.float32] | None) -> Parity:
+    """Logits (n, c) of the same texts through the trained model and through the bundle."""
+    labels, fp32_labels = torch_logits.argmax(axis=1), fp32_logits.argmax(axis=1)
+    int8_labels = None if int8_logits is None else int8_logits.argmax(axis=1)
+    return Parity(
+        rows=len(labels),
+        fp32_max_logit_difference=float(np.abs(torch_logits - fp32_logits).max()),
+        fp32_label_flips=int((labels != fp32_labels).sum()),
+        int8_max_logit_difference=None if int8_logits is None else float(np.abs(torch_logits - int8_logits).max()),
+        int8_label_flips=None if int8_labels is None else int((labels != int8_labels).sum()),
+        int8_agreement_with_fp32=None if int8_labels is None else float((fp32_labels == int8_labels).mean()),
+    )
+
+
+def require_parity(parity: Parity, tolerance: float, min_agreement: float) -> None:
+    """Raises ParityError with the numbers."""
+    if parity.fp32_max_logit_difference > tolerance:
+        raise ParityError(
+            f"the exported model's logits are up to {parity.fp32_max_logit_difference:.2g} off the trained model's over "
+            f"{parity.rows} texts, at most {tolerance:g} is allowed (export.tolerance)"
+        )
+    agreement = parity.int8_agreement_with_fp32
+    if agreement is not None and agreement < min_agreement:
+        raise ParityError(
+            f"int8 and fp32 agree on {agreement:.4f} of {parity.rows} texts, export.min_agreement is {min_agreement:g}; "
+            "train longer, or leave int8 out with export.int8=false export.served=fp32"
+        )
+
+
+def as_dict(parity: Parity) -> dict[str, float | int | None]:
+    return asdict(parity)

@@ -1,0 +1,28 @@
+"""reference.parquet: held-out answers and features, without texts; what drift compares the traffic with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pigeonhole.classifier import Prediction
+
+
+def write_reference(path: Path, texts: Sequence[str], true_labels: Sequence[str], predictions: Sequence[Prediction]) -> None:
+    """One row a text; the features carry the names that the prediction log gives them."""
+    table = pa.table(
+        {
+            "true_label": pa.array(true_labels, pa.string()),
+            "label": pa.array([found.label for found in predictions], pa.string()),
+            "score": pa.array([found.score for found in predictions], pa.float64()),
+            "probabilities": pa.array([found.probabilities.astype("float32") for found in predictions], pa.list_(pa.float32())),
+            "embedding": pa.array([found.embedding for found in predictions], pa.list_(pa.float32())),
+            "n_chars": pa.array([len(text) for text in texts], pa.int64()),
+            "n_words": pa.array([len(text.split()) for text in texts], pa.int64()),
+            "n_tokens": pa.array([found.n_tokens for found in predictions], pa.int64()),
+            "unknown_tokens": pa.array([found.unknown_tokens for found in predictions], pa.int64()),
+            "truncated": pa.array([found.truncated for found in predictions], pa.bool_()),
+        }
+    )
+    pq.write_table(table, path, compression="zstd")

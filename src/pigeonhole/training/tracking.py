@@ -1,0 +1,89 @@
+"""Where a run's numbers go besides its own folder: W&B (offline where there is no key), a JSON Lines file, or nowhere."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from pigeonhole.command import say
+
+
+class Tracker(Protocol):
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of one step of training."""
+
+    def finish(self, summary: Mapping[str, Any], plots: Mapping[str, Path], bundle: Path) -> None:
+        """The end of the run: its results, its pictures and what it made."""
+
+
+class NoTracker:
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        pass
+
+    def finish(self, summary: Mapping[str, Any], plots: Mapping[str, Path], bundle: Path) -> None:
+        pass
+
+
+class JsonlTracker:
+    """One JSON object a line in `tracking.jsonl` of the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "tracking.jsonl"
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._append({"step": step, **values})
+
+    def finish(self, summary: Mapping[str, Any], plots: Mapping[str, Path], bundle: Path) -> None:
+        self._append({"summary": dict(summary)})
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with self._file.open("ab") as stream:
+            stream.write(msgspec.json.encode(record) + b"\n")
+
+
+class WandbTracker:
+    """Metrics, plots and the bundle as an artifact; texts never leave."""
+
+    def __init__(self, folder: Path, name: str, project: str, entity: str | None, config: Mapping[str, Any]) -> None:
+        import wandb  # 1 s to import: only a run that uses it pays
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        if mode == "offline":
+            say(f"W&B: no API key found, this run is kept offline; later: `wandb sync {folder / 'wandb'}/offline-run-*`")
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=project,
+            entity=entity,
+            name=name,
+            dir=folder,
+            mode=mode,
+            config=dict(config),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def finish(self, summary: Mapping[str, Any], plots: Mapping[str, Path], bundle: Path) -> None:
+        self._run.summary.update(dict(summary))
+        self._run.log({name: self._wandb.Image(str(path)) for name, path in plots.items()})
+        artifact = self._wandb.Artifact(f"bundle-{self._run.id}", type="bundle", metadata=dict(summary))
+        artifact.add_dir(str(bundle))
+        self._run.log_artifact(artifact)
+        self._run.finish()
+
+
+def open_tracker(
+    backend: str, folder: Path, name: str, project: str, entity: str | None, config: Mapping[str, Any]
+) -> Tracker:
+    if backend == "wandb":
+        return WandbTracker(folder, name, project, entity, config)
+    return JsonlTracker(folder) if backend == "jsonl" else NoTracker()
+
+
+def _has_key() -> bool:
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
