@@ -1,0 +1,230 @@
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import fsspec.config
+import pytest
+
+from pigeonhole import storage
+from pigeonhole.errors import NotFoundError, StorageError
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """As much of Cloud Storage's JSON API as storage.py meets, with real generation preconditions."""
+
+    objects: dict[str, tuple[bytes, int]]
+    lock: threading.Lock
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        if url.path.endswith("/o"):
+            self.answer(200, self.listing(query.get("prefix", ""), query.get("delimiter", "")))
+            return
+        name = unquote(url.path.split("/o/")[1])
+        if name not in self.objects:
+            self.answer(404, {"error": {"code": 404, "message": "Not Found"}})
+        elif name.endswith("locked"):
+            self.answer(401, {"error": {"code": 401, "message": "no role for you"}})
+        elif query.get("alt") == "media":
+            self.send(200, self.objects[name][0])
+        else:
+            self.answer(200, self.resource(name))
+
+    def do_POST(self) -> None:
+        query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if query["uploadType"] == "multipart":
+            _, header, body = body.split(b"--==0==\nContent-Type: ", 2)
+            query["name"] = json.loads(header.partition(b"\n\n")[2])["name"]
+            body = body.partition(b"\n\n")[2].removesuffix(b"\n--==0==--")
+        name = query["name"]
+        with self.lock:
+            generation = self.objects.get(name, (b"", 0))[1]
+            if int(query.get("ifGenerationMatch", generation)) != generation:
+                self.answer(412, {"error": {"code": 412, "message": "conditionNotMet"}})
+                return
+            self.objects[name] = (body, generation + 1)
+        self.answer(200, self.resource(name))
+
+    def do_DELETE(self) -> None:
+        found = self.objects.pop(unquote(self.path.split("/o/")[1].partition("?")[0]), None)
+        self.send(204 if found else 404, b"")
+
+    def listing(self, prefix: str, delimiter: str) -> dict[str, object]:
+        below = {name: name.removeprefix(prefix) for name in self.objects if name.startswith(prefix)}
+        inside = {name: rest.split(delimiter)[0] for name, rest in below.items() if delimiter and delimiter in rest}
+        items = [self.resource(name) for name in sorted(below) if name not in inside]
+        return {"items": items, "prefixes": sorted({f"{prefix}{folder}{delimiter}" for folder in inside.values()})}
+
+    def resource(self, name: str) -> dict[str, object]:
+        data, generation = self.objects[name]
+        return {"name": name, "bucket": "bucket", "size": str(len(data)), "generation": str(generation)}
+
+    def answer(self, code: int, value: object) -> None:
+        self.send(code, json.dumps(value).encode())
+
+    def send(self, code: int, data: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket on this machine."""
+    handler = type("OneBucket", (Bucket,), {"objects": {}, "lock": threading.Lock()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        storage._filesystem_of.cache_clear()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield "gs://bucket"
+        server.shutdown()
+        storage._filesystem_of.cache_clear()
+
+
+@pytest.fixture(params=["file", "path", "gs"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place of each kind."""
+    if request.param == "gs":
+        return storage.join(request.getfixturevalue("bucket"), tmp_path.name)
+    return f"file://{tmp_path}" if request.param == "file" else str(tmp_path)
+
+
+def test_what_is_written_is_read_back(root: str) -> None:
+    url = storage.join(root, "a", "b.bin")
+    assert not storage.exists(url)
+    storage.write(url, b"one\0")
+    storage.write(url, b"two\0")
+    assert storage.exists(url)
+    assert storage.read(url) == b"two\0"
+    with storage.open_read(url) as stream:
+        assert stream.read() == b"two\0"
+
+
+def test_a_missing_file_is_named(root: str) -> None:
+    url = storage.join(root, "nothing")
+    with pytest.raises(NotFoundError, match="nothing: there is no such file"):
+        storage.read(url)
+
+
+def test_create_never_overwrites(root: str) -> None:
+    url = storage.join(root, "once")
+    assert storage.create(url, b"first")
+    assert not storage.create(url, b"second")
+    assert storage.read(url) == b"first"
+
+
+def test_swap_writes_only_over_the_version_that_was_read(root: str) -> None:
+    url = storage.join(root, "alias.json")
+    assert storage.read_versioned(url) == (b"", storage.ABSENT)
+    assert storage.swap(url, b"1", storage.ABSENT)
+    assert not storage.swap(url, b"2", storage.ABSENT)
+    data, version = storage.read_versioned(url)
+    assert data == b"1"
+    assert storage.swap(url, b"2", version)
+    assert not storage.swap(url, b"3", version)
+    assert storage.read(url) == b"2"
+
+
+@pytest.mark.parametrize(
+    "change", [storage.create, lambda url, data: storage.swap(url, data, storage.ABSENT)], ids=["create", "swap"]
+)
+def test_of_sixteen_writers_at_once_one_wins(root: str, change: Callable[[str, bytes], bool]) -> None:
+    url = storage.join(root, "race")
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda number: change(url, b"%d" % number), range(16)))
+    assert won.count(True) == 1
+    assert storage.read(url) == b"%d" % won.index(True)
+
+
+def test_files_and_folders_are_listed_below_a_folder(root: str) -> None:
+    for name in ("models/b/1.txt", "models/a/2.txt", "models/top.txt"):
+        storage.write(storage.join(root, name), b"x")
+    assert storage.list_files(storage.join(root, "models")) == ["a/2.txt", "b/1.txt", "top.txt"]
+    assert storage.list_folders(storage.join(root, "models")) == ["a", "b"]
+    assert storage.list_files(storage.join(root, "none")) == []
+    assert storage.list_folders(storage.join(root, "none")) == []
+
+
+def test_delete_takes_a_file_away(root: str) -> None:
+    url = storage.join(root, "gone")
+    storage.write(url, b"x")
+    storage.delete(url)
+    assert not storage.exists(url)
+    with pytest.raises(NotFoundError):
+        storage.delete(url)
+
+
+def test_a_written_file_may_be_read_by_another_user_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    storage.write(str(tmp_path / "shared"), b"x")
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+
+
+def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is a folder, a file is needed"):
+        storage.read(str(tmp_path))
+
+
+def test_a_path_that_cannot_be_is_named_in_the_systems_own_words() -> None:
+    with pytest.raises(StorageError, match="/dev/full/x: Not a directory"):
+        storage.read("/dev/full/x")
+
+
+def test_what_a_bucket_refuses_is_said_in_its_own_words(bucket: str) -> None:
+    url = storage.join(bucket, "locked")
+    storage.write(url, b"x")
+    with pytest.raises(StorageError, match="gs://bucket/locked: no role for you, 401"):
+        storage.read(url)
+
+
+def test_an_error_of_the_reader_is_not_taken_for_one_of_the_store(tmp_path: Path) -> None:
+    url = str(tmp_path / "file")
+    storage.write(url, b"x")
+    with pytest.raises(ZeroDivisionError), storage.open_read(url):
+        raise ZeroDivisionError
+
+
+def test_a_store_without_generations_cannot_hold_aliases() -> None:
+    storage.write("memory://alias", b"x")
+    with pytest.raises(StorageError, match="aliases need gs:// or file://"):
+        storage.read_versioned("memory://alias")
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(StorageError, match="zebra:// cannot be used here"):
+        storage.read("zebra://a/b")
+
+
+def test_a_package_url_is_a_path_inside_the_package() -> None:
+    path = storage.local_path("package://pigeonhole/dataset/tickets/tickets.csv")
+    assert path == Path(storage.__file__).parent / "dataset/tickets/tickets.csv"
+    assert storage.read("package://pigeonhole/dataset/tickets/tickets.csv").startswith(b"text,label\n")
+
+
+@pytest.mark.parametrize("url", ["package://pigeonhole/../secret", "package://a.b/c", "package:///c"])
+def test_a_package_url_stays_inside_its_package(url: str) -> None:
+    with pytest.raises(StorageError, match="expected package://MODULE/PATH"):
+        storage.read(url)
+
+
+def test_a_package_that_is_not_installed_is_named() -> None:
+    with pytest.raises(NotFoundError, match="the Python package zebra is not installed here"):
+        storage.read("package://zebra/x")
+
+
+def test_a_url_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.to_url("a/b") == f"file://{tmp_path}/a/b"
+    assert storage.to_url("gs://bucket/a") == "gs://bucket/a"
