@@ -1,0 +1,62 @@
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from pigeonhole.command import call, command
+from pigeonhole.errors import ConfigError, GateError, PigeonholeError, RunError
+
+
+def raising(error: BaseException) -> Any:
+    def run(arguments: list[str]) -> None:
+        raise error
+
+    return run
+
+
+def test_a_result_is_one_line_of_json_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(lambda arguments: {"arguments": arguments}, ["a=ü"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"arguments": ["a=ü"]}
+    assert printed.out.count("\n") == 1
+    assert printed.err == ""
+
+
+def test_nothing_is_printed_for_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(lambda arguments: None, []) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("error", "code"), [(ConfigError, 2), (RunError, 3), (GateError, 4)])
+def test_an_error_is_one_line_on_stderr_and_its_exit_code(
+    error: type[PigeonholeError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(raising(error("key: what is allowed")), []) == code
+    assert capsys.readouterr() == ("", "error: key: what is allowed\n")
+
+
+def test_an_interrupted_command_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(raising(KeyboardInterrupt()), []) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_an_error_of_ours_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        call(raising(ZeroDivisionError()), [])
+
+
+def test_the_place_of_an_error_is_shown_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIGEONHOLE_TRACEBACK", "1")
+    call(raising(ConfigError("key")), [])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_entry_point_reads_the_arguments_and_exits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "seed=1"])
+    with pytest.raises(SystemExit) as end:
+        command(lambda arguments: arguments)()
+    assert end.value.code == 0
+    assert capsys.readouterr().out == '["seed=1"]\n'
