@@ -20,7 +20,7 @@ MATERIALISE = "uv run python -m pigeonhole.dataset.materialise"
 # Refuses data that differ from data.dvc, and puts equal data into DVC's cache, so that `dvc status` and `dvc push` work.
 COMMIT = "uv run dvc commit --quiet data.dvc"
 STATUS = "uv run dvc status"
-TEST = "uv run pytest --cov"
+TEST = "uv run pytest --cov=pigeonhole"
 
 # What CI has no way to install: a test that is skipped there for any other reason fails the run.
 MAY_SKIP = ("needs a GPU", "needs the shared folder", "needs Windows")
