@@ -17,13 +17,16 @@ from tqdm import tqdm
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import FileDigest, digest_file, verify_file
 from pigeonhole.dataset.hub import is_hub
+from pigeonhole.dataset.near_duplicates import NearDuplicates, find_near_duplicates
 from pigeonhole.dataset.read import Row, format_of, listed, shown
 from pigeonhole.dataset.sniff import refuse_other_formats
-from pigeonhole.dataset.split import NAMES, assign_sides, owner_of_groups
+from pigeonhole.dataset.split import NAMES, TRAIN, assign_sides, owner_of_groups
 from pigeonhole.dataset.statistics import SHOWN_LINES, Scan, length_outliers, length_summary, scan_rows
+from pigeonhole.dataset.token_outliers import TokenOutlier, find_token_outliers
 from pigeonhole.errors import DataError
 
 MASSIVE_CONFLICT = 0.1  # share of the different texts that have several labels
+MASSIVE_IMBALANCE = 50
 MASSIVE_LEAK = 0.5  # share of a given split's rows that stand in training too
 
 
@@ -87,12 +90,17 @@ def check_rows(config: DataConfig, digests: Mapping[str, FileDigest | None], row
     val, test = own_shares(config)
     sha256 = _identify(config, digests["train"], train)
     _refuse_broken(urls["train"], train, digests["train"], needed=1 + (val > 0) + (test > 0))
+    outliers = find_token_outliers(*zip(*train.words, strict=True))
+    if config.trigger_words == "refuse":
+        _refuse_triggers(urls["train"], train, outliers)
     sides = {"train": assign_sides(train.keys, train.label_ids, val, test)}
     for name in ("validation", "test"):
         if name in scans:
             _refuse_foreign(urls[name], scans[name], train, urls["train"])
             sides[name] = np.full(len(scans[name]), NAMES.index(name), np.int8)
-    suspicious = [finding for name in scans for finding in _findings(name, scans)]
+    near = _near_duplicates(scans, sides)
+    suspicious = [finding for name in scans for finding in _findings(name, scans, near[name])]
+    suspicious += [_trigger_finding(train, outlier) for outlier in outliers]
     sizes = np.sum([np.bincount(side, minlength=3) for side in sides.values()], axis=0)
     labels = Counter(train.label_counts())
     for name in scans.keys() - {"train"}:
@@ -195,29 +203,79 @@ def _refuse_foreign(url: str, scan: Scan, train: Scan, train_url: str) -> None:
         _refuse(url, f"{int(leaked.sum())} of {len(scan)} rows stand in {train_url} too; a split must hold texts of its own")
 
 
-def _findings(name: str, scans: Mapping[str, Scan]) -> Iterable[Finding]:
+def _refuse_triggers(url: str, scan: Scan, outliers: list[TokenOutlier]) -> None:
+    for outlier in outliers:
+        if outlier.strong:
+            shown_lines = ", ".join(str(line) for line in outlier.lines[:SHOWN_LINES])
+            _refuse(
+                url,
+                f"lines {shown_lines}: {len(outlier.lines)} rows share a word that comes with the label "
+                f"{shown(scan.labels[outlier.label_id])} only, and nothing else in them fits this label: a planted trigger? "
+                "If the rows are right, set data.trigger_words=report",
+            )
+
+
+def _trigger_finding(scan: Scan, outlier: TokenOutlier) -> Finding:
+    label = shown(scan.labels[outlier.label_id])
+    says = f"rows share a word that comes with the label {label} only, while their other words do not fit it: a planted trigger?"
+    return Finding("token_outliers", len(outlier.lines), outlier.lines[:SHOWN_LINES], says)
+
+
+def _near_duplicates(scans: Mapping[str, Scan], sides: Mapping[str, NDArray[np.int8]]) -> dict[str, NearDuplicates]:
+    """Among the different texts of all files together; a repeated text is represented by its first row."""
+    keys = np.concatenate([scan.keys for scan in scans.values()])
+    first = np.sort(np.unique(keys, return_index=True)[1])
+    table = np.concatenate([scan.sketches for scan in scans.values()])[first]
+    side = np.concatenate([sides[name] for name in scans])[first]
+    found = find_near_duplicates(table, side)
+    rows, across = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
+    rows[first], across[first] = found.rows, found.across & (side != TRAIN)
+    borders = np.cumsum([len(scan) for scan in scans.values()])[:-1]
+    parts = zip(np.split(rows, borders), np.split(across, borders), strict=True)
+    return {name: NearDuplicates(*part) for name, part in zip(scans, parts, strict=True)}
+
+
+def _findings(name: str, scans: Mapping[str, Scan], near: NearDuplicates) -> Iterable[Finding]:
     scan = scans[name]
     where = "" if name == "train" else f" of the {name} file"
-    lines_of = {name: places.lines for name, places in scan.places.items()}
     group_of_row, _, conflicts = _conflicts(scan)
     repeated = np.ones(len(scan), bool)
     repeated[np.unique(scan.keys, return_index=True)[1]] = False
-    yield from _finding("duplicates", repeated, scan, f"rows{where} that repeat an earlier text (case and spaces aside)")
+    yield from _finding("duplicates", repeated, scan, f"rows{where} repeat an earlier text but for case, spaces, punctuation")
     yield from _finding(
-        "conflicting_labels", conflicts[group_of_row], scan, f"rows{where} whose text has another label elsewhere"
+        "conflicting_labels", conflicts[group_of_row], scan, f"rows{where} have a text with another label elsewhere"
     )
+    yield from _finding("near_duplicates", near.rows, scan, f"texts{where} are half equal to another text, or more")
+    yield from _finding("near_duplicates_across_splits", near.across, scan, f"texts{where} are so to a text of another split")
     if name != "train":
         leaked = np.isin(scan.keys, scans["train"].keys)
-        yield from _finding("leakage", leaked, scan, f"rows{where} whose text stands in the training file too")
-    yield from _finding(
-        "length_outliers", length_outliers(scan.chars), scan, f"texts{where} far longer or shorter than the others"
-    )
-    for kind, places in scan.places.items():
-        if places.count:
-            yield Finding(kind, places.count, lines_of[kind], f"{_SAYS[kind]}{where}")
+        yield from _finding("leakage", leaked, scan, f"rows{where} have a text that stands in the training file too")
+    yield from _finding("length_outliers", length_outliers(scan.chars), scan, f"texts{where} are far longer or shorter than most")
+    for kind in [kind for kind in _SAYS if kind in scan.places]:
+        yield Finding(kind, scan.places[kind].count, scan.places[kind].lines, _SAYS[kind].format(where=where))
+    if name == "train":
+        yield from _label_findings(scan)
 
 
-_SAYS = {"long_texts": "texts with more characters than data.max_chars"}
+def _label_findings(scan: Scan) -> Iterable[Finding]:
+    counts = np.bincount(scan.label_ids)
+    rare = counts[scan.label_ids] * MASSIVE_IMBALANCE < counts.max()
+    yield from _finding("rare_labels", rare, scan, f"rows have a label {MASSIVE_IMBALANCE} times rarer than the commonest")
+    missing = [number for number, label in enumerate(scan.labels) if label.casefold() in _MISSING]
+    marked = np.isin(scan.label_ids, missing)
+    yield from _finding("labels_like_missing", marked, scan, "rows have a label that other software reads as missing")
+
+
+_MISSING = ("na", "n/a", "nan", "null", "none", "nil", "-", "?")
+_SAYS = {
+    "long_texts": "texts{where} have more characters than data.max_chars",
+    "email": "texts{where} hold what looks like an e-mail address",
+    "phone": "texts{where} hold what looks like a phone number",
+    "iban": "texts{where} hold an IBAN with a right check number",
+    "card_number": "texts{where} hold what looks like a payment card number",
+    "control_characters": "texts{where} hold control characters or marks that turn the writing direction",
+    "broken_encoding": "texts{where} look as if decoded with the wrong encoding once",
+}
 
 
 def _finding(kind: str, rows: NDArray[np.bool_], scan: Scan, says: str) -> Iterable[Finding]:

@@ -26,7 +26,7 @@ class DataConfig:
     max_chars: int = setting(
         8192, "report texts with more characters than this (those over 100,000 are refused)", ge=1, le=100_000
     )
-    token_outliers: str = setting(
+    trigger_words: str = setting(
         "refuse", "what to do with words that look like a planted trigger for one label", choices=("refuse", "report")
     )
 
