@@ -7,6 +7,7 @@ any work begins. Classes never see the result as a whole: a command hands each o
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -195,7 +196,7 @@ def _take_option(arguments: list[str], option: str) -> str | None:
 
 
 def _check_key(argument: str, settings: dict[str, Setting]) -> None:
-    key, equals, value = argument.partition("=")
+    key, equals, _ = argument.partition("=")
     key = key.lstrip("+~")
     if key in settings or (equals and (key in groups() or key.startswith("hydra."))):
         if not equals:
@@ -222,20 +223,21 @@ def _compose(schema: type[T], name: str, arguments: list[str], folder: str | Non
             composed = hydra_compose(config_name=name, overrides=overrides)
         return cast(T, OmegaConf.to_object(composed))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(_explain(error, settings)) from error
+        raise ConfigError(_explain(error, settings, arguments)) from error
 
 
 def _quoted(argument: str, settings: dict[str, Setting]) -> str:
     """Words for a key of type str need no quotes on our command line, whatever is in them (a URL, a path with = or spaces)."""
     key, _, value = argument.partition("=")
     found = settings.get(key.lstrip("+"))
-    if found is None or not found.type.startswith("str") or value in ("", "null") or value[0] in "'\"[{$":
+    if found is None or not found.type.startswith("str") or value in ("", "null") or value.startswith(("'", '"', "${")):
         return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra's quoted strings: a backslash means itself unless it stands before a quote.
+    escaped = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", value))
     return f"{key}='{escaped}'"
 
 
-def _explain(error: Exception, settings: dict[str, Setting]) -> str:
+def _explain(error: Exception, settings: dict[str, Setting], arguments: Sequence[str]) -> str:
     cause: BaseException | None = error
     while cause is not None:
         key = getattr(cause, "full_key", None)
@@ -244,4 +246,5 @@ def _explain(error: Exception, settings: dict[str, Setting]) -> str:
         if key:
             return f"{key}: {str(cause).splitlines()[0]}; allowed are the keys that --help lists"
         cause = cause.__cause__
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{' '.join(arguments)}: " + "; ".join(lines)

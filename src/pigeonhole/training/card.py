@@ -5,7 +5,7 @@ from pigeonhole.bundle import Manifest
 _TEMPLATE = """\
 # {name} {version}
 
-A text classifier with {count} labels, made on {created_at} by `train`; the file `manifest.json` holds every number below and more.
+A text classifier with {count} labels, made on {created_at} by `train`; `manifest.json` holds every number below and more.
 
 | | accuracy | macro-F1 | calibration error |
 |---|---|---|---|
@@ -28,7 +28,7 @@ It always names one of its labels, also for a text that belongs to none of them.
 - encoder: `{pretrained}`
 - data: sha256 `{data_sha256}`
 - commit: `{commit}`, seed {seed}, {threads} threads
-- exported models against the trained one, over {parity_rows} test texts: fp32 logits within {fp32:.1e}, {flips} labels differ{int8}
+- exported against trained, over {parity_rows} test texts: fp32 logits within {fp32:.1e}, {flips} labels differ{int8}
 """
 
 
@@ -66,7 +66,10 @@ def write_card(manifest: Manifest) -> str:
 def _row(name: str, found: dict[str, object]) -> str:
     intervals = found["intervals"]
     assert isinstance(intervals, dict)
-    cells = [f"{found[metric]:.3f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]" for metric in ("accuracy", "macro_f1", "ece")]
+    cells = [
+        f"{found[metric]:.3f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]"
+        for metric in ("accuracy", "macro_f1", "ece")
+    ]
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

@@ -75,7 +75,7 @@ def export_fp32(model: TextClassifier, path: Path) -> None:
 def quantize(fp32: Path, int8: Path) -> None:
     """Weights to int8 in blocks of 64 inputs, activations to int8 by token and block when they are computed.
 
-    On tickets: 99.7 % of labels as in fp32 at 1.9 times its speed, and the same bits alone or in a batch. ONNX Runtime's usual
+    On tickets: 99.7 % of labels as in fp32 at 1.9 times its speed, and the same logits alone or in a batch. ONNX Runtime's usual
     dynamic int8 (one scale for all tokens of a batch) was 3 times as fast, agreed on 98.0 % and made answers depend on the batch.
     """
     logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
@@ -96,7 +96,9 @@ def golden_answers(classifiers: Sequence[Classifier]) -> list[Golden]:
     return [Golden(text, logits) for text, logits in zip(PROBES, answers, strict=True)]
 
 
-def compare(torch_logits: NDArray[np.float32], fp32_logits: NDArray[np.float32], int8_logits: NDArray[np.float32] | None) -> Parity:
+def compare(
+    torch_logits: NDArray[np.float32], fp32_logits: NDArray[np.float32], int8_logits: NDArray[np.float32] | None
+) -> Parity:
     """Logits (n, c) of the same texts through the trained model and through the bundle."""
     labels, fp32_labels = torch_logits.argmax(axis=1), fp32_logits.argmax(axis=1)
     int8_labels = None if int8_logits is None else int8_logits.argmax(axis=1)

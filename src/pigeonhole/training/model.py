@@ -6,13 +6,15 @@ the layer, an ordinary BertForSequenceClassification reads the average too, and 
 """
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -23,12 +25,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.bert.modeling_bert import BertLayer, BertPooler
 
 from pigeonhole import storage
 from pigeonhole.errors import ConfigError
 
 SCRATCH = "scratch"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SCRATCH_VOCABULARY = 2000
 # The average outweighs the first token's own vector by this much; with 8 it was 1 point less accurate on tickets.
 AVERAGE_WEIGHT = 20.0
 # Small enough for the pooler's tanh to be almost a straight line on vectors of unit variance.
@@ -42,6 +46,26 @@ class Pretrained:
     source: str
     local: bool
     revision: str | None = None
+
+
+class FirstTokenLayer(BertLayer):
+    """The last layer of a BERT whose pooler reads the first token alone: only that token's vector is computed.
+
+    The same parameters and the same answer as BertLayer, 12 % less work for 7 layers, in training and in the exported graph.
+    """
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: object, **__: object) -> Tensor:
+        """hidden_states (b, t, d) -> (b, 1, d)."""
+        attention, first = self.attention.self, hidden_states[:, :1]
+        heads = (attention.num_attention_heads, attention.attention_head_size)
+        query = attention.query(first).unflatten(-1, heads).transpose(1, 2)  # (b, h, 1, d/h)
+        key = attention.key(hidden_states).unflatten(-1, heads).transpose(1, 2)  # (b, h, t, d/h)
+        value = attention.value(hidden_states).unflatten(-1, heads).transpose(1, 2)
+        mask = None if attention_mask is None else attention_mask[:, :, :1]  # (b, 1, 1, t)
+        dropout = attention.dropout.p if self.training else 0.0
+        context = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        attended = self.attention.output(context.transpose(1, 2).flatten(2), first)
+        return cast(Tensor, self.output(self.intermediate(attended), attended))
 
 
 class TextClassifier(nn.Module):
@@ -132,6 +156,8 @@ def load_model(
         )
     if averaging_layer:
         average_tokens(cast(BertForSequenceClassification, body))
+    if isinstance(body, BertForSequenceClassification):
+        body.bert.encoder.layer[-1].__class__ = FirstTokenLayer
     return _take_apart(body)
 
 
@@ -142,16 +168,16 @@ def average_tokens(model: BertForSequenceClassification) -> None:
     Keys of zero attend to every token alike; small random queries let the attention be learned from there. The feed-forward
     part begins as nothing, the layer norms as plain normalisation: the first token leaves as LayerNorm(own + 20 * average).
     """
-    layer = model.bert.encoder.layer[-1]
-    attention = layer.attention
+    layer = cast(BertLayer, model.bert.encoder.layer[-1])
+    attention, pooler = layer.attention, cast(BertPooler, model.bert.pooler)
     identity = torch.eye(model.config.hidden_size)
     attention.self.query.weight.normal_(0, 0.02)
     attention.self.key.weight.zero_()
     attention.self.value.weight.copy_(AVERAGE_WEIGHT * identity)
     attention.output.dense.weight.copy_(identity)
     layer.output.dense.weight.zero_()
-    model.bert.pooler.dense.weight.copy_(POOLER_SCALE * identity)
-    for linear in (*attention.self.children(), attention.output.dense, layer.output.dense, model.bert.pooler.dense):
+    pooler.dense.weight.copy_(POOLER_SCALE * identity)
+    for linear in (*attention.self.children(), attention.output.dense, layer.output.dense, pooler.dense):
         if isinstance(linear, nn.Linear):
             linear.bias.zero_()
     for norm in (attention.output.LayerNorm, layer.output.LayerNorm):
@@ -160,8 +186,7 @@ def average_tokens(model: BertForSequenceClassification) -> None:
 
 
 def _looks_like_hub_id(text: str) -> bool:
-    parts = text.split("/")
-    return len(parts) <= 2 and all(part and part.strip(".") and part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in parts)
+    return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", text) is not None
 
 
 def _verify(pretrained: str, weights: Path, sha256: str) -> None:
@@ -189,13 +214,16 @@ def _tiny_config(vocab_size: int) -> BertConfig:
 
 
 def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=2000, special_tokens=SPECIAL_TOKENS, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    cls_id, sep_id = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep_id), ("[CLS]", cls_id))
+    """WordPiece over the most frequent words and every character; the library's own trainer breaks ties anew in each run."""
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
+    characters = sorted({character for word in words for character in word})
+    frequent = sorted(words, key=lambda word: (-words[word], word))
+    entries = dict.fromkeys([*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters), *frequent])
+    vocabulary = {token: number for number, token in enumerate(list(entries)[:SCRATCH_VOCABULARY])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -215,4 +243,6 @@ def _take_apart(body: PreTrainedModel) -> TextClassifier:
         if isinstance(head, nn.Linear):
             body.set_submodule(name, nn.Identity())
             return TextClassifier(body, name, head)
-    raise ConfigError(f"model.pretrained: {type(body).__name__} ends in no linear layer that is known here; choose another encoder")
+    raise ConfigError(
+        f"model.pretrained: {type(body).__name__} ends in no linear layer that is known here; choose another encoder"
+    )

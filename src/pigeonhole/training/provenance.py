@@ -31,7 +31,7 @@ def collect(config: Mapping[str, Any], data_sha256: str, seed: int, threads: int
 def _git(*arguments: str) -> str | None:
     """What git says, or None outside a checkout (an image, an installed wheel) or without git."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603, S607
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

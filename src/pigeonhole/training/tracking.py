@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -49,7 +49,8 @@ class WandbTracker:
     def __init__(self, folder: Path, name: str, project: str, entity: str | None, config: Mapping[str, Any]) -> None:
         import wandb  # 1 s to import: only a run that uses it pays
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        # WANDB_MODE, where it is set, is W&B's own business.
+        mode: Literal["offline"] | None = None if os.environ.get("WANDB_MODE") or _has_key() else "offline"
         if mode == "offline":
             say(f"W&B: no API key found, this run is kept offline; later: `wandb sync {folder / 'wandb'}/offline-run-*`")
         self._wandb = wandb
@@ -75,9 +76,7 @@ class WandbTracker:
         self._run.finish()
 
 
-def open_tracker(
-    backend: str, folder: Path, name: str, project: str, entity: str | None, config: Mapping[str, Any]
-) -> Tracker:
+def open_tracker(backend: str, folder: Path, name: str, project: str, entity: str | None, config: Mapping[str, Any]) -> Tracker:
     if backend == "wandb":
         return WandbTracker(folder, name, project, entity, config)
     return JsonlTracker(folder) if backend == "jsonl" else NoTracker()

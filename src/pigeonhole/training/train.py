@@ -1,7 +1,7 @@
 """`uv run train`: the corridor from rows to a sealed bundle in the registry, one step after another, each naming the next.
 
-rows -> split -> ids -> head on the frozen encoder -> fine-tuned model -> temperature -> ONNX (fp32, int8) -> read back through the
-server's own door and compared -> sealed -> registry.
+rows -> split -> ids -> head on the frozen encoder -> fine-tuned model -> temperature -> ONNX (fp32, int8) -> read back through
+the server's own door and compared -> sealed -> registry.
 """
 
 import datetime
@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from pigeonhole import storage
 from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, TOKENIZER, Bundle, Manifest, Precision, Windowing, open_bundle, seal
@@ -78,7 +77,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
     dataset = load_dataset(config.data)
     split = dataset.split
-    say(f"data: {len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows, {len(dataset.labels)} labels")
+    sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
+    say(f"data: {sizes}, {len(dataset.labels)} labels")
     storage.write(str(out / "config.yaml"), to_yaml(config).encode())
     origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads)
     storage.write(str(out / "provenance.json"), msgspec.json.format(msgspec.json.encode(origin)))
@@ -111,7 +111,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     manifest = _export(config, name, model, tokenizer.backend_tokenizer.to_str(), dataset.labels, temperature, folder)
     watch.lap("export")
 
-    classifiers = {precision: Classifier.load(Bundle(str(folder), folder, manifest), precision, threads) for precision in manifest.models}
+    classifiers = {
+        precision: Classifier.load(Bundle(str(folder), folder, manifest), precision, threads) for precision in manifest.models
+    }
     predictions = {precision: _predict(classifier, split.test) for precision, classifier in classifiers.items()}
     logits = {precision: np.stack([found.logits for found in answers]) for precision, answers in predictions.items()}
     parity = export.compare(torch_logits, logits["fp32"], logits.get("int8"))
@@ -120,7 +122,10 @@ def run(arguments: list[str]) -> dict[str, Any]:
     watch.lap("evaluation")
 
     manifest = msgspec.structs.replace(
-        manifest, parity=export.as_dict(parity), metrics={**results, "epochs": [asdict(epoch) for epoch in history]}, provenance=origin
+        manifest,
+        parity=export.as_dict(parity),
+        metrics={**results, "epochs": [asdict(epoch) for epoch in history]},
+        provenance=origin,
     )
     golden = export.golden_answers(list(classifiers.values()))
     storage.write(str(folder / GOLDEN), msgspec.json.format(msgspec.json.encode(golden)))
@@ -287,7 +292,9 @@ def _evaluate(
     return {"test": measured[served], **others, "baselines": baselines}
 
 
-def _draw(folder: Path, dataset: Dataset, rows: Tokenized, served: Sequence[Prediction], history: Sequence[Epoch]) -> dict[str, Path]:
+def _draw(
+    folder: Path, dataset: Dataset, rows: Tokenized, served: Sequence[Prediction], history: Sequence[Epoch]
+) -> dict[str, Path]:
     probabilities = np.stack([found.probabilities for found in served])
     truth = rows.test.label_ids
     losses = {

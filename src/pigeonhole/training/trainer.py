@@ -1,4 +1,4 @@
-"""The training loop on Accelerate: length-sorted batches, AdamW, warm-up then linear decay, early stopping on validation macro-F1.
+"""The training loop on Accelerate: length-sorted batches, AdamW, warm-up, linear decay, early stopping on validation macro-F1.
 
 Promises: the same arguments on the same machine with the same number of threads give the same weights, bit for bit; the model
 leaves with the weights of its best epoch. Knows nothing of configuration, tracking or files but the best checkpoint.
@@ -63,7 +63,6 @@ def set_determinism(seed: int, threads: int) -> int:
     """Fix everything random and the number of CPU threads (0: all cores), and return that number."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
-    np.random.seed(seed)
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(threads or os.cpu_count() or 1)
     return torch.get_num_threads()

@@ -1,0 +1,91 @@
+"""Tiny real things that every room's tests share: rows, a run that trained on them, and the bundle that it sealed."""
+
+import csv
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pigeonhole.training.train import run
+
+OBJECTS = {
+    "delivery": ["parcel", "courier", "tracking number", "doorstep", "depot"],
+    "billing": ["invoice", "charge", "receipt", "card statement", "tax line"],
+    "account": ["password", "login", "profile", "security code", "username"],
+}
+HAPPENINGS = [
+    "my {} looks wrong to me",
+    "where can I find the {} please",
+    "the {} has not changed since monday",
+    "somebody else has got my {}",
+    "I asked about the {} and nobody answers",
+    "is the {} still the old one",
+    "a question on the {} from last week",
+    "could you check the {} for me",
+    "this {} makes no sense",
+    "no {} again today",
+]
+
+
+def tiny_rows() -> list[tuple[str, str]]:
+    """150 texts of three labels that a few words tell apart."""
+    return [
+        (happening.format(thing), label)
+        for label, things in OBJECTS.items()
+        for happening, thing in itertools.product(HAPPENINGS, things)
+    ]
+
+
+def write_rows(path: Path, rows: list[tuple[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("text", "label"))
+        writer.writerows(rows)
+    return path
+
+
+def train_arguments(folder: Path, data: Path) -> list[str]:
+    """What trains the tiny model into `folder` in a few seconds."""
+    return [
+        "model=tiny",
+        "tracking=jsonl",
+        "name=tiny",
+        f"data.path={data}",
+        "data.val=0.2",
+        "data.test=0.2",
+        "data.trigger_words=report",
+        "model.max_length=32",
+        "trainer.epochs=20",
+        "trainer.patience=20",
+        "trainer.learning_rate=0.003",
+        "trainer.freeze_word_embeddings=false",
+        "trainer.threads=1",
+        f"out={folder / 'run'}",
+        f"registry={folder / 'registry'}",
+        "export.min_agreement=0.9",
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "tiny.csv", tiny_rows())
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str, Any]:
+    """What `train` returned for the tiny model: its bundle, metrics, folders."""
+    return run(train_arguments(tmp_path_factory.mktemp("tiny"), tiny_data))
+
+
+@pytest.fixture(scope="session")
+def sealed_bundle(tiny_run: dict[str, Any]) -> Path:
+    """The sealed bundle itself; only to be read."""
+    return Path(tiny_run["run"]) / "bundle"
+
+
+@pytest.fixture
+def tiny_bundle(sealed_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the sealed bundle, to be changed at will."""
+    return Path(shutil.copytree(sealed_bundle, tmp_path / "bundle"))

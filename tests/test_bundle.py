@@ -1,0 +1,145 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import msgspec
+import pytest
+
+from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, read_golden, seal
+from pigeonhole.errors import BundleError
+
+FILES = ["README.md", "golden.json", "model.int8.onnx", "model.onnx", "reference.parquet", "tokenizer.json"]
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Seal a folder again with other manifest fields, as somebody with a broken exporter would."""
+    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes())
+    manifest.update(changes)
+    manifest["seal"] = "0" * 64
+    loose = msgspec.json.encode(manifest)
+    (folder / MANIFEST).write_bytes(loose)
+    digest = hashlib.sha256(loose).hexdigest()
+    (folder / MANIFEST).write_bytes(loose.replace(b"0" * 64, digest.encode()))
+
+
+def test_a_sealed_bundle_opens_and_lists_every_file(sealed_bundle: Path) -> None:
+    opened = open_bundle(str(sealed_bundle))
+    assert sorted(opened.manifest.files) == FILES
+    assert opened.manifest.labels == ("account", "billing", "delivery")
+    assert opened.manifest.files["model.onnx"].size_bytes == (sealed_bundle / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_changed_byte_is_refused_with_the_files_name(tiny_bundle: Path, name: str) -> None:
+    data = bytearray((tiny_bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tiny_bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match=name.replace(".", r"\.")):
+        open_bundle(str(tiny_bundle))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused_by_name(tiny_bundle: Path, name: str) -> None:
+    (tiny_bundle / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        open_bundle(str(tiny_bundle))
+
+
+def test_a_folder_without_a_manifest_says_what_a_bundle_is(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json is missing; a bundle is the folder"):
+        open_bundle(str(tmp_path))
+
+
+def test_an_extra_file_is_refused_by_name(tiny_bundle: Path) -> None:
+    (tiny_bundle / "config.json").write_text('{"auto_map": {"AutoModel": "evil.py"}}')
+    with pytest.raises(BundleError, match=r"'config\.json' is not listed"):
+        open_bundle(str(tiny_bundle))
+
+
+def test_a_truncated_file_is_refused_with_both_sizes(tiny_bundle: Path) -> None:
+    data = (tiny_bundle / "model.onnx").read_bytes()
+    (tiny_bundle / "model.onnx").write_bytes(data[:-1])
+    with pytest.raises(BundleError, match=f"model.onnx has {len(data) - 1} bytes where {len(data)} were sealed"):
+        open_bundle(str(tiny_bundle))
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"), (b"<!DOCTYPE html><html>", "HTML page")],
+)
+def test_a_pointer_or_a_web_page_in_place_of_the_model_is_named(tiny_bundle: Path, content: bytes, hint: str) -> None:
+    (tiny_bundle / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=f"model.onnx.*{hint}"):
+        open_bundle(str(tiny_bundle))
+
+
+def test_a_link_out_of_the_folder_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.move(tiny_bundle / "model.onnx", tmp_path / "elsewhere.onnx")
+    (tiny_bundle / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match=r"model\.onnx is not an ordinary file"):
+        open_bundle(str(tiny_bundle))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_length": 0}, r"max_length"),
+        ({"temperature": 0}, r"temperature"),
+        ({"temperature": -1.5}, r"temperature"),
+        ({"labels": ["a", "a", "b"]}, r"labels \['a'\] stand more than once"),
+        ({"labels": ["one"]}, r"labels"),
+        ({"labels": ["one", ""]}, r"labels"),
+        ({"thresholds": {"account": 0.5}}, r"thresholds must name each label once"),
+        ({"thresholds": {"account": 1.5, "billing": 0.5, "delivery": 0.5}}, r"thresholds"),
+        ({"schema_version": 2}, r"schema_version"),
+        ({"files": {"../evil": {"sha256": "0" * 64, "size_bytes": 1}}}, r"key|pattern|files"),
+        ({"served": "int4"}, r"served"),
+        ({"models": {"fp32": "model.onnx"}}, r"served is int8, models has"),
+        ({"models": {"fp32": "other.onnx", "int8": "model.int8.onnx"}}, r"files does not list \['other.onnx'\]"),
+        ({"surprise": 1}, r"surprise"),
+    ],
+)
+def test_a_manifest_that_means_nothing_is_refused(tiny_bundle: Path, changes: dict[str, Any], message: str) -> None:
+    reseal(tiny_bundle, **changes)
+    with pytest.raises(BundleError, match=rf"manifest\.json: .*({message})"):
+        open_bundle(str(tiny_bundle))
+
+
+def test_not_a_number_is_no_threshold(tiny_bundle: Path) -> None:
+    text = (tiny_bundle / MANIFEST).read_text()
+    (tiny_bundle / MANIFEST).write_text(text.replace('"temperature": ', '"temperature": NaN, "was": ', 1))
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        open_bundle(str(tiny_bundle))
+
+
+def test_a_version_1_bundle_of_today_opens_tomorrow(tiny_bundle: Path) -> None:
+    fields = json.loads((tiny_bundle / MANIFEST).read_text())
+    assert fields["schema_version"] == 1
+    assert set(fields) == set(Manifest.__struct_fields__)
+
+
+def test_sealing_again_gives_a_bundle_that_opens(tiny_bundle: Path) -> None:
+    manifest = open_bundle(str(tiny_bundle)).manifest
+    sealed = seal(tiny_bundle, msgspec.structs.replace(manifest, temperature=2.5))
+    assert open_bundle(str(tiny_bundle)).manifest == sealed
+    assert sealed.temperature == 2.5
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b'[{"text": "a", "logits": {"fp32": [1.0]}}]'])
+def test_golden_answers_of_another_shape_are_refused(tiny_bundle: Path, content: bytes) -> None:
+    (tiny_bundle / "golden.json").write_bytes(content)
+    manifest = msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest)
+    seal(tiny_bundle, manifest)
+    with pytest.raises(BundleError, match=r"golden\.json"):
+        read_golden(open_bundle(str(tiny_bundle)))
+
+
+def test_a_remote_bundle_is_copied_whole_before_it_is_verified(sealed_bundle: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(sealed_bundle), "/models/tiny", recursive=True)
+    opened = open_bundle("memory://models/tiny")
+    assert sorted(path.name for path in opened.folder.iterdir()) == sorted([*FILES, MANIFEST])
+    assert (opened.folder / "model.onnx").read_bytes() == (sealed_bundle / "model.onnx").read_bytes()

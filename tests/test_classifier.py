@@ -1,0 +1,195 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer
+
+from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, seal
+from pigeonhole.classifier import Classifier, Encoder, softmax
+from pigeonhole.errors import BundleError, InferenceError
+
+TEXTS = [
+    "where is my parcel",
+    "no",
+    "the invoice has not changed since monday and nobody answers",
+    "I asked about the password and then about the courier and then about the receipt, and nobody ever answers me at all",
+    "¿¡ qué 谢谢 ?!",
+]
+
+
+@pytest.fixture
+def classifier(sealed_bundle: Path) -> Classifier:
+    return Classifier.open(open_bundle(str(sealed_bundle)))
+
+
+def change_graph(folder: Path, change: Callable[[onnx.ModelProto], None], file: str = "model.int8.onnx") -> None:
+    """Change the model and seal again, as a broken exporter would."""
+    model = onnx.load(folder / file)
+    change(model)
+    onnx.save(model, folder / file)
+    seal(folder, msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest))
+
+
+def test_the_answer_names_the_most_probable_label(classifier: Classifier) -> None:
+    for found in classifier.predict(TEXTS):
+        assert found.label == classifier.labels[found.label_id]
+        assert found.score == found.probabilities.max() == found.probabilities[found.label_id]
+        assert found.probabilities.sum() == pytest.approx(1)
+        assert found.logits.shape == (3,)
+        assert found.embedding.shape == (32,)
+
+
+def test_probabilities_are_the_softmax_of_the_logits_over_the_temperature(classifier: Classifier) -> None:
+    found = classifier.predict(["where is my invoice"])[0]
+    powers = np.exp(found.logits.astype(np.float64) / classifier.manifest.temperature)
+    assert found.probabilities == pytest.approx(powers / powers.sum())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_text_gets_the_same_answer_alone_and_in_any_company(sealed_bundle: Path, precision: str) -> None:
+    classifier = Classifier.open(open_bundle(str(sealed_bundle)), "int8" if precision == "int8" else "fp32")
+    together = classifier.predict(TEXTS * 20)
+    for number, text in enumerate(TEXTS):
+        alone = classifier.predict([text])[0]
+        for found in together[number :: len(TEXTS)]:
+            assert found.logits == pytest.approx(alone.logits, abs=1e-5)
+            assert found.label == alone.label
+
+
+def test_no_texts_get_no_answers(classifier: Classifier) -> None:
+    assert classifier.predict([]) == []
+
+
+def test_a_text_longer_than_max_length_is_cut_and_says_so(classifier: Classifier) -> None:
+    long, short = classifier.predict(["parcel " * 500, "parcel"])
+    assert long.truncated
+    assert long.n_tokens == classifier.manifest.max_length
+    assert not short.truncated
+
+
+def test_control_tokens_in_a_text_are_read_as_text(sealed_bundle: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(sealed_bundle / "tokenizer.json"))
+    encoder = Encoder(tokenizer, 32)
+    separator = tokenizer.token_to_id("[SEP]")
+    assert separator is not None
+    ids = encoder.encode(["parcel [SEP] invoice"])[0].input_ids
+    assert ids.count(separator) == 1
+    assert ids[-1] == separator
+
+
+def test_unknown_tokens_are_counted(classifier: Classifier) -> None:
+    unknown, known = classifier.predict(["谢谢 谢谢", "parcel"])
+    assert unknown.unknown_tokens > 0
+    assert known.unknown_tokens == 0
+
+
+def test_a_score_below_the_labels_threshold_is_for_review(tiny_bundle: Path) -> None:
+    manifest = msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest)
+    score = Classifier.open(open_bundle(str(tiny_bundle))).predict(["no"])[0].score
+    for threshold, decision in ((score, "accept"), ((1 + score) / 2, "review")):
+        seal(tiny_bundle, msgspec.structs.replace(manifest, thresholds=dict.fromkeys(manifest.labels, threshold)))
+        assert Classifier.open(open_bundle(str(tiny_bundle))).predict(["no"])[0].decision == decision
+
+
+def test_softmax_of_huge_logits_is_finite() -> None:
+    assert softmax(np.array([1e4, 0.0])) == pytest.approx([1, 0])
+
+
+def test_a_precision_that_is_not_there_is_refused_with_those_that_are(tiny_bundle: Path) -> None:
+    manifest = msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest)
+    (tiny_bundle / "model.int8.onnx").unlink()
+    seal(tiny_bundle, msgspec.structs.replace(manifest, models={"fp32": "model.onnx"}, served="fp32"))
+    with pytest.raises(BundleError, match="has no int8 model; it has fp32"):
+        Classifier.open(open_bundle(str(tiny_bundle)), "int8")
+
+
+def test_weights_that_are_not_numbers_are_refused_at_load(tiny_bundle: Path) -> None:
+    def fill(model: onnx.ModelProto) -> None:
+        bias = next(found for found in model.graph.initializer if found.name == "head.bias")
+        bias.CopyFrom(numpy_helper.from_array(np.full(3, np.nan, np.float32), "head.bias"))
+
+    change_graph(tiny_bundle, fill)
+    with pytest.raises(BundleError, match=r"model\.int8\.onnx: .*not numbers"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_logits_that_are_not_numbers_are_an_error_not_an_answer(tiny_bundle: Path) -> None:
+    def fill(model: onnx.ModelProto) -> None:
+        bias = next(found for found in model.graph.initializer if found.name == "head.bias")
+        bias.CopyFrom(numpy_helper.from_array(np.full(3, np.inf, np.float32), "head.bias"))
+
+    change_graph(tiny_bundle, fill)
+    with pytest.raises(InferenceError, match="not numbers"):
+        Classifier.load(open_bundle(str(tiny_bundle))).predict(["a"])
+
+
+def test_a_head_of_another_size_is_refused(tiny_bundle: Path) -> None:
+    def widen(model: onnx.ModelProto) -> None:
+        for name, shape in (("head.weight", (5, 32)), ("head.bias", (5,))):
+            found = next(found for found in model.graph.initializer if found.name == name)
+            found.CopyFrom(numpy_helper.from_array(np.zeros(shape, np.float32), name))
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+
+    change_graph(tiny_bundle, widen)
+    with pytest.raises(BundleError, match=r"gives 5 logits, the manifest has 3 labels"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_other_weights_do_not_give_the_golden_answers(tiny_bundle: Path) -> None:
+    def shift(model: onnx.ModelProto) -> None:
+        bias = next(found for found in model.graph.initializer if found.name == "head.bias")
+        moved = numpy_helper.to_array(bias) + np.array([5, 0, 0], np.float32)
+        bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "head.bias"))
+
+    change_graph(tiny_bundle, shift)
+    with pytest.raises(BundleError, match="answers golden probe 0 5 off its logits"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_a_graph_with_other_inputs_is_refused(tiny_bundle: Path) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        model.graph.input.append(helper.make_tensor_value_info("token_type_ids", TensorProto.INT64, ["b", "t"]))
+
+    change_graph(tiny_bundle, rename)
+    with pytest.raises(BundleError, match=r"has inputs .*token_type_ids.*, expected"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_a_graph_from_the_future_is_refused(tiny_bundle: Path) -> None:
+    def jump(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = 999
+
+    change_graph(tiny_bundle, jump)
+    with pytest.raises(BundleError, match=r"model\.int8\.onnx cannot be loaded"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_a_graph_that_fails_when_it_runs_is_refused_at_load(tiny_bundle: Path) -> None:
+    def shrink(model: onnx.ModelProto) -> None:
+        name = "body.bert.embeddings.word_embeddings.weight"
+        found = next(found for found in model.graph.initializer if found.name == name)
+        found.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found)[:3], name))
+
+    change_graph(tiny_bundle, shrink)
+    with pytest.raises(BundleError, match=r"model\.int8\.onnx does not run"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_a_tokenizer_that_is_none_is_refused(tiny_bundle: Path) -> None:
+    (tiny_bundle / "tokenizer.json").write_text("{}")
+    seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_golden_answers_of_the_served_precision_are_required(tiny_bundle: Path) -> None:
+    golden = msgspec.json.decode((tiny_bundle / "golden.json").read_bytes())
+    only_fp32 = [{"text": probe["text"], "logits": {"fp32": probe["logits"]["fp32"]}} for probe in golden]
+    (tiny_bundle / "golden.json").write_bytes(msgspec.json.encode(only_fp32))
+    seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))
+    with pytest.raises(BundleError, match=r"golden\.json has no answers for int8"):
+        Classifier.open(open_bundle(str(tiny_bundle)))

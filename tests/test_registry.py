@@ -1,0 +1,96 @@
+import threading
+from pathlib import Path
+
+import pytest
+
+from pigeonhole import storage
+from pigeonhole.bundle import open_bundle
+from pigeonhole.errors import RegistryError
+from pigeonhole.registry import Registry
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(str(tmp_path / "registry"))
+
+
+@pytest.fixture
+def version(registry: Registry, sealed_bundle: Path) -> str:
+    """A published version."""
+    manifest = open_bundle(str(sealed_bundle)).manifest
+    registry.publish(sealed_bundle, manifest)
+    return manifest.version
+
+
+def test_a_published_bundle_opens_from_its_url(registry: Registry, sealed_bundle: Path) -> None:
+    manifest = open_bundle(str(sealed_bundle)).manifest
+    url = registry.publish(sealed_bundle, manifest)
+    assert open_bundle(url).manifest == manifest
+    assert registry.models() == ["tiny"]
+    assert registry.versions("tiny") == [manifest.version]
+
+
+def test_a_version_is_never_overwritten(registry: Registry, version: str, sealed_bundle: Path) -> None:
+    with pytest.raises(RegistryError, match="versions are never overwritten"):
+        registry.publish(sealed_bundle, open_bundle(str(sealed_bundle)).manifest)
+
+
+def test_a_half_copied_version_is_not_seen(registry: Registry, version: str) -> None:
+    storage.delete(storage.join(registry.version_url("tiny", version), "manifest.json"))
+    assert registry.versions("tiny") == []
+
+
+def test_an_alias_means_the_version_that_it_was_set_to_and_remembers_every_change(registry: Registry, version: str) -> None:
+    registry.set_alias("tiny", "production", version, "the first bundle", expected=None, by="ann")
+    registry.set_alias("tiny", "production", None, "withdrawn", expected=version, by="bob")
+    registry.set_alias("tiny", "production", version, "back", expected=None, by="ann")
+    state = registry.alias("tiny", "production")
+    assert state.version == version
+    assert [(change.version, change.by, change.reason) for change in state.history] == [
+        (version, "ann", "the first bundle"),
+        (None, "bob", "withdrawn"),
+        (version, "ann", "back"),
+    ]
+    assert registry.resolve("tiny", "production") == registry.version_url("tiny", version)
+
+
+def test_an_alias_that_was_never_set_lists_the_models_that_are_there(registry: Registry, version: str) -> None:
+    with pytest.raises(RegistryError, match="'other' has no production version; models here: tiny"):
+        registry.resolve("other", "production")
+
+
+def test_an_alias_cannot_mean_a_version_that_is_not_there(registry: Registry, version: str) -> None:
+    with pytest.raises(RegistryError, match=f"has no version '2020'; it has {version}"):
+        registry.set_alias("tiny", "production", "2020", "?", expected=None)
+
+
+def test_who_expected_another_version_is_told(registry: Registry, version: str) -> None:
+    registry.set_alias("tiny", "production", version, "first", expected=None)
+    with pytest.raises(RegistryError, match=f"tiny/production is {version}, not None: somebody moved it"):
+        registry.set_alias("tiny", "production", version, "again", expected=None)
+
+
+def test_of_racing_writers_that_saw_the_same_state_exactly_one_wins(registry: Registry, version: str) -> None:
+    outcomes: list[str] = []
+
+    def move() -> None:
+        try:
+            registry.set_alias("tiny", "production", version, "race", expected=None)
+            outcomes.append("won")
+        except RegistryError:
+            outcomes.append("told")
+
+    racers = [threading.Thread(target=move) for _ in range(8)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert sorted(outcomes) == ["told"] * 7 + ["won"]
+    assert len(registry.alias("tiny", "production").history) == 1
+
+
+def test_an_alias_file_that_is_no_alias_is_refused_with_its_url(registry: Registry, version: str) -> None:
+    url = storage.join(registry.url, "models/tiny/aliases/production.json")
+    storage.write(url, b'{"version": 3}')
+    with pytest.raises(RegistryError, match=r"production\.json"):
+        registry.alias("tiny", "production")

