@@ -1,0 +1,127 @@
+"""The routes, each a few lines, and the edge around them."""
+
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from pigeonhole.classifier import Classifier
+from pigeonhole.prediction_log import LogWriter
+from pigeonhole.serving import docs, openapi
+from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadline_asked
+from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_question
+from pigeonhole.serving.service import Service
+from pigeonhole.serving.settings import Settings
+
+LINKS = {name: f"/{name}" for name in ("predict", "model", "health", "ready", "metrics", "docs", "openapi.json")}
+
+
+def create_app(settings: Settings, classifier: Classifier, log: LogWriter) -> FastAPI:
+    """The service over a classifier that has passed its golden answers. The log stays its maker's to close."""
+    service = Service(settings, classifier, log)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        yield
+        await service.batcher.stop()
+
+    app = FastAPI(
+        title=f"Pigeonhole: {classifier.manifest.name}",
+        version=importlib.metadata.version("pigeonhole"),
+        description="Sorts texts into labels, and writes every prediction down before it gives it out.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        exception_handlers={HTTPException: _refuse},
+    )
+    app.add_middleware(Edge, telemetry=service.telemetry)
+    _add_predict(app, service, settings)
+    _add_state(app, service)
+    _add_pages(app)
+    return app
+
+
+def _add_predict(app: FastAPI, service: Service, settings: Settings) -> None:
+    @app.post("/predict", responses=openapi.PREDICT_RESPONSES, openapi_extra=openapi.PREDICT_BODY)
+    @app.post("/predict/batch", include_in_schema=False)
+    async def predict(request: Request) -> Response:
+        """One text, many texts, or Hugging Face's `inputs`."""
+        check_content(request.headers)
+        deadline_s = min(settings.deadline_s, deadline_asked(request.headers))
+        question = read_question(await request.body())
+        return _json(await service.answer(question, request.state.request_id, request.state.began, deadline_s))
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    manifest = service.manifest
+
+    @app.get("/health", responses=openapi.problems(503))
+    async def health() -> Response:
+        """Whether the process is of any use; where it is not, restart it."""
+        if not service.batcher.alive:
+            raise Problem(503, "not_alive", "the worker that answers is gone")
+        return _json(b'{"status":"ok"}')
+
+    @app.get("/ready", responses=openapi.problems(503))
+    async def ready() -> Response:
+        """Whether requests should come here: the golden answers of the bundle came out before the port was opened."""
+        if not service.batcher.alive:
+            raise Problem(503, "not_ready", "the service does not take questions now")
+        return _json(msgspec.json.encode({"status": "ready", "model": manifest.name, "model_version": manifest.version}))
+
+    @app.get("/model")
+    async def model() -> Response:
+        """What answers here, how well it did on its test split, and the limits of a question."""
+        about = {
+            "model": manifest.name,
+            "model_version": manifest.version,
+            "created_at": manifest.created_at,
+            "task": manifest.task,
+            "labels": manifest.labels,
+            "precision": service.precision,
+            "max_length": manifest.max_length,
+            "temperature": manifest.temperature,
+            "thresholds": manifest.thresholds,
+            "metrics": manifest.metrics,
+            "limits": {"characters": MAX_CHARS, "texts": MAX_TEXTS, "body_bytes": MAX_BODY_BYTES},
+        }
+        return _json(msgspec.json.encode(about))
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/")
+    async def links() -> Response:
+        """What there is."""
+        return _json(msgspec.json.encode(LINKS))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document() -> Response:
+        return _json(openapi.document(app))
+
+    @app.get("/docs", include_in_schema=False)
+    async def page() -> Response:
+        return docs.page()
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    """FastAPI's own refusals (404, 405), handed to the edge like all others."""
+    assert isinstance(error, HTTPException)  # registered for nothing else
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    raise Problem(error.status_code, code, f"there is: {', '.join(LINKS.values())}", dict(error.headers or {}))

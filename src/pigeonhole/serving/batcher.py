@@ -1,0 +1,136 @@
+"""The queue between many requests and one model: a worker thread owns the classifier and takes what is waiting, without a timer.
+
+While a batch runs, requests queue; the next batch is whatever has come meanwhile. The queue is bounded in texts, and a job whose
+deadline has passed is not computed. What a batch does is the caller's; HTTP is unknown here.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+BATCH_TEXTS = 32  # a third of a second of work in fp32: what comes next never waits longer for the batch before it
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+
+class OverloadedError(Exception):
+    """Too much is waiting already."""
+
+
+class LateError(Exception):
+    """The deadline passed before there was an answer."""
+
+
+class StoppedError(Exception):
+    """No worker is there to answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job(Generic[Asked, Answer]):
+    asked: Sequence[Asked]
+    deadline: float  # time.monotonic()
+    future: "asyncio.Future[list[Answer]]"
+
+
+class Batcher(Generic[Asked, Answer]):
+    """`work` gets up to BATCH_TEXTS texts, of one request or of many, and gives as many answers in their order."""
+
+    def __init__(self, work: Callable[[Sequence[Asked]], list[Answer]], max_waiting: int) -> None:
+        self._work = work
+        self._max_waiting = max_waiting
+        self._waiting: deque[_Job[Asked, Answer]] = deque()
+        self._waiting_texts = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker = threading.Thread(target=self._run, name="batcher", daemon=True)
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._worker.start()
+
+    async def stop(self) -> None:
+        """Answer what is waiting, then end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        await asyncio.to_thread(self._worker.join)
+
+    @property
+    def alive(self) -> bool:
+        return self._worker.is_alive() and not self._stopping
+
+    @property
+    def waiting_texts(self) -> int:
+        return self._waiting_texts
+
+    async def ask(self, asked: Sequence[Asked], deadline: float) -> list[Answer]:
+        """The answers, in order. Raises OverloadedError, LateError, StoppedError, and what `work` raises."""
+        loop = asyncio.get_running_loop()
+        parts = [asked[start : start + BATCH_TEXTS] for start in range(0, len(asked), BATCH_TEXTS)]
+        jobs = [_Job(part, deadline, loop.create_future()) for part in parts]
+        self._enqueue(jobs)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                answers = await asyncio.gather(*(job.future for job in jobs))
+        except TimeoutError as error:
+            raise LateError from error
+        return [answer for part in answers for answer in part]
+
+    def _enqueue(self, jobs: list[_Job[Asked, Answer]]) -> None:
+        texts = sum(len(job.asked) for job in jobs)
+        with self._changed:
+            if not self.alive:
+                raise StoppedError
+            if self._waiting_texts + texts > self._max_waiting:
+                raise OverloadedError
+            self._waiting.extend(jobs)
+            self._waiting_texts += texts
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while batch := self._take():
+            wanted = [job for job in batch if not job.future.cancelled() and time.monotonic() < job.deadline]
+            outcomes = self._outcomes(wanted) if wanted else []
+            self._deliver([*outcomes, *((job, LateError()) for job in batch if job not in wanted)])
+
+    def _take(self) -> list[_Job[Asked, Answer]]:
+        """The oldest jobs that fit into one batch, at least one; none when it is over."""
+        with self._changed:
+            while not self._waiting and not self._stopping:
+                self._changed.wait()
+            batch: list[_Job[Asked, Answer]] = []
+            texts = 0
+            while self._waiting and (not batch or texts + len(self._waiting[0].asked) <= BATCH_TEXTS):
+                batch.append(self._waiting.popleft())
+                texts += len(batch[-1].asked)
+            self._waiting_texts -= texts
+            return batch
+
+    def _outcomes(self, batch: list[_Job[Asked, Answer]]) -> list[tuple[_Job[Asked, Answer], list[Answer] | Exception]]:
+        try:
+            answers = self._work([asked for job in batch for asked in job.asked])
+        except Exception as error:  # noqa: BLE001  the waiters get it; a worker that dies of one request would fail them all
+            if len(batch) == 1:
+                return [(batch[0], error)]
+            return [outcome for job in batch for outcome in self._outcomes([job])]  # only the culprit has to pay
+        starts = [sum(len(job.asked) for job in batch[:number]) for number in range(len(batch))]
+        return [(job, answers[start : start + len(job.asked)]) for job, start in zip(batch, starts, strict=True)]
+
+    def _deliver(self, outcomes: list[tuple[_Job[Asked, Answer], list[Answer] | Exception]]) -> None:
+        def settle() -> None:
+            for job, outcome in outcomes:
+                if job.future.done():
+                    continue  # its waiter has gone
+                if isinstance(outcome, Exception):
+                    job.future.set_exception(outcome)
+                else:
+                    job.future.set_result(outcome)
+
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(settle)

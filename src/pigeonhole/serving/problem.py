@@ -1,0 +1,34 @@
+"""Refusals as RFC 9457 problem details: they name the field and the limit, never a stack and never the input."""
+
+from http import HTTPStatus
+
+import msgspec
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of every answer that is not a success. `code` is what programs compare; it keeps its meaning."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+    request_id: str = ""
+
+
+class Problem(Exception):  # noqa: N818  the word of RFC 9457
+    """Raised anywhere below the edge, answered by the edge."""
+
+    def __init__(self, status: int, code: str, detail: str = "", headers: dict[str, str] | None = None) -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = headers or {}
+
+    def body(self, request_id: str = "") -> bytes:
+        title = HTTPStatus(self.status).phrase
+        kind = f"urn:pigeonhole:problem:{self.code}"
+        return msgspec.json.encode(ProblemDetails(kind, title, self.status, self.code, self.detail, request_id))

@@ -1,0 +1,67 @@
+"""HTTP/1.1 on the socket: uvicorn's h11 protocol with a deadline for receiving a request, and refusals in problem+json.
+
+uvicorn itself waits for ever for the rest of a head or of a body, so a thousand slow sockets stay open until they choose to go.
+"""
+
+import asyncio
+from http import HTTPStatus
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from pigeonhole.serving.problem import MEDIA_TYPE, Problem
+
+RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
+
+
+class Protocol(H11Protocol):
+    """One connection."""
+
+    _receiving: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn itself
+        super().connection_made(transport)
+        self._watch(is_receiving=True)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch(is_receiving=self.conn.their_state in (h11.IDLE, h11.SEND_BODY))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch(is_receiving=False)
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem(400, "invalid_http", "this is not HTTP/1.1 as RFC 9112 has it"))
+
+    def _watch(self, *, is_receiving: bool) -> None:
+        """The clock runs from the first sign of a request (or of a connection) to the request's last byte, and never anew."""
+        if is_receiving and self._receiving is None:
+            self._receiving = self.loop.call_later(RECEIVE_TIMEOUT_S, self._time_out)
+        elif not is_receiving and self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+
+    def _time_out(self) -> None:
+        self._refuse(Problem(408, "request_timeout", f"a request has to be here within {RECEIVE_TIMEOUT_S:g} s"))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer past the application, unless it has begun to answer already, and close."""
+        if not self.transport.is_closing():
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                self.transport.write(_as_http(problem))
+            cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+            if cycle is not None:
+                cycle.disconnected = True
+            self.transport.close()
+
+
+def _as_http(problem: Problem) -> bytes:
+    body = problem.body()
+    head = [
+        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}",
+        f"content-type: {MEDIA_TYPE}",
+        f"content-length: {len(body)}",
+        "connection: close",
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + body

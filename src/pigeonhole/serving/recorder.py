@@ -1,0 +1,59 @@
+"""From predictions to log records: what it returns from is in the log, and what cannot be written down raises LogError."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pigeonhole.bundle import Manifest
+from pigeonhole.classifier import Prediction
+from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, kept_text
+
+
+@dataclass(frozen=True)
+class AskedText:
+    """One text on its way through the service; its prediction id is made before its prediction."""
+
+    text: str
+    prediction_id: str
+    request_id: str
+    at: datetime
+    began: float  # time.perf_counter() at the edge
+
+
+class Recorder:
+    """Writes a batch with one append: on the level `host` its records share one sync."""
+
+    def __init__(self, log: LogWriter, manifest: Manifest, policy: TextPolicy, key: bytes) -> None:
+        self._log = log
+        self._manifest = manifest
+        self._policy: TextPolicy = policy
+        self._key = key
+
+    def record(self, asked: Sequence[AskedText], predictions: Sequence[Prediction]) -> None:
+        now = time.perf_counter()
+        self._log.append([self._record(*pair, now) for pair in zip(asked, predictions, strict=True)])
+
+    def _record(self, asked: AskedText, prediction: Prediction, now: float) -> Record:
+        return Record(
+            prediction_id=asked.prediction_id,
+            at=asked.at,
+            request_id=asked.request_id,
+            model=self._manifest.name,
+            version=self._manifest.version,
+            text=kept_text(asked.text, self._policy, self._key),
+            text_policy=self._policy,
+            features=Features(
+                n_chars=len(asked.text),
+                n_words=len(asked.text.split()),
+                n_tokens=prediction.n_tokens,
+                unknown_tokens=prediction.unknown_tokens,
+                truncated=prediction.truncated,
+                max_logit=float(prediction.logits.max()),
+            ),
+            label=prediction.label,
+            score=prediction.score,
+            probabilities=dict(zip(self._manifest.labels, prediction.probabilities.tolist(), strict=True)),
+            decision=prediction.decision,
+            latency_ms=round((now - asked.began) * 1000, 3),
+        )

@@ -1,0 +1,124 @@
+"""`uv run serve`: find the bundle, open it, answer its golden questions, then listen."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from pigeonhole import storage
+from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.command import command, say
+from pigeonhole.errors import ConfigError, RegistryError
+from pigeonhole.prediction_log import LogWriter
+from pigeonhole.registry import Registry
+from pigeonhole.serving.app import create_app
+from pigeonhole.serving.protocol import Protocol
+from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
+
+GRACE_S = 8  # Cloud Run kills ten seconds after SIGTERM; the rest is for the last records
+
+HELP = f"""usage: [VARIABLE=value ...] uv run serve [--help]
+
+Serve a bundle over HTTP: POST /predict, GET /model /health /ready /metrics /docs /openapi.json.
+
+The environment sets (variable, default, meaning):
+{describe()}
+"""
+
+
+def run(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return
+    if arguments:
+        raise ConfigError(f"unexpected argument {arguments[0]!r}: the environment sets what is served, see uv run serve --help")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    serve(read_settings(os.environ), os.environ)
+
+
+def serve(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Until SIGTERM or SIGINT. Raises ConfigError, BundleError, RegistryError, StorageError before the port is opened."""
+    for name in unknown_variables(environment):
+        say(f"ignored: {name} is no variable of serve; see uv run serve --help")
+    with bind(settings.host, settings.port) as listener:
+        bundle = find_bundle(settings)
+        classifier = Classifier.open(bundle, threads=settings.threads)
+        storage.exists(settings.log)  # a mistyped scheme or a missing role is told now, not after a day of unshipped records
+        with LogWriter(settings.log, spool=settings.spool, durability=settings.durability) as log:
+            manifest = bundle.manifest
+            say(f"serving {manifest.name} {manifest.version} at {_address(settings)} (see {_address(settings)}/docs)")
+            # uvicorn raises the signal again when it is done; all answered, the process ends with 0 and not by the signal.
+            signal.signal(signal.SIGTERM, _ended_well)
+            make_server(create_app(settings, classifier, log)).run(sockets=[listener])
+
+
+def find_bundle(settings: Settings) -> Bundle:
+    """The bundle of PIGEONHOLE_BUNDLE, else the production version of the registry."""
+    if settings.bundle:
+        return open_bundle(settings.bundle)
+    registry = Registry(settings.registry)
+    return open_bundle(registry.resolve(settings.model or _model_promoted_last(registry), "production"))
+
+
+def _model_promoted_last(registry: Registry) -> str:
+    states = [registry.alias(name, "production") for name in registry.models()]
+    promoted = sorted((state.changed_at, state.name) for state in states if state.version is not None)
+    if not promoted:
+        raise RegistryError(f"{registry.url}: no model is in production here; run `uv run train experiment=fast` first")
+    name = promoted[-1][1]
+    if len(promoted) > 1:
+        others = ", ".join(sorted(other for _, other in promoted[:-1]))
+        say(f"serving {name}, promoted last; set PIGEONHOLE_MODEL for another one ({others})")
+    return name
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the port before the long work, and listen only after it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named because asyncio sets TCP_NODELAY only then; without, a connection's second answer takes 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    if os.name == "posix":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"HOST={host!r} PORT={port}: cannot listen there ({error.strerror}); set another PORT or HOST"
+        ) from error
+    return listener
+
+
+def _address(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """A quiet uvicorn, with our protocol and with an end to its patience."""
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        backlog=2048,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    return uvicorn.Server(config)
+
+
+def _ended_well(number: int, frame: FrameType | None) -> None:
+    """What SIGTERM asks for has been done."""
+
+
+main = command(run)

@@ -1,0 +1,111 @@
+"""What the environment says about the service: read once, checked at once, frozen. `uv run serve --help` prints this table."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pigeonhole.errors import ConfigError
+from pigeonhole.prediction_log import Durability, TextPolicy
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Where a setting comes from: `read` gives its value, or raises ValueError with what is allowed."""
+
+    name: str
+    help: str
+    read: Callable[[str], Any]
+
+
+def text(value: str) -> str:
+    return value
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    def read(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return int(value)
+
+    return read
+
+
+def seconds(least: float, most: float) -> Callable[[str], float]:
+    def read(value: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) or not least <= float(value) <= most:
+            raise ValueError(f"seconds from {least:g} to {most:g}")
+        return float(value)
+
+    return read
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        if value not in choices:
+            raise ValueError(" | ".join(choices))
+        return value
+
+    return read
+
+
+def variable(name: str, default: Any, help: str, read: Callable[[str], Any] = text, *, secret: bool = False) -> Any:
+    return dataclasses.field(default=default, repr=not secret, metadata={"variable": Variable(name, help, read)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An empty variable counts as one that is not set."""
+
+    host: str = variable("HOST", "127.0.0.1", "the address to listen at; 0.0.0.0 in a container")
+    port: int = variable("PORT", 8080, "the port to listen at", whole_number(1, 65535))
+    bundle: str | None = variable("PIGEONHOLE_BUNDLE", None, "URL of a bundle; else the production version of the registry")
+    registry: str = variable("PIGEONHOLE_REGISTRY", "registry", "URL of the registry")
+    model: str | None = variable("PIGEONHOLE_MODEL", None, "which model of the registry; else the one promoted last")
+    log: str = variable("PIGEONHOLE_LOG", "log", "URL of the prediction log")
+    spool: str | None = variable("PIGEONHOLE_SPOOL", None, "local folder in which records wait for a remote log")
+    durability: Durability = variable(  # noqa: RUF009  it makes a field
+        "PIGEONHOLE_DURABILITY", "process", "what a record survives before its answer goes out", one_of("process", "host")
+    )
+    text_policy: TextPolicy = variable(  # noqa: RUF009  it makes a field
+        "PIGEONHOLE_TEXT", "full", "what the log keeps of a text", one_of("full", "hash", "none")
+    )
+    text_key: str = variable("PIGEONHOLE_TEXT_KEY", "", "the secret key of PIGEONHOLE_TEXT=hash", secret=True)
+    threads: int = variable("PIGEONHOLE_THREADS", 1, "cores for one forward pass", whole_number(1, 256))
+    max_waiting: int = variable("PIGEONHOLE_MAX_WAITING", 1024, "texts that may wait; beyond: 503", whole_number(256, 1_000_000))
+    deadline_s: float = variable("PIGEONHOLE_DEADLINE_S", 10.0, "longest wait for an answer; beyond: 503", seconds(0.1, 300))
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Raises ConfigError naming the variable, its value and what is allowed."""
+    values: dict[str, Any] = {}
+    for field, found in _variables():
+        value = environment.get(found.name, "")
+        if value:
+            try:
+                values[field.name] = found.read(value)
+            except ValueError as error:
+                raise ConfigError(f"{found.name}={value!r}: allowed is {error}") from error
+    settings = Settings(**values)
+    if settings.text_policy == "hash" and not settings.text_key:
+        raise ConfigError(
+            "PIGEONHOLE_TEXT=hash needs a secret in PIGEONHOLE_TEXT_KEY; without one a short text can be guessed back"
+        )
+    return settings
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like ours and that the service does not read: typing errors, mostly."""
+    known = {found.name for _, found in _variables()} | {"PIGEONHOLE_TRACEBACK"}
+    return sorted(name for name in environment if name.startswith("PIGEONHOLE_") and name not in known)
+
+
+def describe() -> str:
+    """One line a variable, for --help."""
+    rows = [(found.name, "" if field.default is None else str(field.default), found.help) for field, found in _variables()]
+    return "\n".join(f"  {name:<24}{default:<12}{help_}".rstrip() for name, default, help_ in rows)
+
+
+def _variables() -> list[tuple["dataclasses.Field[Any]", Variable]]:
+    return [(field, cast(Variable, field.metadata["variable"])) for field in dataclasses.fields(Settings)]

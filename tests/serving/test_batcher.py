@@ -1,0 +1,146 @@
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from pigeonhole.serving.batcher import BATCH_TEXTS, Batcher, LateError, OverloadedError, StoppedError
+
+
+class Work:
+    """Doubles numbers and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.let_go = threading.Event()
+        self.entered = threading.Event()
+
+    def __call__(self, asked: Sequence[int]) -> list[int]:
+        self.batches.append(list(asked))
+        self.entered.set()
+        assert self.let_go.wait(10)
+        return [2 * number for number in asked]
+
+
+def soon() -> float:
+    return time.monotonic() + 10
+
+
+async def queued(batcher: Batcher[int, int], texts: int) -> None:
+    while batcher.waiting_texts != texts:  # noqa: ASYNC110  the batcher has no event for its tests
+        await asyncio.sleep(0.001)
+
+
+def test_what_has_queued_while_a_batch_ran_is_the_next_batch() -> None:
+    work = Work()
+
+    async def ask() -> list[list[int]]:
+        batcher = Batcher(work, max_waiting=100)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([1], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        others = [asyncio.create_task(batcher.ask([number, -number], soon())) for number in (2, 3, 4)]
+        await queued(batcher, 6)
+        work.let_go.set()
+        answers = await asyncio.gather(first, *others)
+        await batcher.stop()
+        return answers
+
+    assert asyncio.run(ask()) == [[2], [4, -4], [6, -6], [8, -8]]
+    assert work.batches == [[1], [2, -2, 3, -3, 4, -4]]
+
+
+def test_a_large_question_is_cut_into_batches_and_put_together_again() -> None:
+    work = Work()
+    work.let_go.set()
+    numbers = list(range(3 * BATCH_TEXTS + 5))
+
+    async def ask() -> list[int]:
+        batcher = Batcher(work, max_waiting=1000)
+        batcher.start()
+        answers = await batcher.ask(numbers, soon())
+        await batcher.stop()
+        return answers
+
+    assert asyncio.run(ask()) == [2 * number for number in numbers]
+    assert [len(batch) for batch in work.batches] == [BATCH_TEXTS] * 3 + [5]
+
+
+def test_beyond_the_bound_a_question_is_refused_and_the_others_are_not_hurt() -> None:
+    work = Work()
+
+    async def ask() -> list[list[int]]:
+        batcher = Batcher(work, max_waiting=3)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([1], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        second = asyncio.create_task(batcher.ask([2, 3], soon()))
+        await queued(batcher, 2)
+        with pytest.raises(OverloadedError):
+            await batcher.ask([4, 5], soon())
+        third = asyncio.create_task(batcher.ask([6], soon()))
+        await queued(batcher, 3)
+        work.let_go.set()
+        answers = await asyncio.gather(first, second, third)
+        assert batcher.waiting_texts == 0
+        await batcher.stop()
+        return list(answers)
+
+    assert asyncio.run(ask()) == [[2], [4, 6], [12]]
+
+
+def test_a_question_past_its_deadline_is_not_worked_on() -> None:
+    work = Work()
+
+    async def ask() -> None:
+        batcher = Batcher(work, max_waiting=100)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([1], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        with pytest.raises(LateError):
+            await batcher.ask([2], time.monotonic() + 0.01)
+        with pytest.raises(LateError):
+            await batcher.ask([3], time.monotonic() - 1)
+        work.let_go.set()
+        assert await first == [2]
+        await batcher.stop()
+
+    asyncio.run(ask())
+    assert work.batches == [[1]]
+
+
+def test_stopping_answers_what_waits_and_refuses_what_comes_after() -> None:
+    work = Work()
+
+    async def ask() -> None:
+        batcher = Batcher(work, max_waiting=100)
+        batcher.start()
+        waiting = [asyncio.create_task(batcher.ask([number], soon())) for number in range(5)]
+        await asyncio.to_thread(work.entered.wait)
+        stopping = asyncio.create_task(batcher.stop())
+        await asyncio.sleep(0.01)
+        with pytest.raises(StoppedError):
+            await batcher.ask([9], soon())
+        work.let_go.set()
+        await stopping
+        assert await asyncio.gather(*waiting) == [[0], [2], [4], [6], [8]]
+        assert not batcher.alive
+
+    asyncio.run(ask())
+
+
+def test_an_error_is_raised_to_the_one_who_caused_it() -> None:
+    def invert(asked: Sequence[int]) -> list[int]:
+        return [1 // number for number in asked]
+
+    async def ask() -> list[list[int] | BaseException]:
+        batcher = Batcher(invert, max_waiting=100)
+        batcher.start()
+        answers = await asyncio.gather(*(batcher.ask([number], soon()) for number in (1, 0, -1)), return_exceptions=True)
+        await batcher.stop()
+        return answers
+
+    one, error, minus_one = asyncio.run(ask())
+    assert (one, minus_one) == ([1], [-1])
+    assert isinstance(error, ZeroDivisionError)

@@ -1,0 +1,150 @@
+"""A service whose model, disk or worker fails: nobody gets an answer that is not written down, and everybody gets an answer."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from tests.serving.conftest import WEIGHTS, WORDS, Running, Start
+
+from pigeonhole.classifier import Classifier, Prediction
+
+
+class Held(Classifier):
+    """A classifier that waits until it is let go."""
+
+    def __init__(self, inner: Classifier) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.entered = threading.Event()
+        self.let_go = threading.Event()
+        self.texts: list[str] = []
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        self.entered.set()
+        assert self.let_go.wait(20)
+        self.texts += texts
+        return super().predict(texts)
+
+
+def test_a_full_queue_answers_503_with_retry_after_at_once(start: Start, classifier: Classifier) -> None:
+    held = Held(classifier)
+    with start(held, max_waiting=256) as service, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(service.http.post, "/predict", json={"text": "parcel"})
+        assert held.entered.wait(5)
+        waiting = pool.submit(service.http.post, "/predict", json={"texts": ["parcel"] * 256})
+        while "pigeonhole_waiting_texts 256.0" not in service.http.get("/metrics").text:
+            time.sleep(0.01)
+        refused = service.http.post("/predict", json={"text": "parcel"})
+        assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
+        assert service.http.get("/health").status_code == 200
+        held.let_go.set()
+        assert (first.result().status_code, waiting.result().status_code) == (200, 200)
+        assert "pigeonhole_shed_total 1.0" in service.http.get("/metrics").text
+        assert len(service.records()) == 257
+
+
+def test_an_answer_that_comes_too_late_is_a_503_and_is_not_computed(start: Start, classifier: Classifier) -> None:
+    held = Held(classifier)
+    with start(held) as service, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(service.http.post, "/predict", json={"text": "first"})
+        assert held.entered.wait(5)
+        late = service.http.post("/predict", json={"text": "late"}, headers={"x-request-timeout-ms": "50"})
+        assert (late.status_code, late.json()["code"], late.headers["retry-after"]) == (503, "deadline_passed", "1")
+        held.let_go.set()
+        assert first.result().status_code == 200
+        assert service.http.post("/predict", json={"text": "next"}).status_code == 200
+        assert held.texts == ["first", "next"]
+        assert [record.text for record in service.records()] == ["first", "next"]
+
+
+def test_a_deadline_of_the_service_holds_without_the_header(start: Start, classifier: Classifier) -> None:
+    held = Held(classifier)
+    with start(held, deadline_s=0.2) as service:
+        assert service.http.post("/predict", json={"text": "late"}).json()["code"] == "deadline_passed"
+        held.let_go.set()
+
+
+def test_a_prediction_that_cannot_be_written_down_is_not_given_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def full(handle: int, data: bytes) -> int:
+        return write(handle, data[:40]) if data.startswith(b'{"schema_version"') else write(handle, data)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", full)
+        refused = running.http.post("/predict", json={"text": "parcel"})
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "not_recorded", "1")
+    assert running.http.post("/predict", json={"text": "refund"}).status_code == 200
+    assert [record.text for record in running.records()] == ["refund"]
+
+
+class Poisoned(Held):
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        found = super().predict(texts)
+        if "poison" in texts:
+            raise RuntimeError("a stack that no caller may see")
+        return found
+
+
+def test_one_bad_text_does_not_fail_the_others_of_its_batch(start: Start, classifier: Classifier) -> None:
+    poisoned = Poisoned(classifier)
+    with start(poisoned) as service, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(service.http.post, "/predict", json={"text": "first"})
+        assert poisoned.entered.wait(5)
+        texts = ["one", "two", "poison", "three"]
+        others = [pool.submit(service.http.post, "/predict", json={"text": text}) for text in texts]
+        while "pigeonhole_waiting_texts 4.0" not in service.http.get("/metrics").text:
+            time.sleep(0.01)
+        poisoned.let_go.set()
+        assert [other.result().status_code for other in [first, *others]] == [200, 200, 200, 500, 200]
+        assert "stack" not in others[2].result().text
+        assert others[2].result().json()["code"] == "internal_error"
+        assert sorted(record.text or "" for record in service.records()) == ["first", "one", "three", "two"]
+
+
+def test_a_model_that_gives_no_number_is_an_error_and_not_an_answer(
+    start: Start, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def run(self, _: object, inputs: dict[str, np.ndarray[tuple[int, int], np.dtype[np.int64]]]) -> list[object]:
+            rows = len(inputs["input_ids"])
+            return [np.full((rows, 3), np.nan, np.float32), np.zeros((rows, 3), np.float32)]
+
+    monkeypatch.setattr(classifier, "_session", Broken())
+    with start(classifier) as service:
+        refused = service.http.post("/predict", json={"text": "parcel"})
+        assert (refused.status_code, refused.json()["code"]) == (500, "no_usable_answer")
+        assert service.records() == []
+    assert WEIGHTS[WORDS.index("parcel"), 1] == 4
+
+
+class Deadly(Held):
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        raise SystemExit(len(texts))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_service_without_its_worker_says_that_it_is_not_alive(start: Start, classifier: Classifier) -> None:
+    with start(Deadly(classifier), deadline_s=0.2) as service:
+        assert service.http.post("/predict", json={"text": "parcel"}).status_code == 503
+        assert service.http.get("/health").json()["code"] == "not_alive"
+        assert service.http.get("/ready").json()["code"] == "not_ready"
+        assert service.http.post("/predict", json={"text": "parcel"}).json()["code"] == "stopping"
+        assert service.http.get("/metrics").status_code == 200
+
+
+def test_clients_that_leave_in_the_middle_hurt_nobody(running: Running) -> None:
+    body = json.dumps({"text": "parcel"})
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    for length in (10, len(head), len(head) + 5, len(head + body)):
+        for _ in range(10):
+            running.raw((head + body)[:length].encode(), patience_s=0.001)
+    assert running.http.post("/predict", json={"text": "refund"}).status_code == 200
+    texts = [record.text for record in running.records()]
+    assert texts.count("refund") == 1
+    assert texts.count("parcel") <= 10
+    assert "pigeonhole_in_flight 1.0" in running.http.get("/metrics").text

@@ -1,0 +1,52 @@
+from typing import Any
+
+import pytest
+from tests.serving.conftest import Running
+
+from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS
+
+
+@pytest.fixture
+def document(running_once: Running) -> dict[str, Any]:
+    found: dict[str, Any] = running_once.http.get("/openapi.json").json()
+    return found
+
+
+def references(value: object) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*map(references, value.values()))
+    return set().union(*map(references, value)) if isinstance(value, list) else set()
+
+
+def test_every_reference_leads_to_a_schema(document: dict[str, Any]) -> None:
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert references(document) <= known
+    assert len(known) >= 8
+
+
+def test_the_limits_stand_in_the_schemas(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["PredictRequest"]["properties"]["text"]["maxLength"] == MAX_CHARS
+    assert schemas["PredictManyRequest"]["properties"]["texts"]["maxItems"] == MAX_TEXTS
+    assert schemas["PredictRequest"]["additionalProperties"] is False
+    assert set(schemas["PredictReply"]["required"]) == set(schemas["PredictReply"]["properties"])
+
+
+def test_the_examples_are_answered_in_the_shape_that_is_promised(document: dict[str, Any], running_once: Running) -> None:
+    post = document["paths"]["/predict"]["post"]
+    schemas = document["components"]["schemas"]
+    replies = {}
+    for name, example in post["requestBody"]["content"]["application/json"]["examples"].items():
+        answer = running_once.http.post("/predict", json=example["value"])
+        assert answer.status_code == 200
+        replies[name] = answer.json()
+    assert set(replies["one text"]) == set(schemas["PredictReply"]["properties"])
+    assert set(replies["many texts"]) == set(schemas["PredictManyReply"]["properties"])
+    assert set(replies["many texts"]["predictions"][0]) == set(schemas["Answer"]["properties"])
+    assert set(replies["Hugging Face"][0][0]) == set(schemas["LabelScore"]["properties"])
+
+
+def test_every_route_and_its_refusals_are_told(document: dict[str, Any]) -> None:
+    assert set(document["paths"]) == {"/", "/predict", "/health", "/ready", "/model", "/metrics"}
+    assert set(document["paths"]["/predict"]["post"]["responses"]) == {"200", "400", "413", "415", "422", "503"}

@@ -1,0 +1,92 @@
+import socket
+import time
+
+import pytest
+from tests.serving.conftest import Running, Start
+
+from pigeonhole.serving import protocol
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def _short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "RECEIVE_TIMEOUT_S", 0.3)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    connection.settimeout(5)
+    found = b""
+    while part := connection.recv(65536):
+        found += part
+    return found
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /pre", HEAD[:-2], HEAD, HEAD + b"{"])
+def test_a_request_that_does_not_come_is_answered_408_and_the_connection_closed(start: Start, sent: bytes) -> None:
+    with start() as service, socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(sent)
+        found = read_all(connection)
+        assert found.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert b"application/problem+json" in found
+        assert b'"code":"request_timeout"' in found
+        assert service.http.get("/health").status_code == 200
+
+
+def test_a_byte_now_and_then_does_not_wind_the_clock_up_again(start: Start) -> None:
+    with start() as service, socket.create_connection(("127.0.0.1", service.port)) as connection:
+        began = time.monotonic()
+        connection.settimeout(0.05)
+        found = b""
+        for byte in HEAD:
+            connection.sendall(bytes([byte]))
+            try:
+                found = connection.recv(65536)
+                break
+            except TimeoutError:
+                continue
+        assert found.startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - began < 3
+
+
+def test_slow_sockets_by_the_hundred_do_not_slow_the_others(start: Start) -> None:
+    with start() as service:
+        slow = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(200)]
+        for number, connection in enumerate(slow):
+            connection.sendall(HEAD if number % 2 else b"")
+        assert {service.http.post("/predict", json={"text": "parcel"}).status_code for _ in range(20)} == {200}
+        assert {read_all(connection)[:12] for connection in slow} == {b"HTTP/1.1 408"}
+        for connection in slow:
+            connection.close()
+
+
+def test_a_connection_may_rest_between_requests_and_work_longer_than_the_clock(start: Start) -> None:
+    with start() as service:
+        for _ in range(3):
+            assert service.http.post("/predict", json={"text": "parcel"}).status_code == 200
+            time.sleep(0.4)
+
+
+def test_a_body_that_goes_on_after_its_refusal_is_cut_off_without_a_second_answer(start: Start) -> None:
+    with start() as service, socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(HEAD.replace(b"20", b"99999999") + b"{")
+        found = read_all(connection)
+        assert found.startswith(b"HTTP/1.1 413")
+        assert found.count(b"HTTP/1.1") == 1
+
+
+def test_a_body_without_a_length_is_counted_and_refused_while_it_is_sent(running: Running) -> None:
+    head = HEAD.replace(b"content-length: 20", b"transfer-encoding: chunked")
+    chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
+    found = running.raw(head, *[chunk] * 17)
+    assert found.startswith(b"HTTP/1.1 413")
+    assert b'"detail":"a body has at most 1048576 bytes"' in found
+
+
+def test_requests_in_one_packet_are_answered_one_after_the_other(running: Running) -> None:
+    body = b'{"text":"parcel"}'
+    request = HEAD.replace(b"20", str(len(body)).encode()) + body
+    found = running.raw(request + request + b"nonsense\r\n\r\n")
+    assert found.count(b"HTTP/1.1 200") == 2
+    assert found.count(b"HTTP/1.1 400") == 1
+    assert len(running.records()) == 2

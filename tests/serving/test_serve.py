@@ -1,0 +1,231 @@
+import contextlib
+import datetime as dt
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.serving.conftest import make_bundle
+
+from pigeonhole.bundle import Manifest
+from pigeonhole.command import call
+from pigeonhole.errors import ConfigError
+from pigeonhole.prediction_log import Record, read_window
+from pigeonhole.registry import Registry
+from pigeonhole.serving.serve import bind, find_bundle, run
+from pigeonhole.serving.settings import Settings
+
+OURS = ("HOST", "PORT", "PIGEONHOLE_")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith(OURS)]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def free_port() -> int:
+    with bind("127.0.0.1", 0) as listener:
+        return int(listener.getsockname()[1])
+
+
+def publish(registry: Registry, folder: Path, name: str, version: str) -> Manifest:
+    manifest = make_bundle(folder / name / version, name, version)
+    registry.publish(folder / name / version, manifest)
+    registry.set_alias(name, "production", version, "test", expected=registry.alias(name, "production").version)
+    return manifest
+
+
+def records(log: Path) -> list[Record]:
+    now = dt.datetime.now(dt.UTC)
+    return read_window(str(log), now - dt.timedelta(hours=2), now + dt.timedelta(hours=1)).records
+
+
+@contextlib.contextmanager
+def served(**environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """The real command in a process of its own, once it answers."""
+    port = free_port()
+    program = "from pigeonhole.serving.serve import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PORT": str(port), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+        try:
+            while True:
+                assert process.poll() is None, process.communicate()
+                with contextlib.suppress(httpx.ConnectError):
+                    if http.get("/ready").status_code == 200:
+                        break
+                time.sleep(0.02)
+            yield process, http
+        finally:
+            process.kill()
+
+
+def test_help_names_every_variable_and_costs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(run, ["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert "PIGEONHOLE_BUNDLE" in out
+    assert "8080" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["port=9"], {}, "unexpected argument 'port=9': the environment sets what is served, see uv run serve --help"),
+        ([], {"PORT": "abc"}, "PORT='abc': allowed is a whole number from 1 to 65535"),
+        ([], {"PORT": "0"}, "PORT='0': allowed is a whole number from 1 to 65535"),
+        ([], {"PORT": "70000"}, "PORT='70000': allowed is a whole number from 1 to 65535"),
+        ([], {}, "registry: no model is in production here; run `uv run train experiment=fast` first"),
+        ([], {"PIGEONHOLE_MODEL": "tickets"}, "registry: model 'tickets' has no production version; models here: none"),
+        (
+            [],
+            {"PIGEONHOLE_BUNDLE": "nowhere"},
+            'nowhere: manifest.json is missing; a bundle is the folder that `train` printed as "bundle"',
+        ),
+        ([], {"HOST": "192.0.2.1"}, "cannot listen there"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    environment: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PORT", str(free_port()))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert call(run, arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert (out, err.count("\n")) == ("", 1)
+
+
+def test_a_bundle_with_a_changed_byte_is_refused_by_the_name_of_the_file(
+    words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(words_bundle, copy)
+    model = bytearray((copy / "model.onnx").read_bytes())
+    model[len(model) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(model)
+    monkeypatch.setenv("PORT", str(free_port()))
+    monkeypatch.setenv("PIGEONHOLE_BUNDLE", str(copy))
+    assert call(run, []) == 2
+    assert "model.onnx was changed after it was sealed" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_written_is_refused_before_the_first_request(
+    words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PORT", str(free_port()))
+    monkeypatch.setenv("PIGEONHOLE_BUNDLE", str(words_bundle))
+    for log, message in (
+        (str(tmp_path / "file"), "cannot be written here"),
+        ("nonsense://log", "nonsense:// cannot be used here"),
+    ):
+        monkeypatch.setenv("PIGEONHOLE_LOG", log)
+        assert call(run, []) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_told_before_the_model_is_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("PORT", str(taken.getsockname()[1]))
+        monkeypatch.setenv("PIGEONHOLE_BUNDLE", "nowhere")
+        assert call(run, []) == 2
+    assert "cannot listen there (Address already in use); set another PORT or HOST" in capsys.readouterr().err
+
+
+def test_the_production_version_of_the_registry_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    publish(registry, tmp_path / "made", "words", "v1")
+    publish(registry, tmp_path / "made", "words", "v2")
+    settings = Settings(registry=str(tmp_path / "registry"))
+    assert find_bundle(settings).manifest.version == "v2"
+    registry.set_alias("words", "production", "v1", "back", expected="v2")
+    assert find_bundle(settings).manifest.version == "v1"
+    assert capsys.readouterr().err == ""
+
+
+def test_of_several_models_the_one_promoted_last_is_served_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    for name in ("alpha", "beta", "alpha"):
+        publish(registry, tmp_path / "made", name, f"v{time.monotonic_ns()}")
+        time.sleep(0.005)  # the history counts milliseconds
+    registry.publish(tmp_path / "spare", make_bundle(tmp_path / "spare", "candidate-only", "v1"))
+    settings = Settings(registry=str(tmp_path / "registry"))
+    assert find_bundle(settings).manifest.name == "alpha"
+    assert capsys.readouterr().err == "serving alpha, promoted last; set PIGEONHOLE_MODEL for another one (beta)\n"
+    assert find_bundle(Settings(registry=settings.registry, model="beta")).manifest.name == "beta"
+    assert capsys.readouterr().err == ""
+
+
+def test_an_ipv6_address_can_be_listened_at() -> None:
+    with contextlib.suppress(ConfigError), bind("::1", 0) as listener:  # refused by name on a host without IPv6
+        assert listener.family == socket.AF_INET6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_sigterm_under_load_answers_all_that_was_accepted_ships_the_log_and_ends_with_0(
+    words_bundle: Path, tmp_path: Path
+) -> None:
+    answered: list[str] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=http.base_url, timeout=20) as mine, contextlib.suppress(httpx.TransportError):
+            while True:
+                answer = mine.post("/predict", json={"texts": ["parcel"] * 20}, headers={"connection": "close"})
+                if answer.status_code == 200:
+                    answered.extend(found["prediction_id"] for found in answer.json()["predictions"])
+
+    log = tmp_path / "log"
+    with served(PIGEONHOLE_BUNDLE=str(words_bundle), PIGEONHOLE_LOG=str(log), PIGEONHOLE_LOGS="typo") as (process, http):
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(answered) < 400:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=10)
+        for thread in threads:
+            thread.join()
+    assert process.returncode == 0
+    assert out == ""
+    assert err.splitlines() == [
+        "ignored: PIGEONHOLE_LOGS is no variable of serve; see uv run serve --help",
+        f"serving words 20260301-120000 at http://127.0.0.1:{http.base_url.port} (see http://127.0.0.1:{http.base_url.port}/docs)",
+    ]
+    assert len(answered) == len(set(answered))
+    assert set(answered) == {record.prediction_id for record in records(log)}  # what was computed was answered
+    assert list((log / "spool").rglob("*.jsonl")) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_kill_9_loses_no_answer_that_was_given(words_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with served(PIGEONHOLE_BUNDLE=str(words_bundle), PIGEONHOLE_LOG=str(log)) as (process, http):
+        ids = [http.post("/predict", json={"text": "parcel"}).json()["prediction_id"] for _ in range(50)]
+        process.kill()
+        process.wait()
+    assert [record.prediction_id for record in records(log)] == ids

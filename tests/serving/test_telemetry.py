@@ -1,0 +1,52 @@
+from prometheus_client.parser import text_string_to_metric_families
+from tests.serving.conftest import LABELS, Running
+
+
+def samples(service: Running) -> dict[str, float]:
+    """`name{label=value,…}` -> value."""
+    families = text_string_to_metric_families(service.http.get("/metrics").text)
+    return {
+        f"{sample.name}{{{','.join(f'{name}={value}' for name, value in sorted(sample.labels.items()))}}}": sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_answers_are_counted_by_route_and_code_and_no_path_becomes_a_route(running: Running) -> None:
+    running.http.post("/predict", json={"text": "parcel"})
+    running.http.post("/predict", json={"text": " "})
+    running.http.get("/predict")
+    for number in range(3):
+        running.http.get(f"/nope/{number}")
+    running.raw(b"GET /health?" + b"a" * 9000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+    found = samples(running)
+    assert found["pigeonhole_requests_total{code=200,route=/predict}"] == 1
+    assert found["pigeonhole_requests_total{code=422,route=/predict}"] == 1
+    assert found["pigeonhole_requests_total{code=404,route=other}"] == 3
+    assert found["pigeonhole_requests_total{code=414,route=other}"] == 1
+    assert found["pigeonhole_request_seconds_count{route=other}"] == 4
+    assert not [name for name in found if "nope" in name]
+
+
+def test_predictions_are_counted_by_label_and_score(running: Running) -> None:
+    running.http.post("/predict", json={"texts": ["parcel", "parcel", "refund"]})
+    found = samples(running)
+    assert [found[f"pigeonhole_predictions_total{{label={label}}}"] for label in LABELS] == [0, 2, 1]
+    assert found["pigeonhole_score_count{}"] == 3
+    assert found["pigeonhole_batch_texts_sum{}"] == 3
+    assert found["pigeonhole_model_seconds_count{}"] == 1
+    assert found["pigeonhole_model_info{model=words,version=20260301-120000}"] == 1
+
+
+def test_the_buckets_are_of_use_for_milliseconds(running: Running) -> None:
+    running.http.post("/predict", json={"text": "parcel"})
+    bounds = [name for name in samples(running) if name.startswith("pigeonhole_request_seconds_bucket{") and "/predict" in name]
+    assert len([name for name in bounds if float(name.split("le=")[1].split(",")[0]) <= 0.1]) >= 8
+
+
+def test_the_backlog_of_the_log_is_shown(running: Running) -> None:
+    running.http.post("/predict", json={"text": "parcel"})
+    found = samples(running)
+    assert found["pigeonhole_log_failures{}"] == 0
+    assert found["pigeonhole_log_spool_bytes{}"] >= 0
+    assert found["pigeonhole_log_oldest_seconds{}"] >= 0
