@@ -168,6 +168,7 @@ def test_what_a_failing_store_never_took_is_adopted_by_the_next_writer(tmp_path:
 
 def test_a_stuck_store_does_not_hold_up_the_end(tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
+    others = set(threading.enumerate())
 
     def hang(*_: object) -> bool:
         release.wait(30)
@@ -181,7 +182,7 @@ def test_a_stuck_store_does_not_hold_up_the_end(tmp_path: Path, make_record: Mak
     assert time.monotonic() - began < 5
     assert len(ids_in(tmp_path)) == 1
     release.set()
-    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "ship-predictions"])
+    wait_for(lambda: set(threading.enumerate()) <= others)
 
 
 def test_the_backlog_tells_bytes_and_age(slow_log: LogWriter, tmp_path: Path, make_record: MakeRecord) -> None:
