@@ -282,6 +282,19 @@ def test_a_spool_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> No
         LogWriter(str(tmp_path / "file"))
 
 
+def test_a_remote_log_is_shipped_from_a_local_spool_and_read_back(tmp_path: Path, make_record: MakeRecord) -> None:
+    url = f"memory://log-{new_id()}"
+    records = [make_record(at=NOON + timedelta(hours=hour)) for hour in range(3)]
+    with LogWriter(url, spool=str(tmp_path), interval_s=3600) as log:
+        log.append(records)
+        assert len(list((tmp_path / "predictions").glob("*.jsonl"))) == 1
+        assert read_window(url, NOON, NOON + DAY).records == []
+        log.flush()
+    assert read_window(url, NOON, NOON + DAY).records == records
+    assert read_window(url, NOON, NOON + timedelta(hours=1)).records == records[:1]
+    assert storage.list_files(str(tmp_path)) == []
+
+
 def test_new_ids_lead_to_the_partition(tmp_path: Path) -> None:
     milliseconds = int(new_id().replace("-", "")[:12], 16)
     assert abs(datetime.fromtimestamp(milliseconds / 1000, UTC) - datetime.now(UTC)) < timedelta(minutes=1)

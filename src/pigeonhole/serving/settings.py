@@ -66,10 +66,13 @@ class Settings:
     log: str = variable("PIGEONHOLE_LOG", "log", "URL of the prediction log")
     spool: str | None = variable("PIGEONHOLE_SPOOL", None, "local folder in which records wait for a remote log")
     durability: Durability = variable(  # noqa: RUF009  it makes a field
-        "PIGEONHOLE_DURABILITY", "process", "what a record survives before its answer goes out", one_of("process", "host")
+        "PIGEONHOLE_DURABILITY",
+        "process",
+        "what a record survives once its answer is out: the end of the process or of the host",
+        one_of("process", "host"),
     )
     text_policy: TextPolicy = variable(  # noqa: RUF009  it makes a field
-        "PIGEONHOLE_TEXT", "full", "what the log keeps of a text", one_of("full", "hash", "none")
+        "PIGEONHOLE_TEXT", "full", "what the log keeps of a text: full, hash or none", one_of("full", "hash", "none")
     )
     text_key: str = variable("PIGEONHOLE_TEXT_KEY", "", "the secret key of PIGEONHOLE_TEXT=hash", secret=True)
     threads: int = variable("PIGEONHOLE_THREADS", 1, "cores for one forward pass", whole_number(1, 256))
