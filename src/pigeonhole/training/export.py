@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from pigeonhole.bundle import Golden, Precision
 from pigeonhole.classifier import OUTPUTS, Classifier
@@ -78,9 +77,15 @@ def quantize(fp32: Path, int8: Path) -> None:
     On tickets: 99.7 % of labels as in fp32 at 1.9 times its speed, and the same logits alone or in a batch. ONNX Runtime's usual
     dynamic int8 (one scale for all tokens of a batch) was 3 times as fast, agreed on 98.0 % and made answers depend on the batch.
     """
-    logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
-    logger.setLevel(logging.ERROR)  # it tells of every node
-    quantizer = MatMulNBitsQuantizer(
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    # Importing it sets up logging for the whole program, and it tells of every node: undone right after.
+    from onnxruntime.quantization import matmul_nbits_quantizer
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    matmul_nbits_quantizer.logger.setLevel(logging.ERROR)
+    quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(
         onnx.load(fp32), bits=8, block_size=INT8_BLOCK, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS
     )
     quantizer.process()
