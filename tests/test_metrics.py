@@ -33,6 +33,13 @@ def test_macro_f1_leaves_out_labels_that_nobody_mentions() -> None:
     assert metrics.macro_f1(np.array([0, 9]), np.array([0, 9])) == 1
 
 
+def test_a_stray_label_is_one_mistake_for_models_that_are_compared() -> None:
+    true_ids, predicted_ids = np.repeat([0, 1], 10), np.array([2] + [0] * 9 + [1] * 10)
+    expected = sklearn_metrics.f1_score(true_ids, predicted_ids, labels=[0, 1], average="macro")
+    assert metrics.macro_f1_of_true_labels(true_ids, predicted_ids) == pytest.approx(expected)
+    assert metrics.macro_f1(true_ids, predicted_ids) == pytest.approx(expected * 2 / 3)
+
+
 @pytest.mark.parametrize(("n", "c", "skill"), SIZES)
 def test_per_class_figures_are_those_of_scikit_learn(n: int, c: int, skill: float) -> None:
     true_ids, probabilities = simulate(n, c, skill, seed=n)
@@ -159,6 +166,11 @@ def test_intervals_hold_the_true_value_in_about_95_of_100_samples() -> None:
         error = metrics.bootstrap_calibration_error(probabilities, true_ids, resamples=300)
         held += [score.low <= true_f1 <= score.high, error.low <= true_error <= error.high]
     assert (held >= 0.9 * 200).all()
+
+
+def test_faultless_answers_to_a_few_rows_are_no_proof_of_a_faultless_model() -> None:
+    found = metrics.bootstrap_macro_f1(np.arange(20), np.arange(20))
+    assert (found.estimate, found.low, found.high) == pytest.approx((1, 0.8389, 1), abs=5e-5)
 
 
 def test_same_seed_gives_the_same_interval_and_another_seed_another_one() -> None:

@@ -39,8 +39,16 @@ def accuracy(true_ids: Ids, predicted_ids: Ids) -> float:
 
 def macro_f1(true_ids: Ids, predicted_ids: Ids) -> float:
     """The mean F1 of the labels that occur among the true or the predicted ones, as scikit-learn has it."""
-    c = int(max(true_ids.max(), predicted_ids.max())) + 1
-    return float(_macro(_class_counts(true_ids, predicted_ids, c)))
+    return float(_macro(_class_counts(true_ids, predicted_ids, _c(true_ids, predicted_ids))))
+
+
+def macro_f1_of_true_labels(true_ids: Ids, predicted_ids: Ids) -> float:
+    """The mean F1 of the labels that occur among the true ones.
+
+    What models with different labels are compared by: a stray answer with a label that the rows do not have is one mistake here,
+    where `macro_f1` counts one more label, with F1 0.
+    """
+    return float(_macro_of_true(_class_counts(true_ids, predicted_ids, _c(true_ids, predicted_ids))))
 
 
 def confusion_matrix(true_ids: Ids, predicted_ids: Ids, c: int) -> Ids:
@@ -125,9 +133,11 @@ def f1_interval(hits: int, support: int, predicted: int) -> Interval:
 
 
 def bootstrap_macro_f1(true_ids: Ids, predicted_ids: Ids, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Resamples whole rows, all labels at once; a faultless prediction has no spread to resample and gets [1, 1]."""
+    """Resamples whole rows; a faultless prediction leaves nothing to resample and gets the interval of its accuracy."""
+    if (true_ids == predicted_ids).all():
+        return wilson_interval(len(true_ids), len(true_ids))
     drawn = [_macro(counts) for (counts,) in _resampled(true_ids, [predicted_ids], seed, resamples)]
-    return _interval(macro_f1(true_ids, predicted_ids), np.concatenate(drawn), lowest=0)
+    return _shifted_interval(macro_f1(true_ids, predicted_ids), np.concatenate(drawn))
 
 
 def bootstrap_calibration_error(
@@ -144,17 +154,21 @@ def bootstrap_calibration_error(
         sums = np.bincount(places.ravel(), weights=gaps[rows].ravel(), minlength=size * bins).reshape(size, bins)
         drawn.append(np.abs(sums).sum(axis=1) / n)
     estimate = expected_calibration_error(probabilities, true_ids, bins)
-    return _interval(estimate, np.concatenate(drawn), lowest=0)
+    return _shifted_interval(estimate, np.concatenate(drawn))
 
 
 def bootstrap_difference(true_ids: Ids, first_ids: Ids, second_ids: Ids, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Macro-F1 of the first predictions less that of the second on the same rows: paired, both read from one resample.
+    """Macro-F1 (of the true labels) of the first predictions less that of the second: paired, both read from one resample.
 
     The luck of the rows cancels out, and the interval is as narrow as the predictions are alike (Berg-Kirkpatrick et al. 2012).
     """
-    estimate = macro_f1(true_ids, first_ids) - macro_f1(true_ids, second_ids)
-    drawn = [_macro(first) - _macro(second) for first, second in _resampled(true_ids, [first_ids, second_ids], seed, resamples)]
-    return _interval(estimate, np.concatenate(drawn), lowest=-1)
+    estimate = macro_f1_of_true_labels(true_ids, first_ids) - macro_f1_of_true_labels(true_ids, second_ids)
+    drawn = [
+        _macro_of_true(first) - _macro_of_true(second)
+        for first, second in _resampled(true_ids, [first_ids, second_ids], seed, resamples)
+    ]
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])  # not shifted: a bias shared by both cancels out
+    return Interval(estimate, float(low), float(high))
 
 
 def score_metrics(true_ids: Ids, probabilities: Floats, labels: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -216,6 +230,15 @@ def _macro(counts: _ClassCounts) -> Floats:
     return np.asarray(_f1(counts).sum(axis=-1) / occurring)
 
 
+def _macro_of_true(counts: _ClassCounts) -> Floats:
+    occurring = counts.support > 0
+    return np.asarray(np.sum(_f1(counts) * occurring, axis=-1) / np.sum(occurring, axis=-1))
+
+
+def _c(*ids: Ids) -> int:
+    return int(np.max(ids)) + 1
+
+
 def _ratio(above: NDArray[Any], below: NDArray[Any]) -> Floats:
     return np.asarray(np.divide(above, below, out=np.zeros(np.shape(above)), where=below > 0))
 
@@ -266,12 +289,12 @@ def _confidence(probabilities: Floats, true_ids: Ids, bins: int) -> tuple[Floats
     return correct, confidence, bin_ids.astype(np.int64)
 
 
-def _interval(estimate: float, drawn: Floats, lowest: float) -> Interval:
+def _shifted_interval(estimate: float, drawn: Floats) -> Interval:
     """The percentile interval (Efron 1979), shifted back by the bootstrap's own bias.
 
     Resampling thins out small labels, which lowers macro-F1, and adds noise to absolute gaps, which raises the calibration error.
     Over 400 simulated sets of 1,000 rows and 77 labels the plain interval of macro-F1 held the true value in 90.5 %, this one
     in 95 %.
     """
-    low, high = np.clip(np.quantile(drawn, [0.025, 0.975]) - (drawn.mean() - estimate), lowest, 1)
-    return Interval(float(estimate), float(low), float(high))
+    low, high = np.clip(np.quantile(drawn, [0.025, 0.975]) - (drawn.mean() - estimate), 0, 1)
+    return Interval(estimate, float(low), float(high))

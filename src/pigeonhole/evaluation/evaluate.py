@@ -1,0 +1,124 @@
+"""`uv run evaluate bundle=URL data.path=FILE`: any bundle on any labelled file, through the server's own classifier."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+
+from pigeonhole import storage
+from pigeonhole.bundle import Bundle, Precision, open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.command import command, say
+from pigeonhole.configuration import compose, setting
+from pigeonhole.errors import ConfigError
+from pigeonhole.evaluation import plots, report
+from pigeonhole.evaluation.baselines import FOLDS, cross_fit_baselines, score_baselines
+from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, read_own_split, was_trained_on
+from pigeonhole.evaluation.score import predict_rows
+from pigeonhole.evaluation.slices import length_slices
+from pigeonhole.metrics import Floats, Ids, predict, score_metrics
+
+
+@dataclass
+class TrainRowsConfig:
+    path: str | None = setting(None, "labelled rows to fit the baselines on; unset: cross-fit on the measured rows")
+
+
+@dataclass
+class EvaluateConfig:
+    bundle: str | None = setting(None, 'URL of the bundle, as `train` printed it as "bundle"; needed')
+    data: RowsConfig = field(default_factory=RowsConfig)
+    train: TrainRowsConfig = field(default_factory=TrainRowsConfig)
+    precision: str | None = setting(None, "model of the bundle; unset: the one that it serves", choices=("fp32", "int8"))
+    threads: int = setting(0, "threads of the model; 0: one a core", ge=0, le=1024)
+    seed: int = setting(0, "seed of the intervals and of the folds", ge=0, lt=2**32)
+    out: str | None = setting(None, "URL of a folder for report.md, its pictures and evaluation.json")
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    config = compose(EvaluateConfig, "evaluate", arguments)
+    if config.bundle is None:
+        raise ConfigError('bundle: a value is missing, write bundle=URL, as `train` printed it as "bundle"')
+    if config.out is not None:
+        _require_writable(config.out)
+    laps = [time.perf_counter()]
+    bundle = open_bundle(storage.to_url(config.bundle))
+    labels = bundle.manifest.labels
+    train, test = _rows(config, bundle)
+    true_ids = label_ids(test, labels)
+    classifier = Classifier.open(bundle, cast(Precision | None, config.precision), config.threads)
+    laps.append(time.perf_counter())
+    baselines = _score_baselines(train, test, labels, config.seed)
+    laps.append(time.perf_counter())
+    probabilities = predict_rows(classifier, test.texts)
+    laps.append(time.perf_counter())
+    result = {
+        "bundle": bundle.url,
+        "model": bundle.manifest.name,
+        "version": bundle.manifest.version,
+        "precision": classifier.precision,
+        "data": test.source,
+        "warnings": _warnings(bundle, test),
+        "test": score_metrics(true_ids, probabilities, labels, config.seed),
+        "slices": length_slices(test.texts, true_ids, predict(probabilities)),
+        "baselines": baselines,
+        "seconds": _seconds(laps),
+    }
+    for warning in result["warnings"]:
+        say(f"warning: {warning}")
+    say(report.table(result))
+    if config.out is not None:
+        _write(config.out, result, true_ids, probabilities, labels)
+        result["report"] = storage.join(storage.to_url(config.out), "report.md")
+    return result
+
+
+main = command(run)
+
+
+def _rows(config: EvaluateConfig, bundle: Bundle) -> tuple[Labelled | None, Labelled]:
+    """The rows that the baselines are fitted on, where there are any, and the rows to measure on."""
+    data = config.data
+    train, test = (None, read_labelled(data.path, data.text, data.label)) if data.path else read_own_split(bundle)
+    if config.train.path:
+        train = read_labelled(config.train.path, data.text, data.label)
+    return train, test
+
+
+def _score_baselines(train: Labelled | None, test: Labelled, labels: Sequence[str], seed: int) -> dict[str, Any]:
+    true_ids = label_ids(test, labels)
+    if train is None:
+        return {**cross_fit_baselines(test.texts, true_ids, labels, seed), "fitted_on": f"cross-fit {FOLDS} folds of this file"}
+    train_ids = label_ids(train, labels)
+    return {**score_baselines(train.texts, train_ids, test.texts, true_ids, labels, seed), "fitted_on": train.source}
+
+
+def _warnings(bundle: Bundle, test: Labelled) -> list[str]:
+    if was_trained_on(bundle, test):
+        return ["the bundle was trained on rows of this very file; unset data.path measures on those that it kept for its test"]
+    return []
+
+
+def _seconds(laps: list[float]) -> dict[str, float]:
+    legs = zip(("load", "baselines", "score"), laps, laps[1:], strict=False)
+    return {**{leg: round(end - start, 3) for leg, start, end in legs}, "total": round(time.perf_counter() - laps[0], 3)}
+
+
+def _require_writable(out: str) -> None:
+    """Better now than after an hour of scoring. Raises StorageError."""
+    probe = storage.join(out, ".writable")
+    storage.write(probe, b"")
+    storage.delete(probe)
+
+
+def _write(out: str, result: dict[str, Any], true_ids: Ids, probabilities: Floats, labels: tuple[str, ...]) -> None:
+    files = {
+        "report.md": report.markdown(result).encode(),
+        "evaluation.json": msgspec.json.format(msgspec.json.encode(result)),
+        "confusion_matrix.png": plots.confusion_png(true_ids, predict(probabilities), labels),
+        "reliability.png": plots.reliability_png(true_ids, probabilities),
+    }
+    for name, data in files.items():
+        storage.write(storage.join(out, name), data)

@@ -1,0 +1,102 @@
+"""Labelled rows to measure a bundle on: any file, or the test split that its own training never saw."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pigeonhole.bundle import Bundle
+from pigeonhole.configuration import setting
+from pigeonhole.dataset.check import verify_files
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.load import load_dataset
+from pigeonhole.dataset.read import Row, read_rows
+from pigeonhole.errors import ConfigError, DataError, StorageError
+from pigeonhole.metrics import Ids
+
+
+@dataclass
+class RowsConfig:
+    """What a command that measures asks of its rows."""
+
+    path: str | None = setting(None, "labelled rows, all of them measured on; unset: the test split of the bundle's own data")
+    text: str | None = setting(None, "column with the text; unset: text, sentence or utterance")
+    label: str | None = setting(None, "column with the label; unset: label, category or intent")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows with their labels; `source` names them in messages, `sha256` is that of their file (None: the hub)."""
+
+    source: str
+    rows: list[Row]
+    sha256: str | None
+
+    @property
+    def texts(self) -> list[str]:
+        return [row.text for row in self.rows]
+
+    @property
+    def labels(self) -> list[str]:
+        return [row.label for row in self.rows]
+
+
+def read_labelled(path: str, text: str | None, label: str | None) -> Labelled:
+    """All rows of a file, read as strictly as training reads them. Raises DataError, StorageError."""
+    config = DataConfig(path=path, text=text, label=label)
+    digest = verify_files(config)["train"]
+    rows = list(read_rows(config))
+    if not rows:
+        raise DataError(f"{path}: no rows; at least one labelled row is needed")
+    return Labelled(path, rows, digest.sha256 if digest else None)
+
+
+def read_own_split(bundle: Bundle) -> tuple[Labelled, Labelled]:
+    """The training and the test rows of a bundle, split again as its manifest says. Raises ConfigError."""
+    origin = bundle.manifest.provenance
+    recorded = {
+        field.name: origin["config"][f"data.{field.name}"]
+        for field in dataclasses.fields(DataConfig)
+        if f"data.{field.name}" in origin.get("config", {})
+    }
+    if "path" not in recorded:
+        raise ConfigError(f"{bundle.url}: its manifest does not say what it was trained on; write data.path=FILE")
+    config = DataConfig(**{**recorded, "sha256": origin["data_sha256"]})
+    try:
+        dataset = load_dataset(config)
+    except (DataError, StorageError) as error:
+        raise ConfigError(
+            f"the rows that {bundle.url} kept for its test cannot be read: {error}; write data.path=FILE"
+        ) from error
+    if not dataset.split.test:
+        raise ConfigError(f"{bundle.url}: was trained without a test split; write data.path=FILE")
+    shared = f"split of {config.path}, seed {config.split_seed}"
+    return Labelled(f"training {shared}", dataset.split.train, None), Labelled(f"test {shared}", dataset.split.test, None)
+
+
+def unseen_labels(rows: Labelled, known: Sequence[str]) -> list[str]:
+    """Labels of the rows that are not among the known ones, the most frequent first."""
+    counts = Counter(rows.labels)
+    return sorted(counts.keys() - set(known), key=lambda label: (-counts[label], label))
+
+
+def label_ids(rows: Labelled, known: Sequence[str]) -> Ids:
+    """(n,) places of the rows' labels among the known ones. Raises DataError for a label that is not among them."""
+    unseen = unseen_labels(rows, known)
+    if unseen:
+        line = next(row.line for row in rows.rows if row.label in unseen)
+        shown = ", ".join(repr(label[:40]) for label in unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+        some = ", ".join(repr(label[:40]) for label in known[:5]) + (" …" if len(known) > 5 else "")
+        raise DataError(
+            f"{rows.source}: line {line}: {len(unseen)} of its labels are unseen by the bundle: {shown}; "
+            f"the bundle knows {len(known)}: {some}; is data.label the right column?"
+        )
+    places = {label: place for place, label in enumerate(known)}
+    return np.array([places[row.label] for row in rows.rows], np.int64)
+
+
+def was_trained_on(bundle: Bundle, rows: Labelled) -> bool:
+    """Whether the rows are the very file that the bundle was trained on."""
+    return rows.sha256 is not None and rows.sha256 == bundle.manifest.provenance.get("data_sha256")
