@@ -36,6 +36,11 @@ def test_an_error_is_one_line_on_stderr_and_its_exit_code(
     assert capsys.readouterr() == ("", "error: key: what is allowed\n")
 
 
+def test_a_gate_that_says_no_still_prints_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(raising(GateError("HOLD", {"decision": "HOLD"})), []) == 4
+    assert capsys.readouterr() == ('{"decision":"HOLD"}\n', "error: HOLD\n")
+
+
 def test_an_interrupted_command_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(raising(KeyboardInterrupt()), []) == 130
     assert capsys.readouterr() == ("", "interrupted\n")

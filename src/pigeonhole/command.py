@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pigeonhole.errors import PigeonholeError
+from pigeonhole.errors import GateError, PigeonholeError
 
 
 def command(run: Callable[[list[str]], Any]) -> Callable[[], None]:
@@ -29,8 +29,10 @@ def command(run: Callable[[list[str]], Any]) -> Callable[[], None]:
 def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     try:
-        result = run(arguments)
+        _print(run(arguments))
     except PigeonholeError as error:
+        if isinstance(error, GateError):
+            _print(error.result)
         if os.environ.get("PIGEONHOLE_TRACEBACK"):
             traceback.print_exc()
         say(f"error: {error}")
@@ -38,10 +40,13 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 130
+    return 0
+
+
+def _print(result: Any) -> None:
     if result is not None:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
         sys.stdout.flush()
-    return 0
 
 
 def say(line: str) -> None:

@@ -72,4 +72,10 @@ class LogError(RunError):
 
 
 class GateError(PigeonholeError):
+    """Carries the verdict, which the command prints on stdout like any result."""
+
     exit_code = 4
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result

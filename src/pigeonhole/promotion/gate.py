@@ -1,0 +1,179 @@
+"""The gate: the answers of a candidate and of production to the same rows -> PROMOTE, HOLD or REJECT, with reasons.
+
+PROMOTE: every check passed. REJECT: a check failed for certain. HOLD: one did not pass, and the rows are too few to be certain. A
+check passes only where a comparison says so in the affirmative: a figure that is not a number never opens the gate. Knows neither
+bundles nor registries.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pigeonhole.configuration import setting
+from pigeonhole.metrics import (
+    Floats,
+    Ids,
+    bootstrap_calibration_error,
+    bootstrap_difference,
+    predict,
+    wilson_interval,
+)
+
+Decision = Literal["PROMOTE", "HOLD", "REJECT"]
+
+
+@dataclass
+class Limits:
+    """What the gate asks for."""
+
+    margin: float = setting(0.01, "macro-F1 that a candidate may lose at worst (95 % interval)", ge=0, le=1)
+    recall_floor: float = setting(0.5, "recall of each label, where production does not fall below it too", ge=0, le=1)
+    ece_ceiling: float = setting(0.1, "calibration error, where production's is not larger", ge=0, le=1)
+    size_mb: float = setting(500, "megabytes of the served model", gt=0)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one bundle says to the frozen rows: probabilities (n, c) in the order of its labels; `rows` identifies the rows."""
+
+    version: str
+    rows: str
+    labels: tuple[str, ...]
+    probabilities: Floats
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    outcome: Decision
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    decision: Decision
+    checks: tuple[Check, ...]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why not; where nothing says no, why."""
+        against = [check.reason for check in self.checks if check.outcome != "PROMOTE"]
+        return against or [check.reason for check in self.checks]
+
+
+def decide(true_labels: Sequence[str], candidate: Answers, production: Answers | None, limits: Limits, seed: int = 0) -> Verdict:
+    """The candidate against production, or, where there is none yet, against always giving the most frequent label."""
+    foreign = _foreign(true_labels, candidate, production)
+    if foreign:
+        return _judge([foreign])
+    frame = _Frame(true_labels, candidate, production)
+    found = frame.probabilities(candidate)
+    if not np.isfinite(found).all():
+        return _judge([Check("numbers", "REJECT", "the candidate gives probabilities that are not numbers")])
+    before = frame.probabilities(production) if production else None
+    return _judge(
+        [
+            _check_macro_f1(frame, found, before, limits.margin, seed),
+            *_check_recalls(frame, found, before, limits.recall_floor),
+            _check_calibration(frame, found, before, limits.ece_ceiling, seed),
+            _check_size(candidate.size_bytes, limits.size_mb),
+        ]
+    )
+
+
+def _foreign(true_labels: Sequence[str], candidate: Answers, production: Answers | None) -> Check | None:
+    """Answers that cannot be compared: to other rows, or from a model that has never seen a label of the rows."""
+    for answers in filter(None, (candidate, production)):
+        if answers.rows != candidate.rows or len(answers.probabilities) != len(true_labels):
+            return Check("rows", "REJECT", "candidate and production answered different rows")
+        unseen = sorted(set(true_labels) - set(answers.labels))
+        if unseen:
+            shown = ", ".join(map(repr, unseen[:5])) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+            return Check(
+                "labels", "HOLD", f"version {answers.version} cannot be measured on rows with labels unseen by it: {shown}"
+            )
+    return None
+
+
+class _Frame:
+    """The labels of the rows and of both models as one list, so that their answers can be laid side by side."""
+
+    def __init__(self, true_labels: Sequence[str], candidate: Answers, production: Answers | None) -> None:
+        self.labels = sorted({*true_labels, *candidate.labels, *(production.labels if production else ())})
+        self.places = {label: place for place, label in enumerate(self.labels)}
+        self.true_ids: Ids = np.array([self.places[label] for label in true_labels], np.int64)
+
+    def probabilities(self, answers: Answers) -> Floats:
+        """(n, all labels): the columns of a bundle at their places, 0 for labels that it does not have."""
+        found = np.zeros((len(answers.probabilities), len(self.labels)))
+        found[:, [self.places[label] for label in answers.labels]] = answers.probabilities
+        return found
+
+    def most_frequent(self) -> Ids:
+        """(n,): what is always right most often."""
+        return np.full_like(self.true_ids, np.bincount(self.true_ids).argmax())
+
+    def recalls(self, found: Floats) -> Iterator[tuple[str, int, int]]:
+        """Label, right answers and rows, for each label that the rows have."""
+        right = predict(found) == self.true_ids
+        for label_id in np.unique(self.true_ids):
+            of_label = self.true_ids == label_id
+            yield self.labels[label_id], int(right[of_label].sum()), int(of_label.sum())
+
+
+def _check_macro_f1(frame: _Frame, found: Floats, before: Floats | None, margin: float, seed: int) -> Check:
+    """Non-inferiority to production; a first version has to be better than no model at all."""
+    if before is None:
+        opponent, least = "always giving the most frequent label", 0.0
+        difference = bootstrap_difference(frame.true_ids, predict(found), frame.most_frequent(), seed)
+        passed = difference.low > least
+    else:
+        opponent, least = "production", -margin
+        difference = bootstrap_difference(frame.true_ids, predict(found), predict(before), seed)
+        passed = difference.low >= least
+    said = f"macro-F1 {difference.estimate:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] against {opponent}"
+    if passed:
+        return Check("macro_f1", "PROMOTE", said)
+    if difference.high < 0:
+        return Check("macro_f1", "REJECT", f"{said}: worse for certain")
+    return Check("macro_f1", "HOLD", f"{said}: not certain to be above {least:g} on these {len(found)} rows")
+
+
+def _check_recalls(frame: _Frame, found: Floats, before: Floats | None, floor: float) -> list[Check]:
+    """No label may die; one that is as poor in production already does not hold up its successor."""
+    if before is None:
+        return []
+    failed = []
+    for (label, hits, n), (_, hits_before, _) in zip(frame.recalls(found), frame.recalls(before), strict=True):
+        if hits / n >= floor or hits >= hits_before:
+            continue
+        outcome: Decision = "REJECT" if wilson_interval(hits, n).high < floor else "HOLD"
+        failed.append(
+            Check("recall", outcome, f"recall of {label!r} is {hits} of {n}, production's {hits_before}; {floor:g} is the floor")
+        )
+    return failed or [Check("recall", "PROMOTE", f"no label fell below recall {floor:g}")]
+
+
+def _check_calibration(frame: _Frame, found: Floats, before: Floats | None, ceiling: float, seed: int) -> Check:
+    error = bootstrap_calibration_error(found, frame.true_ids, seed=seed)
+    error_before = 0.0 if before is None else bootstrap_calibration_error(before, frame.true_ids, seed=seed).estimate
+    allowed = max(ceiling, error_before)
+    said = f"calibration error {error.estimate:.4f} [{error.low:.4f}, {error.high:.4f}]"
+    if error.estimate <= allowed:
+        return Check("calibration", "PROMOTE", f"{said}, at most {allowed:.4g} is allowed")
+    return Check("calibration", "REJECT" if error.low > allowed else "HOLD", f"{said}: more than {allowed:.4g}")
+
+
+def _check_size(size_bytes: int, size_mb: float) -> Check:
+    fits = size_bytes <= size_mb * 1e6
+    said = f"the model has {size_bytes / 1e6:.1f} MB"
+    return Check("size", "PROMOTE" if fits else "REJECT", f"{said}, {size_mb:g} are allowed")
+
+
+def _judge(checks: list[Check]) -> Verdict:
+    outcomes = {check.outcome for check in checks}
+    worst: Sequence[Decision] = ("REJECT", "HOLD", "PROMOTE")
+    return Verdict(next(outcome for outcome in worst if outcome in outcomes), tuple(checks))

@@ -1,0 +1,168 @@
+"""`uv run promote candidate=VERSION|URL`: through the gate, then the production alias moves by compare-and-swap.
+
+Exit 0: the candidate is production now. Exit 4: HOLD or REJECT, nothing moved; the verdict is on stdout all the same.
+"""
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgspec
+
+from pigeonhole import storage
+from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.command import command, say
+from pigeonhole.configuration import compose, setting
+from pigeonhole.errors import ConfigError, GateError, RegistryError
+from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, read_own_split, was_trained_on
+from pigeonhole.evaluation.score import predict_rows
+from pigeonhole.metrics import score_metrics
+from pigeonhole.promotion.gate import Answers, Limits, Verdict, decide
+from pigeonhole.registry import Registry
+
+
+@dataclass
+class PromoteConfig:
+    candidate: str | None = setting(None, "version in the registry, or URL of a bundle (which is published if it passes); needed")
+    name: str | None = setting(None, "the model's name in the registry; unset: the candidate's")
+    registry: str = setting("${oc.env:PIGEONHOLE_REGISTRY,registry}", "URL of the registry")
+    data: RowsConfig = field(default_factory=RowsConfig)
+    gate: Limits = field(default_factory=Limits)
+    force: bool = setting(False, "move the alias whatever the gate says; the history keeps that it was forced")
+    threads: int = setting(0, "threads of the models; 0: one a core", ge=0, le=1024)
+    seed: int = setting(0, "seed of the intervals", ge=0, lt=2**32)
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """`model=NAME` is short for `name=NAME`."""
+    config = compose(PromoteConfig, "promote", [_in_full(argument) for argument in arguments])
+    started = time.perf_counter()
+    registry = Registry(config.registry)
+    candidate = open_bundle(_find(registry, config.candidate, config.name))
+    name, version = config.name or candidate.manifest.name, candidate.manifest.version
+    published = _is_published(registry, name, candidate)
+    before = registry.alias(name, "production").version
+    if published and before == version:
+        say(f"{name} {version} is production already")
+        return {"decision": "PROMOTE", "reasons": ["is production already"], "model": name, "candidate": version, "moved": False}
+    production = open_bundle(registry.version_url(name, before)) if before else None
+    rows = _rows(config.data, candidate)
+    answers = _answer(candidate, rows, config.threads)
+    verdict = decide(
+        rows.labels, answers, _answer(production, rows, config.threads) if production else None, config.gate, config.seed
+    )
+    result = {
+        **_verdict(verdict, name, candidate, production, rows),
+        "test": score_metrics(label_ids(rows, answers.labels), answers.probabilities, answers.labels, config.seed),
+        "moved": verdict.decision == "PROMOTE" or config.force,
+        "forced": verdict.decision != "PROMOTE" and config.force,
+        "seconds": {"total": round(time.perf_counter() - started, 3)},
+    }
+    _say(result)
+    if not result["moved"]:
+        raise GateError(f"{verdict.decision}: {'; '.join(verdict.reasons)}; force=true moves the alias all the same", result)
+    if not published:
+        registry.publish(candidate.folder, candidate.manifest)
+    registry.set_alias(name, "production", version, _reason(result), expected=before)
+    return result
+
+
+main = command(run)
+
+
+def _in_full(argument: str) -> str:
+    """To Hydra, `model=` would choose a file of the folder configs/model."""
+    return f"name={argument.removeprefix('model=')}" if argument.startswith("model=") else argument
+
+
+def _find(registry: Registry, candidate: str | None, name: str | None) -> str:
+    """The URL of a version of the registry, or the one that was given."""
+    if candidate is None:
+        raise ConfigError("candidate: a value is missing, write candidate=VERSION or candidate=URL")
+    if "/" in candidate:
+        return storage.to_url(candidate)
+    versions = {model: registry.versions(model) for model in ([name] if name else registry.models())}
+    owners = [model for model, found in versions.items() if candidate in found]
+    if not owners:
+        latest = [f"{model} {version}" for model, found in versions.items() for version in found[-3:]]
+        raise RegistryError(f"{registry.url}: has no version {candidate!r}; the latest are {', '.join(latest) or 'none'}")
+    if len(owners) > 1:
+        raise RegistryError(f"{registry.url}: version {candidate!r} is there for {', '.join(owners)}; write name=NAME")
+    return storage.to_url(registry.version_url(owners[0], candidate))
+
+
+def _is_published(registry: Registry, name: str, candidate: Bundle) -> bool:
+    """Whether the registry has this very bundle. Raises RegistryError where it has another one by that name."""
+    manifest = candidate.manifest
+    if manifest.name != name:
+        raise RegistryError(f"{candidate.url} is a version of {manifest.name!r}; it cannot become one of name={name}")
+    if manifest.version not in registry.versions(name):
+        return False
+    there = open_bundle(registry.version_url(name, manifest.version))
+    if there.manifest.seal != manifest.seal:
+        raise RegistryError(
+            f"{registry.url}: {name} {manifest.version} is there already, and is another bundle than {candidate.url}"
+        )
+    return True
+
+
+def _rows(data: RowsConfig, candidate: Bundle) -> Labelled:
+    """The frozen set. Raises ConfigError for the rows that the candidate has learned by heart."""
+    if data.path is None:
+        return read_own_split(candidate)[1]
+    rows = read_labelled(data.path, data.text, data.label)
+    if was_trained_on(candidate, rows):
+        raise ConfigError(f"data.path={data.path}: the candidate was trained on this file; leave it out to use its test split")
+    label_ids(rows, candidate.manifest.labels)
+    return rows
+
+
+def _answer(bundle: Bundle, rows: Labelled, threads: int) -> Answers:
+    classifier = Classifier.open(bundle, threads=threads)
+    manifest = bundle.manifest
+    return Answers(
+        version=manifest.version,
+        rows=hashlib.sha256(msgspec.json.encode([(row.text, row.label) for row in rows.rows])).hexdigest(),
+        labels=manifest.labels,
+        probabilities=predict_rows(classifier, rows.texts, f"score {manifest.version}"),
+        size_bytes=manifest.files[manifest.models[manifest.served]].size_bytes,
+    )
+
+
+def _verdict(verdict: Verdict, name: str, candidate: Bundle, production: Bundle | None, rows: Labelled) -> dict[str, Any]:
+    return {
+        "decision": verdict.decision,
+        "reasons": verdict.reasons,
+        "checks": [asdict(check) for check in verdict.checks],
+        "model": name,
+        "candidate": candidate.manifest.version,
+        "production": production.manifest.version if production else None,
+        "data": rows.source,
+        "notes": _notes(candidate, production),
+    }
+
+
+def _notes(candidate: Bundle, production: Bundle | None) -> list[str]:
+    if production is None:
+        return ["there is no production version yet: compared with always giving the most frequent label"]
+    origins = [bundle.manifest.provenance.get("data_sha256") for bundle in (candidate, production)]
+    if origins[0] != origins[1]:
+        return ["production was trained on other data and may know some of these rows: that favours it"]
+    return []
+
+
+def _reason(result: dict[str, Any]) -> str:
+    """The line that the registry's history keeps."""
+    said = f"{'forced over ' if result['forced'] else ''}{result['decision']}: {'; '.join(result['reasons'])}"
+    return f"{said} ({result['test']['n']} rows of {result['data']})"
+
+
+def _say(result: dict[str, Any]) -> None:
+    say(f"{result['model']} {result['candidate']} against {result['production'] or 'no production version'}, {result['data']}")
+    for check in result["checks"]:
+        say(f"  {check['outcome']:8} {check['name']:12} {check['reason']}")
+    for note in result["notes"]:
+        say(f"  note: {note}")
+    say(f"{result['decision']}{' (forced)' if result['forced'] else ''}")

@@ -1,0 +1,237 @@
+"""The gate's conformance suite: challengers known to be better, worse, equal or crooked, and what it must say of each."""
+
+import ast
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from pigeonhole.metrics import bootstrap_calibration_error, wilson_interval
+from pigeonhole.promotion import gate
+from pigeonhole.promotion.gate import Answers, Limits, decide
+
+LABELS = ("a", "b", "c", "d", "e")
+TRUE = LABELS * 100
+ROWS = range(len(TRUE))
+DEAD = [row for row in ROWS if TRUE[row] == "e"]
+
+
+def answers(
+    wrong: Iterable[int] = (), confidence: float | None = None, labels: tuple[str, ...] = LABELS, true: tuple[str, ...] = TRUE
+) -> Answers:
+    """Right on all rows but the wrong ones, where the next label is given; as sure as it is right, or as `confidence`."""
+    n, c = len(true), len(labels)
+    places = np.array([labels.index(label) for label in true])
+    mistaken = np.zeros(n, bool)
+    mistaken[list(wrong)] = True
+    given = np.where(mistaken, (places + 1) % c, places)
+    sure = 1 - mistaken.mean() if confidence is None else confidence
+    probabilities = np.full((n, c), (1 - sure) / (c - 1))
+    probabilities[np.arange(n), given] = sure
+    return Answers("v1", "the frozen rows", labels, probabilities, size_bytes=90_000_000)
+
+
+def share(parts: int, of: Iterable[int] = ROWS, start: int = 0) -> list[int]:
+    """Every so-many-th row, spread evenly over the labels."""
+    return list(of)[start::parts]
+
+
+NAN = replace(answers(), probabilities=np.where(np.eye(1, 5), np.nan, answers().probabilities))
+RIGHT_BUT_RARE = (*TRUE, "f", "f", "f")  # a sixth label with three rows, the last ones
+SIX = (*LABELS, "f")
+GOOD, FAIR, POOR = answers(share(23)), answers(share(11)), answers(share(3))
+ALWAYS_A = answers([row for row in ROWS if TRUE[row] != "a"], 0.2)
+ALWAYS_A = replace(ALWAYS_A, probabilities=np.tile([0.24, 0.19, 0.19, 0.19, 0.19], (500, 1)))
+UNSURE = answers(share(11), 0.8)
+UNSURE_LOW = bootstrap_calibration_error(UNSURE.probabilities, np.array([LABELS.index(label) for label in TRUE])).low
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    decision: str
+    candidate: Answers
+    production: Answers | None
+    because: str = ""  # the checks that say no
+    limits: Limits = field(default_factory=Limits)
+    true: tuple[str, ...] = TRUE
+
+
+CASES = [
+    Case("clearly better", "PROMOTE", GOOD, POOR),
+    Case("clearly worse (the same two, swapped)", "REJECT", POOR, GOOD, "macro_f1"),
+    Case("equal", "PROMOTE", FAIR, FAIR),
+    Case("equal, with no margin", "PROMOTE", FAIR, FAIR, limits=Limits(margin=0)),
+    Case("a little worse, on too few rows to tell", "HOLD", answers([*share(23), 1, 7]), GOOD, "macro_f1"),
+    Case(
+        "worse for certain, but within the margin",
+        "PROMOTE",
+        answers(share(23) + share(40, start=1)),
+        GOOD,
+        limits=Limits(margin=0.1),
+    ),
+    Case(
+        "worse for certain, with no margin", "REJECT", answers(share(23) + share(40, start=1)), GOOD, "macro_f1", Limits(margin=0)
+    ),
+    Case("better on average, with one label dead", "REJECT", answers(DEAD, 0.8), POOR, "recall"),
+    Case("a label that is dead in production too", "PROMOTE", answers(DEAD, 0.8), answers({*DEAD, *share(5, start=1)}, 0.6)),
+    Case("a label as dead as in production, no more", "PROMOTE", answers(DEAD[:60], 0.88), answers(DEAD[:60], 0.88)),
+    Case("a label right on the floor", "PROMOTE", answers(DEAD[:50], 0.9), answers(share(3))),
+    Case("a label a little below the floor", "HOLD", answers(DEAD[:51], 0.9), answers(share(3)), "recall"),
+    Case(
+        "a label dead on three rows",
+        "HOLD",
+        answers([500, 501, 502], 0.99, SIX, RIGHT_BUT_RARE),
+        answers(share(3), None, SIX, RIGHT_BUT_RARE),
+        "recall",
+        true=RIGHT_BUT_RARE,
+    ),
+    Case(
+        "a label that may be right on the floor",
+        "HOLD",
+        answers([500, 501, 502], 0.99, SIX, RIGHT_BUT_RARE),
+        answers(share(3), None, SIX, RIGHT_BUT_RARE),
+        "recall",
+        Limits(recall_floor=wilson_interval(0, 3).high),
+        RIGHT_BUT_RARE,
+    ),
+    Case("better, but far less sure than right", "REJECT", answers(share(23), 0.5), POOR, "calibration"),
+    Case("better, but far surer than right", "REJECT", answers(share(4), 0.999), POOR, "calibration"),
+    Case("calibration a little above the ceiling", "HOLD", UNSURE, FAIR, "calibration"),
+    Case("calibration that may be right on the ceiling", "HOLD", UNSURE, FAIR, "calibration", Limits(ece_ceiling=UNSURE_LOW)),
+    Case("calibration right on the ceiling", "PROMOTE", answers(share(4), 0.75 + 0.125), POOR, limits=Limits(ece_ceiling=0.125)),
+    Case("badly calibrated, but production was worse", "PROMOTE", answers(share(23), 0.6), answers(share(23), 0.5)),
+    Case(
+        "badly calibrated, and production a little less",
+        "REJECT",
+        answers(share(23), 0.5),
+        answers(share(23), 0.6),
+        "calibration",
+    ),
+    Case("as large as the budget", "PROMOTE", GOOD, POOR, limits=Limits(size_mb=90)),
+    Case("larger than the budget", "REJECT", GOOD, POOR, "size", Limits(size_mb=89)),
+    Case("probabilities that are not numbers", "REJECT", NAN, POOR, "numbers"),
+    Case("answers to other rows", "REJECT", replace(GOOD, rows="other rows"), POOR, "rows"),
+    Case("fewer answers than rows", "REJECT", replace(GOOD, probabilities=GOOD.probabilities[:-1]), POOR, "rows"),
+    Case("production has never seen a label", "HOLD", GOOD, replace(POOR, labels=("a", "b", "c", "d", "z")), "labels"),
+    Case("the candidate has never seen a label", "HOLD", replace(GOOD, labels=("a", "b", "c", "d", "z")), POOR, "labels"),
+    Case("the same labels in another order", "PROMOTE", answers(share(23), labels=("e", "c", "a", "d", "b")), GOOD),
+    Case(
+        "another order of the labels hides no mistake",
+        "REJECT",
+        replace(GOOD, labels=("e", "c", "a", "d", "b")),
+        GOOD,
+        "macro_f1 recall calibration",
+    ),
+    Case("one label more than production", "PROMOTE", answers(share(23), labels=SIX), GOOD),
+    Case("the first version, better than none", "PROMOTE", FAIR, None),
+    Case("the first version, always one label", "HOLD", ALWAYS_A, None, "macro_f1"),
+    Case("the first version, wrong on every row", "REJECT", answers(ROWS, 0.25), None, "macro_f1", Limits(ece_ceiling=0.5)),
+    Case("the first version, badly calibrated", "REJECT", answers(share(23), 0.5), None, "calibration"),
+    Case("the first version, with a dead label", "PROMOTE", answers(DEAD, 0.8), None),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_gate_says(case: Case) -> None:
+    verdict = decide(case.true, case.candidate, case.production, case.limits)
+    assert verdict.decision == case.decision, verdict.reasons
+    assert _says_no(verdict) == set(case.because.split())
+
+
+def _says_no(verdict: gate.Verdict) -> set[str]:
+    return {check.name for check in verdict.checks if check.outcome != "PROMOTE"}
+
+
+def test_every_check_speaks_and_no_reason_is_empty() -> None:
+    verdict = decide(TRUE, GOOD, POOR, Limits())
+    assert [check.name for check in verdict.checks] == ["macro_f1", "recall", "calibration", "size"]
+    assert verdict.reasons == [check.reason for check in verdict.checks]
+    assert all(verdict.reasons)
+
+
+def test_reasons_against_name_what_was_found_and_what_is_allowed() -> None:
+    verdict = decide(TRUE, answers(DEAD, 0.8), POOR, Limits())
+    assert verdict.reasons == ["recall of 'e' is 0 of 100, production's 67; 0.5 is the floor"]
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    verdict = decide(TRUE, answers(DEAD, 0.4), GOOD, Limits(size_mb=1))
+    assert {check.name for check in verdict.checks if check.outcome == "REJECT"} == {"macro_f1", "recall", "calibration", "size"}
+
+
+def test_same_seed_same_verdict() -> None:
+    assert decide(TRUE, GOOD, FAIR, Limits(), seed=5) == decide(TRUE, GOOD, FAIR, Limits(), seed=5)
+
+
+def test_equal_models_are_told_apart_in_no_seed() -> None:
+    assert {decide(TRUE, FAIR, FAIR, Limits(margin=0), seed).decision for seed in range(20)} == {"PROMOTE"}
+
+
+def test_a_coin_toss_against_another_is_rarely_called_worse() -> None:
+    """Two models of the same skill with independent mistakes: REJECT is wrong, and may happen in 2.5 % of sets."""
+    random = np.random.default_rng(0)
+    rejected = 0
+    for seed in range(200):
+        candidate, production = (answers(np.flatnonzero(random.random(500) < 0.1)) for _ in range(2))
+        rejected += decide(TRUE, candidate, production, Limits(), seed).decision == "REJECT"
+    assert rejected <= 12  # binomial(200, 0.025) is above 12 once in 400
+
+
+OTHERS: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
+    ast.Lt: [ast.LtE, ast.GtE],
+    ast.LtE: [ast.Lt, ast.Gt],
+    ast.Gt: [ast.GtE, ast.LtE],
+    ast.GtE: [ast.Gt, ast.Lt],
+    ast.Eq: [ast.NotEq],
+    ast.NotEq: [ast.Eq],
+    ast.Is: [ast.IsNot],
+    ast.IsNot: [ast.Is],
+    ast.In: [ast.NotIn],
+}
+
+
+def mutants() -> Iterator[tuple[str, str]]:
+    """The gate's source with one comparison changed, for each and for each change; what only words a message is left out."""
+    source = Path(gate.__file__).read_text()
+    comparisons = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Compare)]
+    for number, node in enumerate(comparisons):
+        if "shown" in ast.unparse(node) or "len(unseen)" in ast.unparse(node):
+            continue
+        for other in OTHERS[type(node.ops[0])]:
+            tree = ast.parse(source)
+            changed = [found for found in ast.walk(tree) if isinstance(found, ast.Compare)][number]
+            changed.ops[0] = other()
+            yield f"line {node.lineno}: {ast.unparse(node)} -> {ast.unparse(changed)}", ast.unparse(tree)
+
+
+def suite_passes(decide_changed: Callable[..., gate.Verdict]) -> bool:
+    for case in CASES:
+        try:
+            verdict = decide_changed(case.true, case.candidate, case.production, case.limits)
+        except Exception:  # noqa: BLE001 - a gate that breaks is a gate that is found out
+            return False
+        reasons = [check.reason for check in verdict.checks if check.outcome != "PROMOTE" or not case.because]
+        if (verdict.decision, _says_no(verdict), verdict.reasons) != (case.decision, set(case.because.split()), reasons):
+            return False
+    return True
+
+
+def load(source: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = ModuleType("mutant")
+    monkeypatch.setitem(sys.modules, "mutant", module)
+    exec(compile(source, "mutant.py", "exec"), module.__dict__)
+    return module
+
+
+def test_the_suite_passes_on_the_gate_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert suite_passes(load(Path(gate.__file__).read_text(), monkeypatch).decide)
+
+
+@pytest.mark.parametrize("source", [pytest.param(source, id=name) for name, source in mutants()])
+def test_a_flipped_comparison_turns_the_suite_red(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not suite_passes(load(source, monkeypatch).decide)

@@ -1,0 +1,221 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.evaluation.test_labelled import origin
+from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
+
+from pigeonhole.bundle import Bundle
+from pigeonhole.command import call
+from pigeonhole.errors import ConfigError, DataError, GateError, RegistryError
+from pigeonhole.promotion.promote import run
+from pigeonhole.registry import Registry
+
+MISTAKEN = {**QUEUES, "charge": "delivery", "courier": "account"}
+HOPELESS = {**QUEUES, "charge": "delivery", "courier": "account", "password": "billing", "login": "billing"}
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in keyword_rows()))
+    return path
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(str(tmp_path / "registry"))
+
+
+def published(registry: Registry, folder: Path, version: str, words: dict[str, str] = QUEUES, **changes: Any) -> Bundle:
+    bundle = keyword_bundle(folder / version, version, words, weight=changes.pop("weight", 6.0), **changes)
+    registry.publish(bundle.folder, bundle.manifest)
+    return bundle
+
+
+def in_production(registry: Registry, bundle: Bundle) -> None:
+    registry.set_alias("keywords", "production", bundle.manifest.version, "for the test", expected=None)
+
+
+def promote(registry: Registry, candidate: str, *arguments: str) -> dict[str, Any]:
+    return run([f"candidate={candidate}", f"registry={registry.url}", *arguments])
+
+
+def test_a_better_version_becomes_production_and_the_history_says_why(
+    registry: Registry, rows_file: Path, tmp_path: Path
+) -> None:
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN))
+    published(registry, tmp_path, "v2")
+    found = promote(registry, "v2", f"data.path={rows_file}")
+    assert (found["decision"], found["moved"], found["forced"], found["production"]) == ("PROMOTE", True, False, "v1")
+    state = registry.alias("keywords", "production")
+    assert state.version == "v2"
+    assert state.history[-1].reason.startswith("PROMOTE: macro-F1 +0.")
+    assert state.history[-1].reason.endswith(f"(144 rows of {rows_file})")
+
+
+def test_a_worse_version_stays_out_and_the_verdict_is_on_stdout(
+    registry: Registry, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_production(registry, published(registry, tmp_path, "v1"))
+    published(registry, tmp_path, "v2", MISTAKEN)
+    assert call(run, ["candidate=v2", f"registry={registry.url}", f"data.path={rows_file}"]) == 4
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert (found["decision"], found["moved"]) == ("REJECT", False)
+    assert "worse for certain" in found["reasons"][0]
+    assert "error: REJECT: macro-F1" in printed.err
+    assert registry.alias("keywords", "production").version == "v1"
+
+
+def test_forcing_moves_the_alias_and_leaves_a_record(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    in_production(registry, published(registry, tmp_path, "v1"))
+    published(registry, tmp_path, "v2", MISTAKEN)
+    found = promote(registry, "v2", f"data.path={rows_file}", "force=true")
+    assert (found["decision"], found["moved"], found["forced"]) == ("REJECT", True, True)
+    state = registry.alias("keywords", "production")
+    assert state.version == "v2"
+    assert state.history[-1].reason.startswith("forced over REJECT: ")
+
+
+def test_forcing_a_version_that_passes_is_no_force(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    in_production(registry, published(registry, tmp_path, "v1"))
+    published(registry, tmp_path, "v2")
+    assert promote(registry, "v2", f"data.path={rows_file}", "force=true")["forced"] is False
+    assert registry.alias("keywords", "production").history[-1].reason.startswith("PROMOTE")
+
+
+def test_the_first_version_has_to_beat_no_model_at_all(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    published(registry, tmp_path, "v1", {"zebra": "billing", "yak": "delivery", "gnu": "account"})
+    with pytest.raises(GateError, match="HOLD: macro-F1"):
+        promote(registry, "v1", f"data.path={rows_file}")
+    published(registry, tmp_path, "v2")
+    found = promote(registry, "v2", f"data.path={rows_file}")
+    assert (found["decision"], found["production"]) == ("PROMOTE", None)
+    assert "no production version yet" in found["notes"][0]
+    assert registry.alias("keywords", "production").version == "v2"
+
+
+def test_a_bundle_from_elsewhere_is_published_when_it_passes(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN))
+    better, worse = (
+        keyword_bundle(tmp_path / "better", "v2", weight=6),
+        keyword_bundle(tmp_path / "worse", "v3", HOPELESS, weight=6),
+    )
+    with pytest.raises(GateError):
+        promote(registry, worse.url, f"data.path={rows_file}")
+    assert registry.versions("keywords") == ["v1"]
+    promote(registry, better.url, f"data.path={rows_file}")
+    assert registry.versions("keywords") == ["v1", "v2"]
+    assert registry.alias("keywords", "production").version == "v2"
+
+
+def test_another_bundle_under_the_name_of_a_version_is_refused(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    published(registry, tmp_path, "v1", MISTAKEN)
+    other = keyword_bundle(tmp_path / "other", "v1")
+    with pytest.raises(RegistryError, match="another bundle"):
+        promote(registry, other.url, f"data.path={rows_file}")
+
+
+def test_what_is_production_already_stays_so_without_being_measured(registry: Registry, tmp_path: Path) -> None:
+    in_production(registry, published(registry, tmp_path, "v1"))
+    found = promote(registry, "v1")
+    assert (found["decision"], found["moved"]) == ("PROMOTE", False)
+    assert len(registry.alias("keywords", "production").history) == 1
+
+
+def test_without_a_file_the_candidate_answers_the_rows_that_it_kept_for_its_test(
+    registry: Registry, rows_file: Path, tmp_path: Path
+) -> None:
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN, provenance=origin(rows_file)))
+    published(registry, tmp_path, "v2", provenance=origin(rows_file))
+    found = promote(registry, "v2")
+    assert found["data"] == f"test split of {rows_file}, seed 0"
+    assert (found["test"]["n"], found["notes"]) == (29, [])
+
+
+def test_other_training_data_of_production_is_noted(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN))
+    published(registry, tmp_path, "v2", provenance=origin(rows_file))
+    assert "trained on other data" in promote(registry, "v2")["notes"][0]
+
+
+def test_rows_that_the_candidate_was_trained_on_are_refused(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    published(registry, tmp_path, "v1", provenance=origin(rows_file))
+    with pytest.raises(ConfigError, match="the candidate was trained on this file"):
+        promote(registry, "v1", f"data.path={rows_file}")
+
+
+def test_labels_that_the_candidate_has_never_seen_are_refused(registry: Registry, tmp_path: Path) -> None:
+    published(registry, tmp_path, "v1")
+    path = tmp_path / "other.csv"
+    path.write_text("text,label\nmy roof,roofing\n")
+    with pytest.raises(DataError, match=r"unseen.*roofing"):
+        promote(registry, "v1", f"data.path={path}")
+
+
+def test_labels_that_production_has_never_seen_hold_the_candidate(registry: Registry, tmp_path: Path) -> None:
+    in_production(registry, published(registry, tmp_path, "v1"))
+    published(registry, tmp_path, "v2", {**QUEUES, "roof": "roofing"})
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\nmy roof,roofing\nmy invoice,billing\n")
+    with pytest.raises(GateError, match=r"HOLD: version v1 cannot be measured .* 'roofing'"):
+        promote(registry, "v2", f"data.path={path}")
+
+
+def test_a_move_by_somebody_else_in_between_is_not_overwritten(
+    registry: Registry, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN))
+    for version in ("v2", "v3"):
+        published(registry, tmp_path, version)
+    measure = "pigeonhole.promotion.promote.score_metrics"
+
+    def interrupt(*arguments: Any) -> dict[str, Any]:
+        registry.set_alias("keywords", "production", "v3", "a colleague", expected="v1")
+        return {"n": 144}
+
+    monkeypatch.setattr(measure, interrupt)
+    with pytest.raises(RegistryError, match="somebody moved it"):
+        promote(registry, "v2", f"data.path={rows_file}")
+    assert registry.alias("keywords", "production").version == "v3"
+
+
+def test_limits_come_from_the_command_line(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    published(registry, tmp_path, "v1", weight=2.0)
+    with pytest.raises(GateError, match="calibration"):
+        promote(registry, "v1", f"data.path={rows_file}", "gate.ece_ceiling=0.01")
+    with pytest.raises(GateError, match=r"the model has 0\.0 MB, 0\.0001 are allowed"):
+        promote(registry, "v1", f"data.path={rows_file}", "gate.ece_ceiling=1", "gate.size_mb=0.0001")
+    with pytest.raises(ConfigError, match=r"gate\.margin"):
+        promote(registry, "v1", f"data.path={rows_file}", "gate.margin=2")
+
+
+def test_a_candidate_that_is_not_there_is_named_with_what_is(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="candidate: a value is missing"):
+        run([f"registry={registry.url}"])
+    with pytest.raises(RegistryError, match="'v9'; the latest are none"):
+        promote(registry, "v9")
+    published(registry, tmp_path, "v1")
+    with pytest.raises(RegistryError, match="'v9'; the latest are keywords v1"):
+        promote(registry, "v9")
+    with pytest.raises(RegistryError, match="name=other"):
+        promote(registry, str(tmp_path / "v1"), "name=other")
+
+
+def test_a_version_of_two_models_needs_the_name_of_one(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    bundle = published(registry, tmp_path, "v1")
+    twin = Path(registry.version_url("twin", "v1"))
+    twin.parent.mkdir(parents=True)
+    twin.symlink_to(bundle.folder)
+    with pytest.raises(RegistryError, match="is there for keywords, twin; write name=NAME"):
+        promote(registry, "v1", f"data.path={rows_file}")
+    assert promote(registry, "v1", f"data.path={rows_file}", "model=keywords")["moved"]
+
+
+def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(["--help"])
+    assert left.value.code == 0
+    assert "gate.recall_floor" in capsys.readouterr().out
