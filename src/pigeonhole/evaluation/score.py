@@ -28,7 +28,7 @@ class Predictor(Protocol):
 def predict_rows(classifier: Predictor, texts: Sequence[str], description: str = "score") -> Floats:
     """(n, c) probabilities, in the order of the texts and of the classifier's labels."""
     probabilities = np.empty((len(texts), len(classifier.labels)))
-    with tqdm(total=len(texts), desc=description, unit="row", mininterval=1, leave=False) as progress:
+    with tqdm(total=len(texts), desc=description, unit="row", mininterval=1) as progress:
         for start in range(0, len(texts), CHUNK):
             chunk = texts[start : start + CHUNK]
             probabilities[start : start + len(chunk)] = [answer.probabilities for answer in classifier.predict(chunk)]
