@@ -75,6 +75,14 @@ def test_without_a_file_the_bundle_is_measured_on_the_rows_that_it_kept_for_its_
     assert found["test"]["n"] == 29
 
 
+def test_the_test_split_of_a_training_run_gets_the_scores_that_the_run_printed(tiny_run: dict[str, Any]) -> None:
+    found = evaluate(tiny_run["bundle"], "threads=1")
+    assert found["test"]["n"] == tiny_run["test"]["n"]
+    assert found["test"]["accuracy"] == tiny_run["test"]["accuracy"]
+    assert found["test"]["ece"] == pytest.approx(tiny_run["test"]["ece"], abs=1e-6)
+    assert found["baselines"]["tfidf"]["macro_f1"] == tiny_run["baselines"]["tfidf"]["macro_f1"]
+
+
 def test_a_file_that_the_bundle_was_trained_on_is_measured_with_a_warning(
     rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     before = registry.alias(name, "production").version
     if published and before == version:
         say(f"{name} {version} is production already")
-        return {"decision": "PROMOTE", "reasons": ["is production already"], "model": name, "candidate": version, "moved": False}
+        return _settled(name, version)
     production = open_bundle(registry.version_url(name, before)) if before else None
     rows = _rows(config.data, candidate)
     answers = _answer(candidate, rows, config.threads)
@@ -106,6 +106,20 @@ def _is_published(registry: Registry, name: str, candidate: Bundle) -> bool:
             f"{registry.url}: {name} {manifest.version} is there already, and is another bundle than {candidate.url}"
         )
     return True
+
+
+def _settled(name: str, version: str) -> dict[str, Any]:
+    """What a command that is run twice answers the second time."""
+    return {
+        "decision": "PROMOTE",
+        "reasons": ["is production already"],
+        "checks": [],
+        "model": name,
+        "candidate": version,
+        "production": version,
+        "moved": False,
+        "forced": False,
+    }
 
 
 def _rows(data: RowsConfig, candidate: Bundle) -> Labelled:
