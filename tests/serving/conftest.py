@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from pigeonhole.bundle import Golden, Manifest, Windowing, open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import LogWriter, Record, read_window
+from pigeonhole.registry import Registry
 from pigeonhole.serving.app import create_app
 from pigeonhole.serving.serve import bind, make_server
 from pigeonhole.serving.settings import Settings
@@ -79,7 +80,9 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def make_bundle(folder: Path, name: str = "words", version: str = "20260301-120000") -> Manifest:
+def make_bundle(
+    folder: Path, name: str = "words", version: str = "20260301-120000", labels: tuple[str, ...] = LABELS
+) -> Manifest:
     folder.mkdir(parents=True)
     write_model(folder / "model.onnx")
     write_tokenizer(folder / "tokenizer.json")
@@ -91,11 +94,11 @@ def make_bundle(folder: Path, name: str = "words", version: str = "20260301-1200
         version=version,
         created_at="2026-03-01T12:00:00Z",
         task="single_label",
-        labels=LABELS,
+        labels=labels,
         max_length=128,
         windowing=Windowing(),
         temperature=0.5,
-        thresholds=dict.fromkeys(LABELS, 0.5),
+        thresholds=dict.fromkeys(labels, 0.5),
         threshold_target=None,
         models={"fp32": "model.onnx"},
         served="fp32",
@@ -152,9 +155,9 @@ Start = Callable[..., "contextlib.AbstractContextManager[Running]"]
 
 
 @contextlib.contextmanager
-def run_service(classifier: Classifier, log: Path, settings: Settings) -> Iterator[Running]:
+def run_service(classifier: Classifier, log: Path, settings: Settings, followed: Registry | None = None) -> Iterator[Running]:
     with bind("127.0.0.1", 0) as listener, LogWriter(str(log), interval_s=0.2) as writer:
-        server = make_server(create_app(settings, classifier, writer))
+        server = make_server(create_app(settings, classifier, writer, followed))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -174,8 +177,10 @@ def run_service(classifier: Classifier, log: Path, settings: Settings) -> Iterat
 def start(classifier: Classifier, tmp_path: Path) -> Start:
     """Start a service over `classifier`, or over another one, with other settings."""
 
-    def start_service(other: Classifier | None = None, **settings: object) -> "contextlib.AbstractContextManager[Running]":
-        return run_service(other or classifier, tmp_path / "log", Settings(**settings))  # type: ignore[arg-type]
+    def start_service(
+        other: Classifier | None = None, followed: Registry | None = None, **settings: object
+    ) -> "contextlib.AbstractContextManager[Running]":
+        return run_service(other or classifier, tmp_path / "log", Settings(**settings), followed)  # type: ignore[arg-type]
 
     return start_service
 

@@ -12,11 +12,12 @@ from pigeonhole.serving.recorder import AskedText, Recorder
 def test_a_record_has_all_that_drift_compares_without_the_text(classifier: Classifier, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     asked = [
-        AskedText(text, new_id(), "r-1", now, time.perf_counter() - 0.25) for text in ("Where is zebra's parcel", "my " * 500)
+        AskedText(text, new_id(), "r-1", now, time.perf_counter() - 0.25, classifier)
+        for text in ("Where is zebra's parcel", "my " * 500)
     ]
     predictions = classifier.predict([each.text for each in asked])
     with LogWriter(str(tmp_path)) as log:
-        Recorder(log, classifier.manifest, "none", b"").record(asked, predictions)
+        Recorder(log, "none", b"").record(asked, predictions)
         first, second = read_window(str(tmp_path), now, now + timedelta(hours=1)).records
     assert [record.prediction_id for record in (first, second)] == [each.prediction_id for each in asked]
     assert (first.text, first.text_policy, first.at, first.request_id) == (None, "none", now, "r-1")

@@ -16,6 +16,7 @@ def test_every_variable_reaches_its_setting() -> None:
         "PIGEONHOLE_BUNDLE": "gs://b/x",
         "PIGEONHOLE_REGISTRY": "gs://b/registry",
         "PIGEONHOLE_MODEL": "tickets",
+        "PIGEONHOLE_POLL_S": "0.5",
         "PIGEONHOLE_LOG": "gs://b/log",
         "PIGEONHOLE_SPOOL": "/spool",
         "PIGEONHOLE_DURABILITY": "host",
@@ -27,7 +28,7 @@ def test_every_variable_reaches_its_setting() -> None:
     }
     settings = read_settings(environment)
     assert settings == Settings(
-        "::", 9000, "gs://b/x", "gs://b/registry", "tickets", "gs://b/log", "/spool", "host", "hash", "secret", 2, 512, 2.5
+        "::", 9000, "gs://b/x", "gs://b/registry", "tickets", 0.5, "gs://b/log", "/spool", "host", "hash", "secret", 2, 512, 2.5
     )
     assert "secret" not in repr(settings)
     assert unknown_variables(environment) == []

@@ -12,9 +12,12 @@ from starlette.exceptions import HTTPException
 
 from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import LogWriter
+from pigeonhole.registry import Registry
 from pigeonhole.serving import docs, openapi
 from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadline_asked
+from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.rollout import Rollout
 from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_question
 from pigeonhole.serving.service import Service
 from pigeonhole.serving.settings import Settings
@@ -22,14 +25,24 @@ from pigeonhole.serving.settings import Settings
 LINKS = {name: f"/{name}" for name in ("predict", "model", "health", "ready", "metrics", "docs", "openapi.json")}
 
 
-def create_app(settings: Settings, classifier: Classifier, log: LogWriter) -> FastAPI:
-    """The service over a classifier that has passed its golden answers. The log stays its maker's to close."""
+def create_app(settings: Settings, classifier: Classifier, log: LogWriter, followed: Registry | None = None) -> FastAPI:
+    """The service over a classifier that has passed its golden answers. The log stays its maker's to close.
+
+    `followed`: the registry whose production alias decides what answers from now on.
+    """
     service = Service(settings, classifier, log)
+    pollers = []
+    if followed is not None:
+        pollers.append(Poller("rollout", Rollout(followed, service, settings.threads).look, settings.poll_s))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
+        for poller in pollers:
+            poller.start()
         yield
+        for poller in pollers:
+            poller.stop()
         await service.batcher.stop()
 
     app = FastAPI(
@@ -61,8 +74,6 @@ def _add_predict(app: FastAPI, service: Service, settings: Settings) -> None:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    manifest = service.manifest
-
     @app.get("/health", responses=openapi.problems(503))
     async def health() -> Response:
         """Whether the process is of any use; where it is not, restart it."""
@@ -75,18 +86,21 @@ def _add_state(app: FastAPI, service: Service) -> None:
         """Whether requests should come here: the golden answers of the bundle came out before the port was opened."""
         if not service.batcher.alive:
             raise Problem(503, "not_ready", "the service does not take questions now")
+        manifest = service.classifier.manifest
         return _json(msgspec.json.encode({"status": "ready", "model": manifest.name, "model_version": manifest.version}))
 
     @app.get("/model")
     async def model() -> Response:
         """What answers here, how well it did on its test split, and the limits of a question."""
+        classifier = service.classifier
+        manifest = classifier.manifest
         about = {
             "model": manifest.name,
             "model_version": manifest.version,
             "created_at": manifest.created_at,
             "task": manifest.task,
             "labels": manifest.labels,
-            "precision": service.precision,
+            "precision": classifier.precision,
             "max_length": manifest.max_length,
             "temperature": manifest.temperature,
             "thresholds": manifest.thresholds,

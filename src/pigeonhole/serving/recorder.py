@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pigeonhole.bundle import Manifest
-from pigeonhole.classifier import Prediction
+from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, kept_text
 
 
@@ -19,14 +18,14 @@ class AskedText:
     request_id: str
     at: datetime
     began: float  # time.perf_counter() at the edge
+    classifier: Classifier  # the one that was there when it was asked
 
 
 class Recorder:
     """Writes a batch with one append: on the level `host` its records share one sync."""
 
-    def __init__(self, log: LogWriter, manifest: Manifest, policy: TextPolicy, key: bytes) -> None:
+    def __init__(self, log: LogWriter, policy: TextPolicy, key: bytes) -> None:
         self._log = log
-        self._manifest = manifest
         self._policy: TextPolicy = policy
         self._key = key
 
@@ -35,12 +34,13 @@ class Recorder:
         self._log.append([self._record(*pair, now) for pair in zip(asked, predictions, strict=True)])
 
     def _record(self, asked: AskedText, prediction: Prediction, now: float) -> Record:
+        manifest = asked.classifier.manifest
         return Record(
             prediction_id=asked.prediction_id,
             at=asked.at,
             request_id=asked.request_id,
-            model=self._manifest.name,
-            version=self._manifest.version,
+            model=manifest.name,
+            version=manifest.version,
             text=kept_text(asked.text, self._policy, self._key),
             text_policy=self._policy,
             features=Features(
@@ -53,7 +53,7 @@ class Recorder:
             ),
             label=prediction.label,
             score=prediction.score,
-            probabilities=dict(zip(self._manifest.labels, prediction.probabilities.tolist(), strict=True)),
+            probabilities=dict(zip(manifest.labels, prediction.probabilities.tolist(), strict=True)),
             decision=prediction.decision,
             latency_ms=round((now - asked.began) * 1000, 3),
         )

@@ -55,7 +55,8 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
             say(f"serving {manifest.name} {manifest.version} at {_address(settings)} (see {_address(settings)}/docs)")
             # uvicorn raises the signal again when it is done; all answered, the process ends with 0 and not by the signal.
             signal.signal(signal.SIGTERM, _ended_well)
-            make_server(create_app(settings, classifier, log)).run(sockets=[listener])
+            followed = None if settings.bundle else Registry(settings.registry)
+            make_server(create_app(settings, classifier, log, followed)).run(sockets=[listener])
 
 
 def find_bundle(settings: Settings) -> Bundle:

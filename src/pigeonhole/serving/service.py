@@ -1,5 +1,11 @@
-"""One model at work: a question goes through the batcher to the classifier and the recorder, and comes back as a reply."""
+"""One model at work: a question goes through the batcher to the classifier and the recorder, and comes back as a reply.
 
+The model may be replaced at any time. A question stays with the one that it was asked of: its answers, its records and its reply
+are of one version, whatever happens meanwhile.
+"""
+
+import itertools
+import operator
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,24 +25,28 @@ class Service:
     """Its batcher has to be started before it is asked, and stopped at the end."""
 
     def __init__(self, settings: Settings, classifier: Classifier, log: LogWriter) -> None:
-        self.manifest = classifier.manifest
-        self.precision = classifier.precision
+        self.classifier = classifier
         self.telemetry = Telemetry(classifier.manifest, log.backlog)
         self.batcher = Batcher(self._work, settings.max_waiting)
         self.telemetry.waiting.set_function(lambda: self.batcher.waiting_texts)
-        self._classifier = classifier
-        self._recorder = Recorder(log, classifier.manifest, settings.text_policy, settings.text_key.encode())
+        self._recorder = Recorder(log, settings.text_policy, settings.text_key.encode())
+
+    def swap(self, classifier: Classifier) -> None:
+        """Questions asked from now on are the new one's; the old one is gone when its last question is answered. Any thread."""
+        self.telemetry.model(classifier.manifest)
+        self.classifier = classifier
 
     async def answer(self, question: Question, request_id: str, began: float, deadline_s: float) -> bytes:
         """The body of the 200; when it returns, its predictions are in the log. Raises Problem."""
         now = datetime.now(UTC)
-        asked = [AskedText(text, new_id(), request_id, now, began) for text in question.texts]
+        classifier = self.classifier
+        asked = [AskedText(text, new_id(), request_id, now, began, classifier) for text in question.texts]
         predictions = await self._predictions(asked, deadline_s)
         answers = [
-            answer(prediction, self.manifest.labels, text.prediction_id, question.top_k)
+            answer(prediction, classifier.labels, text.prediction_id, question.top_k)
             for text, prediction in zip(asked, predictions, strict=True)
         ]
-        return reply(question, answers, self.manifest.name, self.manifest.version, request_id)
+        return reply(question, answers, classifier.manifest.name, classifier.manifest.version, request_id)
 
     async def _predictions(self, asked: Sequence[AskedText], deadline_s: float) -> list[Prediction]:
         try:
@@ -54,11 +64,17 @@ class Service:
             raise _later("not_recorded", "the prediction could not be written down, so it is not given out") from error
 
     def _work(self, asked: Sequence[AskedText]) -> list[Prediction]:
-        """On the batcher's thread."""
-        began = time.perf_counter()
-        predictions = self._classifier.predict([each.text for each in asked])
-        self.telemetry.batch(predictions, time.perf_counter() - began)
+        """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
+        predictions: list[Prediction] = []
+        for classifier, group in itertools.groupby(asked, key=operator.attrgetter("classifier")):
+            predictions += self._predict(classifier, [each.text for each in group])
         self._recorder.record(asked, predictions)
+        return predictions
+
+    def _predict(self, classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
+        began = time.perf_counter()
+        predictions = classifier.predict(texts)
+        self.telemetry.batch(predictions, time.perf_counter() - began)
         return predictions
 
 

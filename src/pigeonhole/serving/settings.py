@@ -63,6 +63,9 @@ class Settings:
     bundle: str | None = variable("PIGEONHOLE_BUNDLE", None, "URL of a bundle; else the production version of the registry")
     registry: str = variable("PIGEONHOLE_REGISTRY", "registry", "URL of the registry")
     model: str | None = variable("PIGEONHOLE_MODEL", None, "which model of the registry; else the one promoted last")
+    poll_s: float = variable(
+        "PIGEONHOLE_POLL_S", 3.0, "longest time between two looks at the production alias", seconds(0.05, 3600)
+    )
     log: str = variable("PIGEONHOLE_LOG", "log", "URL of the prediction log")
     spool: str | None = variable("PIGEONHOLE_SPOOL", None, "local folder in which records wait for a remote log")
     durability: Durability = variable(  # noqa: RUF009  it makes a field

@@ -15,6 +15,7 @@ from pigeonhole.prediction_log import Backlog
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 SCORES = tuple(step / 20 for step in range(1, 21))
 TEXTS = (1, 2, 4, 8, 16, 32)
+ROLLOUTS = ("swapped", "refused", "unreachable")
 
 
 class Telemetry:
@@ -33,12 +34,23 @@ class Telemetry:
         self._scores = Histogram("pigeonhole_score", "Calibrated scores of the labels given", buckets=SCORES, registry=registry)
         self.shed = Counter("pigeonhole_shed", "Requests refused because too many texts were waiting", registry=registry)
         self.waiting = Gauge("pigeonhole_waiting_texts", "Texts in the queue before the model", registry=registry)
-        model = Gauge("pigeonhole_model_info", "The model that answers", ["model", "version"], registry=registry)
-        model.labels(manifest.name, manifest.version).set(1)
-        for label in manifest.labels:
-            self._predictions.labels(label)  # a label never predicted is a 0, not a gap
+        self._model = Gauge("pigeonhole_model_info", "The model that answers", ["model", "version"], registry=registry)
+        self.rollouts = Counter("pigeonhole_rollouts", "Versions met by the rollout", ["outcome"], registry=registry)
+        self.behind = Gauge(
+            "pigeonhole_rollout_behind", "1 while production means a version that does not answer", registry=registry
+        )
+        for outcome in ROLLOUTS:
+            self.rollouts.labels(outcome)
+        self.model(manifest)
         registry.register(_BacklogCollector(backlog))
         ProcessCollector(registry=registry)
+
+    def model(self, manifest: Manifest) -> None:
+        """Who answers from now on."""
+        self._model.clear()
+        self._model.labels(manifest.name, manifest.version).set(1)
+        for label in manifest.labels:
+            self._predictions.labels(label)  # a label never predicted is a 0, not a gap
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
