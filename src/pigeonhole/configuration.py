@@ -42,7 +42,7 @@ class Allowed:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         signs = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
-        return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
+        return " and ".join(f"{sign} {bound}" for sign, bound in signs if bound is not None)
 
     def holds(self, value: object) -> bool:
         if value is None:

@@ -3,11 +3,16 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
 from pigeonhole.command import say
+
+
+Mode = Literal["online", "offline", "disabled", "shared"]
+INIT_TIMEOUT_S = 20.0
+FINISH_TIMEOUT_S = 120.0  # what is not uploaded by then stays in the run folder, for `wandb sync`
 
 
 class Tracker(Protocol):
@@ -49,20 +54,29 @@ class WandbTracker:
     def __init__(self, folder: Path, name: str, project: str, entity: str | None, config: Mapping[str, Any]) -> None:
         import wandb  # 1 s to import: only a run that uses it pays
 
-        # WANDB_MODE, where it is set, is W&B's own business.
-        mode: Literal["offline"] | None = None if os.environ.get("WANDB_MODE") or _has_key() else "offline"
-        if mode == "offline":
-            say(f"W&B: no API key found, this run is kept offline; later: `wandb sync {folder / 'wandb'}/offline-run-*`")
+        def start(mode: Mode) -> "wandb.Run":
+            return wandb.init(
+                project=project,
+                entity=entity,
+                name=name,
+                dir=folder,
+                mode=mode,
+                config=dict(config),
+                settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S),
+            )
+
+        later = f"this run is kept offline; later: `wandb sync {folder / 'wandb'}/offline-run-*`"
         self._wandb = wandb
-        self._run = wandb.init(
-            project=project,
-            entity=entity,
-            name=name,
-            dir=folder,
-            mode=mode,
-            config=dict(config),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-        )
+        asked = os.environ.get("WANDB_MODE")
+        if asked or _has_key():
+            try:
+                self._run = start(cast(Mode, asked or "online"))
+            except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+                say(f"W&B: {str(error).splitlines()[0]}; {later}")
+                self._run = start("offline")
+        else:
+            say(f"W&B: no API key found, {later}")
+            self._run = start("offline")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pigeonhole.training import tracking
+from pigeonhole.training.tracking import open_tracker
+
+
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key in the environment and none in a home folder."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
+
+
+def track(backend: str, folder: Path) -> None:
+    bundle = folder / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "manifest.json").write_text("{}")
+    tracker = open_tracker(backend, folder, "tiny", "project", None, {"seed": 0})
+    tracker.log({"loss": 0.5}, 1)
+    tracker.finish({"test/accuracy": 0.9}, {}, bundle)
+
+
+def test_without_a_key_wandb_keeps_the_run_offline_and_says_so(
+    tmp_path: Path, no_account: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    track("wandb", tmp_path / "run")
+    assert "W&B: no API key found, this run is kept offline; later: `wandb sync" in capsys.readouterr().err
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_server_out_of_reach_does_not_stop_the_run(
+    tmp_path: Path, no_account: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 2.0)
+    track("wandb", tmp_path / "run")
+    assert "this run is kept offline" in capsys.readouterr().err
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_disabled_by_wandbs_own_switch_it_writes_nothing(
+    tmp_path: Path, no_account: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    track("wandb", tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.wandb"))
+
+
+def test_jsonl_keeps_steps_and_summary(tmp_path: Path) -> None:
+    track("jsonl", tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "tracking.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 0.5}, {"summary": {"test/accuracy": 0.9}}]
+
+
+def test_none_tracks_nothing(tmp_path: Path) -> None:
+    track("none", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["bundle"]
