@@ -9,7 +9,6 @@ import msgspec
 
 from pigeonhole.command import say
 
-
 Mode = Literal["online", "offline", "disabled", "shared"]
 INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 120.0  # what is not uploaded by then stays in the run folder, for `wandb sync`
