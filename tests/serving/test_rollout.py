@@ -23,7 +23,6 @@ from pigeonhole.classifier import Classifier
 from pigeonhole.errors import StorageError
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.registry import Registry
-from pigeonhole.serving.batcher import Batcher
 from pigeonhole.serving.rollout import Rollout
 from pigeonhole.serving.schemas import Question
 from pigeonhole.serving.service import Service
@@ -187,12 +186,21 @@ def test_a_registry_that_cannot_be_read_is_said_once_and_tried_again(
     assert service.classifier.manifest.version == "v2"
 
 
-def test_the_old_model_is_gone_after_the_swap(registry: Registry, service: Service) -> None:
+def test_the_old_model_is_gone_after_the_swap_even_if_nobody_asks_the_new_one(registry: Registry, service: Service) -> None:
+    async def ask_then_swap() -> None:
+        service.batcher.start()
+        await service.answer(Question(["parcel"], None, "one"), "r-1", time.perf_counter(), 10)
+        move(registry, "v2")
+        Rollout(registry, service, 1).look()
+        while old() is not None:  # the last batch's frame ends a moment after its answer
+            assert time.monotonic() < soon
+            await asyncio.sleep(0.01)
+            gc.collect()
+        await service.batcher.stop()
+
+    soon = time.monotonic() + 5
     old = weakref.ref(service.classifier)
-    move(registry, "v2")
-    Rollout(registry, service, 1).look()
-    gc.collect()
-    assert old() is None
+    asyncio.run(ask_then_swap())
 
 
 def test_the_copy_of_a_remote_bundle_does_not_stay_on_the_disk(
@@ -233,10 +241,7 @@ async def asked_around_a_swap(service: Service, other: Classifier) -> list[dict[
     return [json.loads(body) for body in found]
 
 
-def test_questions_to_both_models_in_one_batch_are_each_answered_by_their_own(
-    registry: Registry, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Batcher, "alive", True)  # it takes questions before it works on them
+def test_questions_to_both_models_in_one_batch_are_each_answered_by_their_own(registry: Registry, service: Service) -> None:
     bodies = asyncio.run(asked_around_a_swap(service, opened(registry, "v2")))
     assert [body["model_version"] for body in bodies] == ["v1", "v1", "v2"]
     labels = [{prediction["label"] for prediction in body["predictions"]} for body in bodies]

@@ -207,7 +207,9 @@ def test_sigterm_under_load_answers_all_that_was_accepted_ships_the_log_and_ends
         while len(answered) < 400:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
+        asked_at = time.monotonic()
         out, err = process.communicate(timeout=10)
+        assert time.monotonic() - asked_at < 8
         for thread in threads:
             thread.join()
     assert process.returncode == 0

@@ -83,8 +83,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", responses=openapi.problems(503))
     async def ready() -> Response:
-        """Whether requests should come here: the golden answers of the bundle came out before the port was opened."""
-        if not service.batcher.alive:
+        """Whether requests should come here. The golden answers of the bundle came out before the port was opened."""
+        if not service.ready:
             raise Problem(503, "not_ready", "the service does not take questions now")
         manifest = service.classifier.manifest
         return _json(msgspec.json.encode({"status": "ready", "model": manifest.name, "model_version": manifest.version}))

@@ -1,10 +1,13 @@
 """The queue between many requests and one model: a worker thread owns the classifier and takes what is waiting, without a timer.
 
 While a batch runs, requests queue; the next batch is whatever has come meanwhile. The queue is bounded in texts, and a job whose
-deadline has passed is not computed. What a batch does is the caller's; HTTP is unknown here.
+deadline has passed is not computed. A worker that dies fails all who wait, at once, and is replaced after a pause. What a batch
+does is the caller's; HTTP is unknown here.
 """
 
 import asyncio
+import logging
+import math
 import threading
 import time
 from collections import deque
@@ -13,6 +16,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 BATCH_TEXTS = 32  # a third of a second of work in fp32: what comes next never waits longer for the batch before it
+
+RESTART_S = 1.0  # from the death of a worker to the next one: long enough for a probe to see it
+STUCK_S = 60.0  # no batch takes so long
+
+logger = logging.getLogger(__name__)
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -27,7 +35,11 @@ class LateError(Exception):
 
 
 class StoppedError(Exception):
-    """No worker is there to answer."""
+    """No worker takes questions any more."""
+
+
+class DeadError(Exception):
+    """The worker died; the next one is not there yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +52,27 @@ class _Job(Generic[Asked, Answer]):
 class Batcher(Generic[Asked, Answer]):
     """`work` gets up to BATCH_TEXTS texts, of one request or of many, and gives as many answers in their order."""
 
-    def __init__(self, work: Callable[[Sequence[Asked]], list[Answer]], max_waiting: int) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[Asked]], list[Answer]],
+        max_waiting: int,
+        mourn: Callable[[], None] = lambda: None,
+        restart_s: float = RESTART_S,
+    ) -> None:
+        """`mourn` is called whenever a worker has died."""
         self._work = work
         self._max_waiting = max_waiting
+        self._mourn = mourn
+        self._restart_s = restart_s
         self._waiting: deque[_Job[Asked, Answer]] = deque()
         self._waiting_texts = 0
+        self._in_hand: list[_Job[Asked, Answer]] = []
+        self._taken_at = math.inf
+        self._dead = False
         self._changed = threading.Condition()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._worker = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self._worker = self._new_worker()
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -63,14 +87,16 @@ class Batcher(Generic[Asked, Answer]):
 
     @property
     def alive(self) -> bool:
-        return self._worker.is_alive() and not self._stopping
+        """Whether questions are answered; a worker that hangs in one batch is as good as dead, and only a new process helps."""
+        stuck = time.monotonic() - self._taken_at > STUCK_S
+        return self._worker.is_alive() and not (self._dead or self._stopping or stuck)
 
     @property
     def waiting_texts(self) -> int:
         return self._waiting_texts
 
     async def ask(self, asked: Sequence[Asked], deadline: float) -> list[Answer]:
-        """The answers, in order. Raises OverloadedError, LateError, StoppedError, and what `work` raises."""
+        """The answers, in order. Raises OverloadedError, LateError, StoppedError, DeadError, and what `work` raises."""
         loop = asyncio.get_running_loop()
         parts = [asked[start : start + BATCH_TEXTS] for start in range(0, len(asked), BATCH_TEXTS)]
         jobs = [_Job(part, deadline, loop.create_future()) for part in parts]
@@ -85,19 +111,55 @@ class Batcher(Generic[Asked, Answer]):
     def _enqueue(self, jobs: list[_Job[Asked, Answer]]) -> None:
         texts = sum(len(job.asked) for job in jobs)
         with self._changed:
-            if not self.alive:
+            if self._stopping:
                 raise StoppedError
+            if self._dead:
+                raise DeadError
             if self._waiting_texts + texts > self._max_waiting:
                 raise OverloadedError
             self._waiting.extend(jobs)
             self._waiting_texts += texts
             self._changed.notify()
 
+    def _new_worker(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="batcher", daemon=True)
+
     def _run(self) -> None:
-        while batch := self._take():
-            wanted = [job for job in batch if not job.future.cancelled() and time.monotonic() < job.deadline]
-            outcomes = self._outcomes(wanted) if wanted else []
-            self._deliver([*outcomes, *((job, LateError()) for job in batch if job not in wanted)])
+        try:
+            while self._work_once():
+                pass
+        except BaseException:
+            logger.exception("the worker of the batcher died; the next one comes in %g s", self._restart_s)
+            self._bury()
+
+    def _bury(self) -> None:
+        """Fail all who wait, and see to the next worker."""
+        with self._changed:
+            self._dead = True
+            lost = [*self._in_hand, *self._waiting]
+            self._in_hand, self._taken_at = [], math.inf
+            self._waiting.clear()
+            self._waiting_texts = 0
+        self._mourn()
+        self._deliver([(job, DeadError()) for job in lost])
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.call_later, self._restart_s, self._restart)
+
+    def _restart(self) -> None:
+        if not self._stopping:
+            self._worker = self._new_worker()
+            self._worker.start()
+            self._dead = False
+
+    def _work_once(self) -> bool:
+        """One batch; false when it is over. Nothing of a batch is kept while the next one is waited for."""
+        batch = self._in_hand = self._take()
+        self._taken_at = time.monotonic()
+        wanted = [job for job in batch if not job.future.cancelled() and time.monotonic() < job.deadline]
+        outcomes = self._outcomes(wanted) if wanted else []
+        self._deliver([*outcomes, *((job, LateError()) for job in batch if job not in wanted)])
+        self._in_hand, self._taken_at = [], math.inf
+        return bool(batch)
 
     def _take(self) -> list[_Job[Asked, Answer]]:
         """The oldest jobs that fit into one batch, at least one; none when it is over."""

@@ -48,15 +48,20 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
         say(f"ignored: {name} is no variable of serve; see uv run serve --help")
     with bind(settings.host, settings.port) as listener:
         bundle = find_bundle(settings)
-        classifier = Classifier.open(bundle, threads=settings.threads)
         storage.exists(settings.log)  # a mistyped scheme or a missing role is told now, not after a day of unshipped records
         with LogWriter(settings.log, spool=settings.spool, durability=settings.durability) as log:
+            followed = None if settings.bundle else Registry(settings.registry)
+            app = open_app(settings, bundle, log, followed)
             manifest = bundle.manifest
             say(f"serving {manifest.name} {manifest.version} at {_address(settings)} (see {_address(settings)}/docs)")
             # uvicorn raises the signal again when it is done; all answered, the process ends with 0 and not by the signal.
             signal.signal(signal.SIGTERM, _ended_well)
-            followed = None if settings.bundle else Registry(settings.registry)
-            make_server(create_app(settings, classifier, log, followed)).run(sockets=[listener])
+            make_server(app).run(sockets=[listener])
+
+
+def open_app(settings: Settings, bundle: Bundle, log: LogWriter, followed: Registry | None) -> FastAPI:
+    """The app over a bundle whose golden answers came out; it alone holds the model, so that a rollout can let go of it."""
+    return create_app(settings, Classifier.open(bundle, threads=settings.threads), log, followed)
 
 
 def find_bundle(settings: Settings) -> Bundle:

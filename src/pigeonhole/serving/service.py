@@ -5,6 +5,7 @@ are of one version, whatever happens meanwhile.
 """
 
 import itertools
+import logging
 import operator
 import time
 from collections.abc import Sequence
@@ -13,12 +14,16 @@ from datetime import UTC, datetime
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.errors import InferenceError, LogError
 from pigeonhole.prediction_log import LogWriter, new_id
-from pigeonhole.serving.batcher import Batcher, LateError, OverloadedError, StoppedError
+from pigeonhole.serving.batcher import Batcher, DeadError, LateError, OverloadedError, StoppedError
 from pigeonhole.serving.problem import Problem
 from pigeonhole.serving.recorder import AskedText, Recorder
 from pigeonhole.serving.schemas import Question, answer, reply
 from pigeonhole.serving.settings import Settings
 from pigeonhole.serving.telemetry import Telemetry
+
+MAX_FAILURES = 3
+
+logger = logging.getLogger(__name__)
 
 
 class Service:
@@ -27,14 +32,21 @@ class Service:
     def __init__(self, settings: Settings, classifier: Classifier, log: LogWriter) -> None:
         self.classifier = classifier
         self.telemetry = Telemetry(classifier.manifest, log.backlog)
-        self.batcher = Batcher(self._work, settings.max_waiting)
+        self.batcher = Batcher(self._work, settings.max_waiting, self.telemetry.worker_deaths.inc)
         self.telemetry.waiting.set_function(lambda: self.batcher.waiting_texts)
+        self._failures = 0  # of the model, since it last gave an answer
         self._recorder = Recorder(log, settings.text_policy, settings.text_key.encode())
 
     def swap(self, classifier: Classifier) -> None:
         """Questions asked from now on are the new one's; the old one is gone when its last question is answered. Any thread."""
         self.telemetry.model(classifier.manifest)
         self.classifier = classifier
+        self._failures = 0
+
+    @property
+    def ready(self) -> bool:
+        """A model that gives no numbers several times running needs another look before it is asked more."""
+        return self.batcher.alive and self._failures < MAX_FAILURES
 
     async def answer(self, question: Question, request_id: str, began: float, deadline_s: float) -> bytes:
         """The body of the 200; when it returns, its predictions are in the log. Raises Problem."""
@@ -58,6 +70,8 @@ class Service:
             raise _later("deadline_passed", "there was no answer within the deadline") from error
         except StoppedError as error:
             raise _later("stopping", "the service is going down") from error
+        except DeadError as error:
+            raise _later("worker_died", "the worker that answers died; a new one is on its way") from error
         except InferenceError as error:
             raise Problem(500, "no_usable_answer", "the model gave no usable answer") from error
         except LogError as error:
@@ -73,7 +87,14 @@ class Service:
 
     def _predict(self, classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
         began = time.perf_counter()
-        predictions = classifier.predict(texts)
+        try:
+            predictions = classifier.predict(texts)
+        except InferenceError as error:
+            self._failures += 1
+            self.telemetry.model_failures.inc()
+            logger.warning("no usable answer, %d times running: %s", self._failures, error)
+            raise
+        self._failures = 0
         self.telemetry.batch(predictions, time.perf_counter() - began)
         return predictions
 

@@ -34,6 +34,8 @@ class Telemetry:
         self._scores = Histogram("pigeonhole_score", "Calibrated scores of the labels given", buckets=SCORES, registry=registry)
         self.shed = Counter("pigeonhole_shed", "Requests refused because too many texts were waiting", registry=registry)
         self.waiting = Gauge("pigeonhole_waiting_texts", "Texts in the queue before the model", registry=registry)
+        self.worker_deaths = Counter("pigeonhole_worker_deaths", "Deaths of the batcher's worker", registry=registry)
+        self.model_failures = Counter("pigeonhole_model_failures", "Batches with logits that are no numbers", registry=registry)
         self._model = Gauge("pigeonhole_model_info", "The model that answers", ["model", "version"], registry=registry)
         self.rollouts = Counter("pigeonhole_rollouts", "Versions met by the rollout", ["outcome"], registry=registry)
         self.behind = Gauge(
