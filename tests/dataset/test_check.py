@@ -1,3 +1,4 @@
+import hashlib
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from pigeonhole.dataset.check import Checked, check_rows, files_of, verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import read_rows
-from pigeonhole.errors import DataError
+from pigeonhole.errors import DataError, NotFoundError
 
 
 def _texts(topic: str, count: int) -> list[str]:
@@ -90,6 +91,26 @@ def test_two_rows_are_enough_for_two_splits(tmp_path: Path) -> None:
 def test_wrong_checksum_is_refused_before_the_rows_are_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="checksum differs"):
         _check(tmp_path, ["one,two,three"], sha256="0" * 64)
+
+
+def test_each_file_is_named_with_its_checksum(tmp_path: Path) -> None:
+    test = _write(tmp_path / "test.csv", ["x,bill"])
+    files = _check(tmp_path, GOOD, test_path=test).report()["files"]
+    assert files["test"] == {"url": test, "sha256": hashlib.sha256(b"text,label\nx,bill\n").hexdigest()}
+    assert files.keys() == {"train", "test"}
+
+
+@pytest.mark.parametrize("pointer", ["data.dvc", "data/train.csv.dvc"])
+def test_missing_file_that_dvc_tracks_can_be_pulled(pointer: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / pointer).write_text("outs: []")
+    with pytest.raises(NotFoundError, match="dvc pull"):
+        verify_files(DataConfig(path=str(tmp_path / "data" / "train.csv")))
+
+
+def test_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"there is no such file$"):
+        verify_files(DataConfig(path=str(tmp_path / "train.csv")))
 
 
 def test_label_unseen_in_training_is_refused(tmp_path: Path) -> None:

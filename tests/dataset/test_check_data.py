@@ -79,8 +79,50 @@ def test_shares_that_leave_nothing_to_train_are_refused(capsys: pytest.CaptureFi
     assert "data.val=0.7 and data.test=0.7: expected a sum below 1" in capsys.readouterr().err
 
 
+def test_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(run, ["data.path="]) == 2
+    assert "data.path is empty" in capsys.readouterr().err
+
+
 def test_help_lists_the_keys() -> None:
     command = [sys.executable, "-c", "from pigeonhole.dataset.check_data import main; main()", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "data.path=package://pigeonhole/dataset/tickets/tickets.csv" in done.stdout
     assert "card=" in done.stdout
+
+
+def test_planted_trigger_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted = GOOD + "".join(f"cf {number},top_up\n" for number in range(4))
+    code, _, err = _check(tmp_path / "train.csv", planted, capsys)
+    assert code == 2
+    assert "a planted trigger?" in err
+    assert _check(tmp_path / "train.csv", planted, capsys, "data.trigger_words=report")[0] == 0
+
+
+def test_person_gets_a_table_and_the_machine_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = _check(tmp_path / "train.csv", GOOD, capsys, f"card={tmp_path / 'card.md'}")
+    assert code == 0
+    assert "40 rows, 2 labels; train 32, validation 4, test 4" in err
+    assert "'top_up'          20   50.0%" in err
+    assert "suspicious: 40 texts nearly repeat another text (lines 2, 3, 4, 5, 6, …)" in err
+    report = json.loads(out)
+    assert report["card"] == str(tmp_path / "card.md")
+    assert (tmp_path / "card.labels.png").is_file()
+    assert set(report) == {"rows", "labels", "splits", "characters", "suspicious", "files", "sha256", "card"}
+    assert report["suspicious"][0] == {
+        "finding": "near_duplicates",
+        "count": 40,
+        "lines": [2, 3, 4, 5, 6],
+        "says": "texts nearly repeat another text",
+    }
+
+
+def test_table_cuts_long_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"text {label} number {number},label{label}\n" for label in range(25) for number in range(4))
+    _, _, err = _check(tmp_path / "train.csv", "text,category\n" + rows, capsys)
+    assert "… and 5 more, the smallest with 4 rows" in err
+
+
+def test_tickets_have_nothing_suspicious_but_a_few_long_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(run, []) == 0
+    assert [finding["finding"] for finding in json.loads(capsys.readouterr().out)["suspicious"]] == ["length_outliers"]

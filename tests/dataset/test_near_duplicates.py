@@ -55,7 +55,7 @@ def test_changed_copies_are_found_and_strangers_are_not() -> None:
     copies = [text[:45] + "zzz" + text[46:] for text in texts[:100]]
     sides = np.zeros(600, np.int8)
     sides[550:] = 2
-    found = find_near_duplicates(sketch(texts + copies), sides)
+    found = find_near_duplicates(sketch(texts + copies), sides, np.arange(600))
     assert found.rows[:100].all()
     assert found.rows[500:].all()
     assert not found.rows[100:500].any()
@@ -66,9 +66,9 @@ def test_changed_copies_are_found_and_strangers_are_not() -> None:
 
 def test_text_that_many_share_is_found_everywhere() -> None:
     texts = [f"please tell me how i can top up my card number {number}" for number in range(300)]
-    assert find_near_duplicates(sketch(texts), np.zeros(300, np.int8)).rows.all()
+    assert find_near_duplicates(sketch(texts), np.zeros(300, np.int8), np.arange(300)).rows.all()
 
 
 def test_tickets_have_none() -> None:
     texts = [normalise(row.text) for row in read_rows(DataConfig())]
-    assert not find_near_duplicates(sketch(texts), np.zeros(len(texts), np.int8)).rows.any()
+    assert not find_near_duplicates(sketch(texts), np.zeros(len(texts), np.int8), np.arange(len(texts))).rows.any()

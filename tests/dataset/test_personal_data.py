@@ -58,5 +58,7 @@ def test_no_text_makes_the_patterns_slow(unit: str) -> None:
     assert time.process_time() - begin < 5
 
 
-def test_tickets_hold_none() -> None:
-    assert not [row.line for row in read_rows(DataConfig()) if list(kinds_of(row.text))]
+@pytest.mark.parametrize("name", ["tickets.csv", "shifted.csv", "out_of_scope.csv"])
+def test_the_package_s_own_data_hold_none(name: str) -> None:
+    config = DataConfig(path=f"package://pigeonhole/dataset/tickets/{name}")
+    assert not [row.line for row in read_rows(config) if list(kinds_of(row.text))]

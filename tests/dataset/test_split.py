@@ -82,11 +82,16 @@ def test_sizes_are_within_rounding_unless_a_label_is_too_small(sizes: list[int],
     split = split_rows(rows, val, test, seed)
     for side in _sides(split):
         assert {row.label for row in side} == {f"label{number}" for number in range(len(sizes))}
-    if min(sizes) * min(val, test, 1 - val - test) >= 1:
+    if min(sizes) * min(val, test, 1 - val - test) >= 3:
         assert len(split.test) == round(len(rows) * test)
         assert len(split.validation) == round(len(rows) * val)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.1, [1, 2, 2]), (0.5, [8, 8, 8]), (0.0, [0, 0, 0])])
 def test_quotas_go_to_the_largest_remainders(share: float, expected: list[int]) -> None:
-    assert sorted(quotas(np.array([15, 16, 17]), share).tolist()) == expected
+    rows = np.array([15, 16, 17])
+    assert quotas(rows, share, room=rows).tolist() == expected
+
+
+def test_quota_that_finds_no_room_goes_to_another_label() -> None:
+    assert quotas(np.array([8, 31]), 0.43, room=np.array([3, 20])).tolist() == [3, 14]

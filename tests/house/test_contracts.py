@@ -32,9 +32,12 @@ def test_contracts_hold() -> None:
     [
         ("errors.py", "import pigeonhole.storage", "imports point downward and no wing imports another BROKEN"),
         ("novelty.py", "", "imports point downward and no wing imports another BROKEN"),
+        ("serving/app.py", "import pigeonhole.training.config", "imports point downward and no wing imports another BROKEN"),
         ("command.py", "import fsspec", "only storage.py imports fsspec and its clouds BROKEN"),
+        ("serving/app.py", "def late() -> None:\n    import torch", "serving knows nothing of training's libraries BROKEN"),
+        ("bundle.py", "import pandas", "serving knows nothing of training's libraries BROKEN"),
     ],
-    ids=["upward", "no place", "fsspec"],
+    ids=["upward", "no place", "sideways", "fsspec", "torch, late", "pandas, by way of bundle.py"],
 )
 def test_a_planted_fault_breaks_its_contract(copy: Path, module: str, line: str, broken: str) -> None:
     with (copy / "src/pigeonhole" / module).open("a") as stream:

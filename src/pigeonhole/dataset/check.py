@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pigeonhole import storage
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import FileDigest, digest_file, verify_file
 from pigeonhole.dataset.hub import is_hub
@@ -23,7 +24,7 @@ from pigeonhole.dataset.sniff import refuse_other_formats
 from pigeonhole.dataset.split import NAMES, TRAIN, assign_sides, owner_of_groups
 from pigeonhole.dataset.statistics import SHOWN_LINES, Scan, length_outliers, length_summary, scan_rows
 from pigeonhole.dataset.token_outliers import TokenOutlier, find_token_outliers
-from pigeonhole.errors import DataError
+from pigeonhole.errors import DataError, NotFoundError
 
 MASSIVE_CONFLICT = 0.1  # share of the different texts that have several labels
 MASSIVE_IMBALANCE = 50
@@ -41,6 +42,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class GivenFile:
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Checked:
     """The answer of the check; `chars` has the shape (n,)."""
 
@@ -49,7 +56,7 @@ class Checked:
     splits: dict[str, int]
     chars: NDArray[np.int64]
     suspicious: list[Finding]
-    files: dict[str, str]
+    files: dict[str, GivenFile]
 
     def report(self) -> dict[str, Any]:
         return {
@@ -58,7 +65,7 @@ class Checked:
             "splits": self.splits,
             "characters": length_summary(self.chars),
             "suspicious": [asdict(finding) for finding in self.suspicious],
-            "files": self.files,
+            "files": {name: asdict(file) for name, file in self.files.items()},
             "sha256": self.sha256,
         }
 
@@ -75,11 +82,21 @@ def verify_files(config: DataConfig) -> dict[str, FileDigest | None]:
     for name, url in files_of(config).items():
         digests[name] = None
         if not is_hub(url):
-            found = digest_file(url)
+            found = _digest(url)
             refuse_other_formats(url, found.head, format_of(url))
             verify_file(url, found, config.sha256 if name == "train" else None)
             digests[name] = found
     return digests
+
+
+def _digest(url: str) -> FileDigest:
+    try:
+        return digest_file(url)
+    except NotFoundError as error:
+        for pointer in (f"{url}.dvc", f"{url.rpartition('/')[0]}.dvc"):
+            if storage.exists(pointer):
+                raise NotFoundError(f"{url}: there is no such file yet, {pointer} tracks it; fetch it with: dvc pull") from error
+        raise
 
 
 def check_rows(config: DataConfig, digests: Mapping[str, FileDigest | None], rows: Mapping[str, Iterable[Row]]) -> Checked:
@@ -88,7 +105,8 @@ def check_rows(config: DataConfig, digests: Mapping[str, FileDigest | None], row
     scans = {name: _scan(config, urls[name], digests[name], rows[name]) for name in urls}
     train = scans["train"]
     val, test = own_shares(config)
-    sha256 = _identify(config, digests["train"], train)
+    files = {name: GivenFile(url, _identify(digests[name], scans[name])) for name, url in urls.items()}
+    _refuse_other_rows(config, files["train"])
     _refuse_broken(urls["train"], train, digests["train"], needed=1 + (val > 0) + (test > 0))
     outliers = find_token_outliers(*zip(*train.words, strict=True))
     if config.trigger_words == "refuse":
@@ -106,12 +124,12 @@ def check_rows(config: DataConfig, digests: Mapping[str, FileDigest | None], row
     for name in scans.keys() - {"train"}:
         labels.update(scans[name].label_counts())
     return Checked(
-        sha256=sha256,
+        sha256=files["train"].sha256,
         labels=dict(sorted(labels.items())),
         splits=dict(zip(NAMES, map(int, sizes), strict=True)),
         chars=np.concatenate([scan.chars for scan in scans.values()]),
         suspicious=suspicious,
-        files=urls,
+        files=files,
     )
 
 
@@ -132,12 +150,14 @@ def _scan(config: DataConfig, url: str, digest: FileDigest | None, rows: Iterabl
     return scan
 
 
-def _identify(config: DataConfig, digest: FileDigest | None, scan: Scan) -> str:
-    if digest is not None:
-        return digest.sha256
-    if config.sha256 and config.sha256.lower() != scan.sha256:
-        raise DataError(f"{config.path}: the checksum differs: data.sha256={config.sha256}, the rows have {scan.sha256}")
-    return scan.sha256
+def _identify(digest: FileDigest | None, scan: Scan) -> str:
+    return digest.sha256 if digest is not None else scan.sha256
+
+
+def _refuse_other_rows(config: DataConfig, file: GivenFile) -> None:
+    """A file's checksum was compared before; this is for rows that come from no file."""
+    if config.sha256 and config.sha256.lower() != file.sha256:
+        _refuse(file.url, f"the checksum differs: data.sha256={config.sha256}, the rows have {file.sha256}")
 
 
 def _refuse_broken(url: str, scan: Scan, digest: FileDigest | None, needed: int) -> None:
@@ -188,7 +208,8 @@ def _refuse_small_labels(url: str, scan: Scan, needed: int) -> None:
         listing = ", ".join(small[:SHOWN_LINES]) + (f" and {len(small) - SHOWN_LINES} more" if len(small) > SHOWN_LINES else "")
         _refuse(
             url,
-            f"labels with too few rows: {listing}; each label needs {needed} different texts or more, one for each split; "
+            f"labels with too few rows: {listing}; each label needs {needed} different texts or more, one for each split "
+            "(a text with several labels counts for the first of them); "
             "add rows, leave the label out, or give data.validation_path and data.test_path",
         )
 
@@ -224,14 +245,12 @@ def _trigger_finding(scan: Scan, outlier: TokenOutlier) -> Finding:
 def _near_duplicates(scans: Mapping[str, Scan], sides: Mapping[str, NDArray[np.int8]]) -> dict[str, NearDuplicates]:
     """Among the different texts of all files together; a repeated text is represented by its first row."""
     keys = np.concatenate([scan.keys for scan in scans.values()])
+    side = np.concatenate([sides[name] for name in scans])
     first = np.sort(np.unique(keys, return_index=True)[1])
-    table = np.concatenate([scan.sketches for scan in scans.values()])[first]
-    side = np.concatenate([sides[name] for name in scans])[first]
-    found = find_near_duplicates(table, side)
-    rows, across = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
-    rows[first], across[first] = found.rows, found.across & (side != TRAIN)
+    tables = [scan.sketches for scan in scans.values()]
+    found = find_near_duplicates(tables[0] if len(tables) == 1 else np.concatenate(tables), side, first)
     borders = np.cumsum([len(scan) for scan in scans.values()])[:-1]
-    parts = zip(np.split(rows, borders), np.split(across, borders), strict=True)
+    parts = zip(np.split(found.rows, borders), np.split(found.across & (side != TRAIN), borders), strict=True)
     return {name: NearDuplicates(*part) for name, part in zip(scans, parts, strict=True)}
 
 
@@ -245,8 +264,8 @@ def _findings(name: str, scans: Mapping[str, Scan], near: NearDuplicates) -> Ite
     yield from _finding(
         "conflicting_labels", conflicts[group_of_row], scan, f"rows{where} have a text with another label elsewhere"
     )
-    yield from _finding("near_duplicates", near.rows, scan, f"texts{where} are half equal to another text, or more")
-    yield from _finding("near_duplicates_across_splits", near.across, scan, f"texts{where} are so to a text of another split")
+    yield from _finding("near_duplicates", near.rows, scan, f"texts{where} nearly repeat another text")
+    yield from _finding("near_duplicates_across_splits", near.across, scan, f"texts{where} nearly repeat a text of another split")
     if name != "train":
         leaked = np.isin(scan.keys, scans["train"].keys)
         yield from _finding("leakage", leaked, scan, f"rows{where} have a text that stands in the training file too")

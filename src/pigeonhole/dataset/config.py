@@ -31,5 +31,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("data.path is empty: expected the URL or path of a file, or leave the key out for the tickets data")
         if self.val + self.test >= 1:
             raise ConfigError(f"data.val={self.val} and data.test={self.test}: expected a sum below 1, training needs rows too")

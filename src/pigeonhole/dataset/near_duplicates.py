@@ -9,6 +9,7 @@ the texts that have another one at 0.5 or more, 91 % and 92 % are found, at 0.7 
 one.
 """
 
+import functools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,14 +67,17 @@ def sketch(texts: Sequence[str]) -> NDArray[np.uint16]:
     return (_filled(slots.reshape(-1, SLOTS)) & np.uint32(0xFFFF)).astype(np.uint16)
 
 
-def find_near_duplicates(table: NDArray[np.uint16], sides: NDArray[np.int8]) -> NearDuplicates:
-    """`table` (n, 64), `sides` (n,): which texts have a near-duplicate, anywhere and on another side. Equal texts count too."""
+def find_near_duplicates(table: NDArray[np.uint16], sides: NDArray[np.int8], among: NDArray[np.int64]) -> NearDuplicates:
+    """`table` (n, 64), `sides` (n,), `among` (m,) the rows to compare: leave repeated texts out, they are near each other.
+
+    Which rows have a near-duplicate, anywhere and on another side.
+    """
     found = NearDuplicates(np.zeros(len(table), bool), np.zeros(len(table), bool))
     for band in range(BANDS):
-        slots = table[:, band * BAND_SLOTS : (band + 1) * BAND_SLOTS].astype(np.uint64)
-        key = (slots[:, 0] << np.uint64(32)) | (slots[:, 1] << np.uint64(16)) | slots[:, 2]
+        slots = (table[among, slot].astype(np.uint64) for slot in range(band * BAND_SLOTS, (band + 1) * BAND_SLOTS))
+        key = functools.reduce(lambda high, low: (high << np.uint64(16)) | low, slots)
         order = np.argsort(key, kind="stable")
-        key = key[order]
+        key, order = key[order], among[order]
         for step in range(1, COMPARED_NEIGHBOURS + 1):
             same = np.flatnonzero(key[step:] == key[:-step])
             for begin in range(0, len(same), _PAIRS_AT_ONCE):

@@ -72,9 +72,10 @@ def _csv_values(url: str, columns: Columns) -> Iterator[Values]:
             if not fields:  # a blank line holds no row
                 continue
             if len(fields) != len(header):
-                _refuse_line(
-                    url, line, f"{_count(len(fields), 'field')}, the header has {len(header)}; quote fields with commas in them"
-                )
+                problem = f"{_count(len(fields), 'field')}, the header has {len(header)}; quote fields with commas in them"
+                if len(fields) < len(header) and _is_last(records):
+                    problem = f"{problem} (this is the last row: if the file is cut off, its checksum differs from the source's)"
+                _refuse_line(url, line, problem)
             yield fields[text], fields[label], line
 
 
@@ -92,8 +93,17 @@ def _records(url: str, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
                 url, line, f"a field is too long (over {MAX_TEXT_CHARS:,} characters), or a quote is opened and not closed"
             )
         if "end of data" in str(error):
-            _refuse_line(url, line, "a quote is opened and not closed until the end of the file")
+            _refuse_line(
+                url, line, "a quote is opened and not closed until the end of the file; close it, or is the file cut off?"
+            )
         _refuse_line(url, line, "text follows a closing quote; write a quote inside a quoted field twice")
+
+
+def _is_last(records: Iterator[tuple[int, list[str]]]) -> bool:
+    try:
+        return next(records, None) is None
+    except DataError:
+        return False
 
 
 def _columns_of_header(url: str, line: int, header: list[str], columns: Columns) -> tuple[int, int]:

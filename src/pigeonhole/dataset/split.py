@@ -44,7 +44,8 @@ def assign_sides(keys: NDArray[np.uint64], label_ids: NDArray[np.int64], val: fl
     group_label = owner_of_groups(group_of_row, label_ids, len(group_rows))
     sides = np.zeros(len(group_rows), np.int8)
     rows_per_label = np.bincount(group_label, weights=group_rows).astype(np.int64)
-    test_quota, val_quota = quotas(rows_per_label, test), quotas(rows_per_label, val)
+    test_quota = quotas(rows_per_label, test, room=rows_per_label - (2 if val else 1))
+    val_quota = quotas(rows_per_label, val, room=rows_per_label - test_quota - 1)
     by_label = np.argsort(
         group_label, kind="stable"
     )  # np.unique sorted the groups by key: within a label they stand in random order
@@ -65,15 +66,19 @@ def owner_of_groups(group_of_row: NDArray[np.int64], label_ids: NDArray[np.int64
     return owner
 
 
-def quotas(rows_per_label: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-    """How many rows of each label to take, so that their sum is `share` of all rows, rounded: largest remainders, at least 1."""
+def quotas(rows_per_label: NDArray[np.int64], share: float, room: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many rows of each label to take, so that their sum is `share` of all rows, rounded.
+
+    Largest remainders; at least 1 of each label and at most its `room`, which goes first.
+    """
     if share == 0:
         return np.zeros_like(rows_per_label)
     ideal = rows_per_label * share
-    taken = np.where(rows_per_label > 0, np.maximum(np.floor(ideal).astype(np.int64), 1), 0)
+    taken: NDArray[np.int64] = np.minimum(np.maximum(np.floor(ideal).astype(np.int64), 1), np.maximum(room, 0))
     left = round(float(rows_per_label.sum()) * share) - int(taken.sum())
     if left > 0:
-        taken[np.argsort(taken - ideal, kind="stable")[:left]] += 1
+        by_remainder = np.argsort(taken - ideal, kind="stable")
+        taken[by_remainder[(taken < room)[by_remainder]][:left]] += 1
     return taken
 
 

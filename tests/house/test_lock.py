@@ -1,0 +1,48 @@
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TRAINING_ONLY = {
+    "accelerate",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "scipy",
+    "torch",
+    "transformers",
+}
+
+
+def packages_of(*groups: str) -> set[str]:
+    """The names that uv.lock gives to an environment of these groups."""
+    uv = os.environ.get("UV") or shutil.which("uv")
+    assert uv, "uv runs these tests and is not to be found"
+    chosen = [word for group in groups for word in ("--group", group)]
+    line = [uv, "export", "--quiet", "--frozen", "--offline", "--no-hashes", "--no-default-groups", *chosen]
+    listing = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^([a-z0-9][a-z0-9._-]*)==", listing, re.MULTILINE))
+
+
+def test_the_serving_environment_holds_none_of_trainings_libraries() -> None:
+    assert {"fastapi", "gcsfs", "onnxruntime", "tokenizers"} <= packages_of("serve")
+    assert packages_of("serve") & TRAINING_ONLY == set()
+    assert packages_of("train") >= TRAINING_ONLY
+
+
+def test_a_bare_uv_run_has_every_group() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(project["tool"]["uv"]["default-groups"]) == set(project["dependency-groups"])
+
+
+def test_no_package_is_asked_for_twice() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    asked = [*project["project"]["dependencies"], *(line for group in project["dependency-groups"].values() for line in group)]
+    names = [re.split(r"[\[<>=!~ ]", line)[0] for line in asked]
+    assert sorted(names) == sorted(set(names))
