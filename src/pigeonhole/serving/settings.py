@@ -1,57 +1,11 @@
 """What the environment says about the service: read once, checked at once, frozen. `uv run serve --help` prints this table."""
 
-import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
+from pigeonhole.environment import describe_variables, one_of, read_variables, seconds, variable, variables, whole_number
 from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Durability, TextPolicy
-
-
-@dataclass(frozen=True)
-class Variable:
-    """Where a setting comes from: `read` gives its value, or raises ValueError with what is allowed."""
-
-    name: str
-    help: str
-    read: Callable[[str], Any]
-
-
-def text(value: str) -> str:
-    return value
-
-
-def whole_number(least: int, most: int) -> Callable[[str], int]:
-    def read(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
-            raise ValueError(f"a whole number from {least} to {most}")
-        return int(value)
-
-    return read
-
-
-def seconds(least: float, most: float) -> Callable[[str], float]:
-    def read(value: str) -> float:
-        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) or not least <= float(value) <= most:
-            raise ValueError(f"seconds from {least:g} to {most:g}")
-        return float(value)
-
-    return read
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    def read(value: str) -> str:
-        if value not in choices:
-            raise ValueError(" | ".join(choices))
-        return value
-
-    return read
-
-
-def variable(name: str, default: Any, help: str, read: Callable[[str], Any] = text, *, secret: bool = False) -> Any:
-    return dataclasses.field(default=default, repr=not secret, metadata={"variable": Variable(name, help, read)})
 
 
 @dataclass(frozen=True)
@@ -85,15 +39,7 @@ class Settings:
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Raises ConfigError naming the variable, its value and what is allowed."""
-    values: dict[str, Any] = {}
-    for field, found in _variables():
-        value = environment.get(found.name, "")
-        if value:
-            try:
-                values[field.name] = found.read(value)
-            except ValueError as error:
-                raise ConfigError(f"{found.name}={value!r}: allowed is {error}") from error
-    settings = Settings(**values)
+    settings = read_variables(Settings, environment)
     if settings.text_policy == "hash" and not settings.text_key:
         raise ConfigError(
             "PIGEONHOLE_TEXT=hash needs a secret in PIGEONHOLE_TEXT_KEY; without one a short text can be guessed back"
@@ -103,15 +49,10 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Variables that look like ours and that the service does not read: typing errors, mostly."""
-    known = {found.name for _, found in _variables()} | {"PIGEONHOLE_TRACEBACK"}
+    known = {found.name for _, found in variables(Settings)} | {"PIGEONHOLE_TRACEBACK"}
     return sorted(name for name in environment if name.startswith("PIGEONHOLE_") and name not in known)
 
 
 def describe() -> str:
     """One line a variable, for --help."""
-    rows = [(found.name, "" if field.default is None else str(field.default), found.help) for field, found in _variables()]
-    return "\n".join(f"  {name:<24}{default:<12}{help_}".rstrip() for name, default, help_ in rows)
-
-
-def _variables() -> list[tuple["dataclasses.Field[Any]", Variable]]:
-    return [(field, cast(Variable, field.metadata["variable"])) for field in dataclasses.fields(Settings)]
+    return describe_variables(Settings)

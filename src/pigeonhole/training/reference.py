@@ -16,6 +16,7 @@ def write_reference(path: Path, texts: Sequence[str], true_labels: Sequence[str]
             "true_label": pa.array(true_labels, pa.string()),
             "label": pa.array([found.label for found in predictions], pa.string()),
             "score": pa.array([found.score for found in predictions], pa.float64()),
+            "max_logit": pa.array([float(found.logits.max()) for found in predictions], pa.float64()),
             "probabilities": pa.array([found.probabilities.astype("float32") for found in predictions], pa.list_(pa.float32())),
             "embedding": pa.array([found.embedding for found in predictions], pa.list_(pa.float32())),
             "n_chars": pa.array([len(text) for text in texts], pa.int64()),

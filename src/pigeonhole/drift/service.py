@@ -1,0 +1,261 @@
+"""`uv run drift`, the HTTP service: a run compares what the live version answered with its bundle's reference, and is kept."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+import uvicorn
+from fastapi import Depends, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+from starlette.exceptions import HTTPException
+
+from pigeonhole import storage
+from pigeonhole.bundle import open_bundle
+from pigeonhole.command import command, say
+from pigeonhole.drift import report as reporting
+from pigeonhole.drift.detectors import DETECTORS
+from pigeonhole.drift.report import Reports
+from pigeonhole.drift.settings import Settings, read_settings
+from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
+from pigeonhole.environment import describe_variables
+from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError
+
+LINKS = {
+    "run": "POST /runs",
+    "reports": "/reports/latest /reports/latest.json /reports/{n} /reports/{n}.json /reports/{n}/evidently",
+    "stats": "/stats",
+    "health": "/health",
+    "metrics": "/metrics",
+}
+HELP = f"""usage: [VARIABLE=value ...] uv run drift [--help]
+
+Watch the prediction log for drift: POST /runs, GET /reports/latest /reports/latest.json /reports/N /stats /health /metrics.
+
+The environment sets (variable, default, meaning):
+{describe_variables(Settings)}
+"""
+
+
+class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /runs: nothing, the last `hours`, or from `start` to `end`."""
+
+    hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] | None = None
+    start: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    end: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    draw: bool | None = None
+
+
+class BusyError(PigeonholeError):
+    """Another run is under way."""
+
+
+class Watch:
+    """The runs: one at a time, each with a report that is kept."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.reports = Reports(settings.reports)
+        self.telemetry = Telemetry()
+        self._reference: Reference | None = None
+        self._reference_url = ""
+        self._running = threading.Lock()
+
+    def run(self, asked: Span) -> dict[str, Any]:
+        """Raises BusyError, ConfigError, and what the registry, the bundle, the log and the reports' store raise."""
+        span = self._span(asked)
+        if not self._running.acquire(blocking=False):
+            raise BusyError("another run is under way; wait for its report")
+        try:
+            return self._run(span, self.settings.draw == "yes" if asked.draw is None else asked.draw)
+        except PigeonholeError:
+            self.telemetry.failures.inc()
+            raise
+        finally:
+            self._running.release()
+
+    def _run(self, span: tuple[datetime, datetime], draws: bool) -> dict[str, Any]:
+        began = time.perf_counter()
+        reference = self._live_reference()
+        sample = read_sample(self.settings.log, *span, reference)
+        read_s = time.perf_counter() - began
+        report = reporting.compare(reference, sample, span, budget=self.settings.budget, min_rows=self.settings.min_rows)
+        drawing, told = None, "not asked for"
+        if draws and report["verdict"] == "too_few_rows":
+            told = "there are too few rows"
+        elif draws:
+            drawing, told = reporting.draw(reference, sample)
+        report["drawing"] = told
+        report["seconds"] |= {"read": round(read_s, 3), "total": round(time.perf_counter() - began, 3)}
+        kept = self.reports.keep(report, drawing)
+        self.telemetry.ran(kept)
+        return kept
+
+    def _live_reference(self) -> Reference:
+        """A version never changes: its bundle is verified and read once."""
+        url = live_url(self.settings)
+        if self._reference is None or url != self._reference_url:
+            self._reference, self._reference_url = read_reference(open_bundle(url)), url
+        return self._reference
+
+    def _span(self, asked: Span) -> tuple[datetime, datetime]:
+        if asked.hours is not None and asked.start is not None:
+            raise ConfigError("hours and start exclude each other; give hours, or start and end")
+        end = asked.end or datetime.now(UTC) + timedelta(seconds=1)
+        start = asked.start or end - timedelta(hours=asked.hours or self.settings.window_hours)
+        if start >= end:
+            raise ConfigError(f"start={start.isoformat()} is not before end={end.isoformat()}")
+        return start, end
+
+
+class Telemetry:
+    """For Prometheus; label values come from closed sets."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._runs = Counter("pigeonhole_drift_runs", "Runs by verdict", ["verdict"], registry=registry)
+        self.failures = Counter("pigeonhole_drift_failures", "Runs that ended with an error", registry=registry)
+        self._alarm = Gauge("pigeonhole_drift_alarm", "1 where the last run alarmed", ["detector"], registry=registry)
+        self._effect = Gauge("pigeonhole_drift_effect", "Effect size of the last run", ["detector"], registry=registry)
+        self._rows = Gauge("pigeonhole_drift_window_rows", "Predictions that the last run read", registry=registry)
+        self._at = Gauge("pigeonhole_drift_last_run_timestamp_seconds", "When the last run ended", registry=registry)
+        self._seconds = Gauge("pigeonhole_drift_last_run_seconds", "How long the last run took", registry=registry)
+        for verdict in ("drift", "no_drift", "too_few_rows"):
+            self._runs.labels(verdict)
+        for detector in DETECTORS:
+            self._alarm.labels(detector.name)
+
+    def ran(self, report: dict[str, Any]) -> None:
+        self._runs.labels(report["verdict"]).inc()
+        self._rows.set(report["rows"]["window"])
+        self._at.set_to_current_time()
+        self._seconds.set(report["seconds"]["total"])
+        for finding in report["findings"]:
+            self._alarm.labels(finding["detector"]).set(finding["verdict"] == "drift")
+            self._effect.labels(finding["detector"]).set(float("nan") if finding["effect"] is None else finding["effect"])
+
+    def exposition(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    watch = Watch(settings)
+    handlers: dict[Any, Any] = {PigeonholeError: _refuse, HTTPException: _refuse}
+    app = FastAPI(title="Pigeonhole: drift", exception_handlers=handlers)
+    _add_runs(app, watch)
+    _add_reports(app, watch.reports)
+
+    @app.get("/")
+    def links() -> dict[str, str]:
+        return LINKS
+
+    @app.get("/stats")
+    def stats() -> dict[str, Any]:
+        """The verdicts so far."""
+        return {"reports": watch.reports.history()}
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(watch.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _add_runs(app: FastAPI, watch: Watch) -> None:
+    @app.post("/runs", status_code=201)
+    def run(body: Annotated[bytes, Depends(_body)]) -> Response:
+        """Compare a window of the log with the live bundle's reference; answers with the report once it is kept."""
+        report = watch.run(_read_span(body))
+        headers = {"location": f"/reports/{report['number']}"}
+        return Response(msgspec.json.encode(report), 201, headers, media_type="application/json")
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+def _read_span(body: bytes) -> Span:
+    if not body.strip():
+        return Span()
+    try:
+        return msgspec.json.decode(body, type=Span)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f'the body: {error}; allowed is nothing, {{"hours": 24}} or {{"start": …, "end": …}}') from error
+
+
+def _add_reports(app: FastAPI, reports: Reports) -> None:
+    @app.get("/reports/latest")
+    def latest() -> Response:
+        return Response(reports.read(reports.latest(), "html"), media_type="text/html")
+
+    @app.get("/reports/latest.json")
+    def latest_json() -> Response:
+        return Response(reports.read(reports.latest(), "json"), media_type="application/json")
+
+    @app.get("/reports/{number}.json")
+    def numbered_json(number: str) -> Response:
+        return Response(reports.read(_number(number), "json"), media_type="application/json")
+
+    @app.get("/reports/{number}")
+    def numbered(number: str) -> Response:
+        return Response(reports.read(_number(number), "html"), media_type="text/html")
+
+    @app.get("/reports/{number}/evidently")
+    def evidently(number: str) -> Response:
+        return Response(reports.read(_number(number), "evidently.html"), media_type="text/html")
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 6):
+        raise NotFoundError(f"report {text[:20]!r}: a number is allowed, or latest")
+    return int(text)
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    """Problem+json (RFC 9457); what the asker cannot mend is a 500 whose cause is in the service's own log."""
+    if isinstance(error, HTTPException):
+        status, detail = error.status_code, f"there is: {', '.join(LINKS.values())}"
+    elif isinstance(error, NotFoundError):
+        status, detail = 404, "there is no such report"
+    elif isinstance(error, BusyError):
+        status, detail = 409, str(error)
+    elif isinstance(error, ConfigError):
+        status, detail = 422, str(error)
+    else:
+        say(f"error: {error}")
+        status, detail = 500, "the run failed; the service's own log says why"
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return Response(msgspec.json.encode(body), status, media_type="application/problem+json")
+
+
+def run(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return
+    if arguments:
+        raise ConfigError(f"unexpected argument {arguments[0]!r}: the environment sets it all, see uv run drift --help")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    watch(os.environ)
+
+
+def watch(environment: Mapping[str, str]) -> None:
+    """Until SIGTERM or SIGINT. Raises ConfigError, StorageError before the port is opened."""
+    settings = read_settings(environment)
+    storage.exists(settings.log)
+    storage.exists(settings.reports)
+    say(f"drift at http://{settings.host}:{settings.port} (POST /runs)")
+    uvicorn.run(
+        create_app(settings), host=settings.host, port=settings.port, log_level="error", access_log=False, server_header=False
+    )
+
+
+main = command(run)

@@ -1,0 +1,129 @@
+"""What is compared: the reference rows of a bundle, and a sample of what that version answered in a span of time."""
+
+import random
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from pyarrow import ArrowException
+
+from pigeonhole.bundle import REFERENCE, Bundle
+from pigeonhole.drift.detectors import MAX_ROWS, Rows
+from pigeonhole.drift.settings import Settings
+from pigeonhole.errors import BundleError, RegistryError
+from pigeonhole.prediction_log import Record, read_window
+from pigeonhole.registry import Registry
+
+FEATURES = {  # column of reference.parquet -> field of Rows
+    "score": "scores",
+    "max_logit": "max_logits",
+    "n_chars": "n_chars",
+    "n_words": "n_words",
+    "n_tokens": "n_tokens",
+    "unknown_tokens": "unknown_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Held-out answers of one version, and how many of them were right."""
+
+    model: str
+    version: str
+    labels: tuple[str, ...]
+    rows: Rows
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """At most MAX_ROWS records of one version, drawn evenly from `found` of them, and what else the window met."""
+
+    rows: Rows
+    found: int
+    other_versions: int  # records of another model or version: never mixed in
+    unknown_labels: int  # records with a label that the version does not have
+    counts: dict[str, Any]  # of the log's reader: duplicates, torn lines, ...
+
+
+def live_url(settings: Settings) -> str:
+    """The bundle of PIGEONHOLE_BUNDLE, else the production version of the registry, as serving has it."""
+    if settings.bundle:
+        return settings.bundle
+    registry = Registry(settings.registry)
+    return registry.resolve(settings.model or _promoted_last(registry), "production")
+
+
+def _promoted_last(registry: Registry) -> str:
+    states = [registry.alias(name, "production") for name in registry.models()]
+    promoted = [(state.changed_at, state.name) for state in states if state.version is not None]
+    if not promoted:
+        raise RegistryError(f"{registry.url}: no model is in production here; run `uv run train experiment=fast` first")
+    return max(promoted)[1]
+
+
+def read_reference(bundle: Bundle) -> Reference:
+    """Raises BundleError for a bundle without a reference, or with one that lacks a feature of the log's records."""
+    labels = bundle.manifest.labels
+    columns = ["true_label", "label", *FEATURES]
+    path = bundle.path(REFERENCE)
+    if not path.is_file():
+        raise BundleError(f"{bundle.url}: has no {REFERENCE}; drift needs a bundle that `uv run train` sealed")
+    try:
+        missing = sorted(set(columns) - set(pq.read_schema(path).names))
+        table = None if missing else pq.read_table(path, columns=columns)
+    except (ArrowException, OSError) as error:
+        raise BundleError(f"{bundle.url}: {REFERENCE} cannot be read: {error}") from error
+    if table is None:
+        raise BundleError(f"{bundle.url}: {REFERENCE} has no column {', '.join(missing)}; train again to seal a bundle that has")
+    ids = {label: number for number, label in enumerate(labels)}
+    predicted, true = table["label"].to_pylist(), table["true_label"].to_pylist()
+    rows = Rows(
+        label_ids=np.array([ids[label] for label in predicted], np.int64),
+        **{field: table[column].to_numpy() for column, field in FEATURES.items()},
+    )
+    right = [said == truth for said, truth in zip(predicted, true, strict=True)]
+    return Reference(bundle.manifest.name, bundle.manifest.version, labels, rows, float(np.mean(right)) if right else 0.0)
+
+
+def read_sample(log: str, start: datetime, end: datetime, reference: Reference, seed: int = 0, most: int = MAX_ROWS) -> Sample:
+    """One pass over the log in constant memory but for the ids of an hour; Vitter 1985, algorithm R, draws the sample."""
+    ids = {label: number for number, label in enumerate(reference.labels)}
+    draw = random.Random(seed)
+    kept: list[tuple[float, ...]] = []
+    found = other_versions = unknown_labels = 0
+    window = read_window(log, start, end)
+    for record in window:
+        if (record.model, record.version) != (reference.model, reference.version):
+            other_versions += 1
+        elif record.label not in ids:
+            unknown_labels += 1
+        else:
+            found += 1
+            if found <= most:
+                kept.append(_features(record, ids))
+            elif (place := draw.randrange(found)) < most:
+                kept[place] = _features(record, ids)
+    return Sample(_rows(kept), found, other_versions, unknown_labels, asdict(window.counts))
+
+
+def _features(record: Record, ids: dict[str, int]) -> tuple[float, ...]:
+    """In the order of Rows' fields."""
+    found = record.features
+    return (
+        ids[record.label],
+        record.score,
+        found.max_logit,
+        found.n_chars,
+        found.n_words,
+        found.n_tokens,
+        found.unknown_tokens,
+    )
+
+
+def _rows(kept: list[tuple[float, ...]]) -> Rows:
+    table = np.array(kept, np.float64).reshape(len(kept), 7)
+    label_ids, scores, max_logits, *counts = table.T
+    return Rows(label_ids.astype(np.int64), scores, max_logits, *(column.astype(np.int64) for column in counts))

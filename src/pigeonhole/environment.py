@@ -1,0 +1,81 @@
+"""What the environment says, typed: dataclass fields that name their variable, read once, checked at once.
+
+Each service has a frozen dataclass of its own made of `variable(...)` fields; its --help prints `describe` of it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from pigeonhole.errors import ConfigError
+
+SettingsT = TypeVar("SettingsT")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Where a setting comes from: `read` gives its value, or raises ValueError with what is allowed."""
+
+    name: str
+    help: str
+    read: Callable[[str], Any]
+
+
+def text(value: str) -> str:
+    return value
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    def read(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return int(value)
+
+    return read
+
+
+def seconds(least: float, most: float) -> Callable[[str], float]:
+    def read(value: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) or not least <= float(value) <= most:
+            raise ValueError(f"seconds from {least:g} to {most:g}")
+        return float(value)
+
+    return read
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        if value not in choices:
+            raise ValueError(" | ".join(choices))
+        return value
+
+    return read
+
+
+def variable(name: str, default: Any, help: str, read: Callable[[str], Any] = text, *, secret: bool = False) -> Any:
+    return dataclasses.field(default=default, repr=not secret, metadata={"variable": Variable(name, help, read)})
+
+
+def read_variables(schema: type[SettingsT], environment: Mapping[str, str]) -> SettingsT:
+    """An empty variable counts as one that is not set. Raises ConfigError naming the variable, its value and what is allowed."""
+    values: dict[str, Any] = {}
+    for field, found in variables(schema):
+        value = environment.get(found.name, "")
+        if value:
+            try:
+                values[field.name] = found.read(value)
+            except ValueError as error:
+                raise ConfigError(f"{found.name}={value!r}: allowed is {error}") from error
+    return schema(**values)
+
+
+def describe_variables(schema: type[Any]) -> str:
+    """One line a variable, for --help."""
+    rows = [(found.name, "" if field.default is None else str(field.default), found.help) for field, found in variables(schema)]
+    return "\n".join(f"  {name:<24}{default:<12}{help_}".rstrip() for name, default, help_ in rows)
+
+
+def variables(schema: type[Any]) -> list[tuple["dataclasses.Field[Any]", Variable]]:
+    return [(field, cast(Variable, field.metadata["variable"])) for field in dataclasses.fields(schema)]

@@ -1,0 +1,189 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from tests.conftest import tiny_rows
+from tests.drift.conftest import NOON
+
+from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.command import call
+from pigeonhole.drift.service import Span, Watch, create_app, run
+from pigeonhole.drift.settings import Settings
+from pigeonhole.errors import ConfigError
+from pigeonhole.prediction_log import Record
+
+TEXTS = [text for text, _ in tiny_rows()]
+SPAN = {"start": NOON.isoformat(), "end": (NOON + timedelta(hours=1)).isoformat()}
+
+
+@pytest.fixture
+def client(settings: Settings) -> TestClient:
+    return TestClient(create_app(settings))
+
+
+def test_importing_the_service_loads_none_of_trainings_libraries_nor_evidently() -> None:
+    heavy = ["torch", "transformers", "datasets", "hydra", "evidently", "pandas", "sklearn", "matplotlib", "wandb"]
+    program = f"import sys, pigeonhole.drift.service; print([name for name in {heavy} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_a_run_on_usual_traffic_has_no_drift_and_is_kept(
+    client: TestClient, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    write_log(records_of(TEXTS[::2]))
+    answer = client.post("/runs", json=SPAN)
+    assert (answer.status_code, answer.json()["verdict"]) == (201, "no_drift")
+    assert answer.headers["location"] == "/reports/1"
+    assert client.get("/reports/latest.json").json() == answer.json() == client.get("/reports/1.json").json()
+    assert "no drift" in client.get("/reports/latest").text
+    assert client.get("/reports/1").headers["content-type"].startswith("text/html")
+
+
+def test_other_traffic_raises_the_alarm_everywhere(
+    client: TestClient, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    write_log(records_of([f"{text} {text} zxqw {text}" for text in TEXTS]))
+    report = client.post("/runs", json=SPAN).json()
+    assert report["verdict"] == "drift"
+    assert {"n_chars", "n_words"} <= set(report["alarms"])
+    assert client.get("/stats").json()["reports"][0]["alarms"] == report["alarms"]
+    exposition = client.get("/metrics").text
+    assert 'pigeonhole_drift_alarm{detector="n_words"} 1.0' in exposition
+    assert 'pigeonhole_drift_runs_total{verdict="drift"} 1.0' in exposition
+
+
+def test_an_empty_window_has_too_few_rows(client: TestClient) -> None:
+    assert client.post("/runs").json()["verdict"] == "too_few_rows"
+
+
+def test_the_latest_hours_are_read_when_nothing_else_is_asked(
+    client: TestClient, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    write_log(records_of(TEXTS[:30]))
+    assert client.post("/runs", json={"hours": 1}).json()["rows"]["window"] == 0
+
+
+def test_a_promotion_changes_what_traffic_is_compared_with(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    watch = Watch(settings)
+
+    def opens(url: str) -> Bundle:
+        opened.append(url)
+        return open_bundle(url.rstrip("/"))
+
+    monkeypatch.setattr("pigeonhole.drift.service.open_bundle", opens)
+    watch.run(Span())
+    watch.run(Span())
+    assert len(opened) == 1
+    monkeypatch.setattr("pigeonhole.drift.service.live_url", lambda _: opened[0] + "/")
+    watch.run(Span())
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "the body"),
+        (b'{"hour": 1}', "unknown field"),
+        (b'{"hours": 0}', "hours"),
+        (b'{"start": "2026-03-01T12:00:00"}', "start"),
+        (b'{"start": "2026-03-02T12:00:00Z", "end": "2026-03-01T12:00:00Z"}', "is not before"),
+        (b'{"start": "2026-03-02T12:00:00Z", "hours": 2}', "exclude each other"),
+    ],
+)
+def test_a_bad_span_is_a_422_that_names_it(client: TestClient, body: bytes, said: str) -> None:
+    answer = client.post("/runs", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert said in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/reports/latest", "/reports/latest.json", "/reports/7", "/reports/x.json", "/nothing"])
+def test_what_is_not_there_is_a_404(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["status"]) == (404, 404)
+
+
+def test_a_second_run_meanwhile_is_a_409(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = TestClient(create_app(settings))
+    met: list[int] = []
+
+    def slow(settings: Settings) -> str:
+        met.append(client.post("/runs").status_code)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("pigeonhole.drift.service.live_url", slow)
+    assert client.post("/runs").status_code == 422
+    assert met == [409]
+    assert "pigeonhole_drift_failures_total 1.0" in client.get("/metrics").text
+
+
+def test_an_empty_registry_is_a_500_without_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    client = TestClient(create_app(Settings(registry=str(tmp_path / "none"), reports=str(tmp_path / "reports"))))
+    answer = client.post("/runs")
+    assert answer.status_code == 500
+    assert str(tmp_path) not in answer.text
+    assert "no model is in production" in capsys.readouterr().err
+
+
+def test_small_windows_are_not_drawn_though_drawing_was_asked(settings: Settings) -> None:
+    report = TestClient(create_app(replace(settings, draw="yes"))).post("/runs").json()
+    assert report["drawing"] == "there are too few rows"
+
+
+def test_evidentlys_page_is_kept_beside_the_report(
+    client: TestClient,
+    records_of: Callable[..., list[Record]],
+    write_log: Callable[[list[Record]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pigeonhole.drift.report.draw", lambda *_: (b"<html>drawn</html>", "drawn"))
+    write_log(records_of(TEXTS[:60]))
+    assert client.post("/runs", json={**SPAN, "draw": True}).json()["drawing"] == "drawn"
+    assert client.get("/reports/1/evidently").text == "<html>drawn</html>"
+    assert 'src="1/evidently"' in client.get("/reports/1").text
+
+
+def test_links_and_health(client: TestClient) -> None:
+    assert client.get("/").json()["run"] == "POST /runs"
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_help_names_every_variable_and_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(run, ["--help"]) == 0
+    assert "PIGEONHOLE_ALARM_BUDGET" in capsys.readouterr().out
+    assert call(run, ["port=1"]) == 2
+
+
+def test_the_command_listens_and_ends_on_sigterm(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    variables: dict[str, Any] = {**os.environ, "PORT": str(port), "PIGEONHOLE_REPORTS": settings.reports}
+    program = "from pigeonhole.drift.service import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", program], env=variables, stderr=subprocess.DEVNULL)
+    try:
+        assert _answers(f"http://127.0.0.1:{port}/health")
+    finally:
+        process.terminate()
+        assert process.wait(20) in (0, -15)
+
+
+def _answers(url: str) -> bool:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.URLError:
+            time.sleep(0.05)
+    return False

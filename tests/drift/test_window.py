@@ -1,0 +1,94 @@
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.conftest import tiny_rows
+from tests.drift.conftest import NOON
+
+from pigeonhole.bundle import Bundle
+from pigeonhole.drift.settings import Settings
+from pigeonhole.drift.window import live_url, read_reference, read_sample
+from pigeonhole.errors import BundleError, RegistryError
+from pigeonhole.prediction_log import Record
+
+HOUR = timedelta(hours=1)
+TEXTS = [text for text, _ in tiny_rows()]
+
+
+def test_the_reference_is_what_the_bundle_kept(bundle: Bundle) -> None:
+    found = read_reference(bundle)
+    table = pq.read_table(bundle.path("reference.parquet")).to_pydict()
+    assert [found.labels[number] for number in found.rows.label_ids] == table["label"]
+    assert found.rows.max_logits.tolist() == table["max_logit"]
+    assert found.accuracy == bundle.manifest.metrics["test"]["accuracy"]
+
+
+def test_the_live_bundle_is_the_one_promoted_last_unless_one_is_named(settings: Settings, bundle: Bundle) -> None:
+    assert live_url(settings).endswith(bundle.manifest.version)
+    assert live_url(replace(settings, bundle="file:///elsewhere")) == "file:///elsewhere"
+
+
+def test_an_empty_registry_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="uv run train"):
+        live_url(Settings(registry=str(tmp_path / "empty")))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "has no reference.parquet"), (b"not parquet", "cannot be read"), ("score", "has no column label, max_logit")],
+)
+def test_a_reference_that_cannot_be_used_is_refused(
+    tiny_bundle: Path, bundle: Bundle, content: bytes | str | None, said: str
+) -> None:
+    path = tiny_bundle / "reference.parquet"
+    path.unlink()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        pq.write_table(pa.table({content: [0.5]}), path)
+    with pytest.raises(BundleError, match=said):
+        read_reference(Bundle(str(tiny_bundle), tiny_bundle, bundle.manifest))
+
+
+def test_a_sample_holds_the_features_of_the_window_alone(
+    settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    inside, outside = records_of(TEXTS[:40]), records_of(TEXTS[40:60], NOON + HOUR)
+    write_log([*inside, *outside])
+    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
+    assert found.found == 40
+    assert sorted(found.rows.scores.tolist()) == sorted(record.score for record in inside)
+    assert sorted(found.rows.n_chars.tolist()) == sorted(len(text) for text in TEXTS[:40])
+
+
+def test_other_versions_and_unknown_labels_are_counted_and_never_mixed_in(
+    settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    older = records_of(TEXTS[:5], version="20250101-000000-00000000")
+    strange = records_of(TEXTS[:3], label="a label of nobody")
+    write_log([*older, *strange, *records_of(TEXTS[:30])])
+    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
+    assert (found.found, len(found.rows), found.other_versions, found.unknown_labels) == (30, 30, 5, 3)
+
+
+def test_a_large_window_is_sampled_evenly(
+    settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    write_log(records_of(TEXTS))
+    reference = read_reference(bundle)
+    samples = [read_sample(settings.log, NOON, NOON + HOUR, reference, seed, most=50) for seed in range(20)]
+    assert {(each.found, len(each.rows)) for each in samples} == {(150, 50)}
+    everything = read_sample(settings.log, NOON, NOON + HOUR, reference).rows
+    means = [each.rows.n_chars.mean() for each in samples]
+    error = everything.n_chars.std() / np.sqrt(50 * 20)
+    assert np.mean(means) == pytest.approx(everything.n_chars.mean(), abs=4 * error)
+
+
+def test_an_empty_log_gives_an_empty_sample(settings: Settings, bundle: Bundle) -> None:
+    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
+    assert (found.found, len(found.rows)) == (0, 0)
