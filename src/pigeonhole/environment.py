@@ -21,6 +21,7 @@ class Variable:
     name: str
     help: str
     read: Callable[[str], Any]
+    vertex: str = ""  # how Vertex AI names it; where that is set, it is meant
 
 
 def text(value: str) -> str:
@@ -54,27 +55,34 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
-def variable(name: str, default: Any, help: str, read: Callable[[str], Any] = text, *, secret: bool = False) -> Any:
-    return dataclasses.field(default=default, repr=not secret, metadata={"variable": Variable(name, help, read)})
+def variable(
+    name: str, default: Any, help: str, read: Callable[[str], Any] = text, *, secret: bool = False, vertex: str = ""
+) -> Any:
+    return dataclasses.field(default=default, repr=not secret, metadata={"variable": Variable(name, help, read, vertex)})
 
 
 def read_variables(schema: type[SettingsT], environment: Mapping[str, str]) -> SettingsT:
     """An empty variable counts as one that is not set. Raises ConfigError naming the variable, its value and what is allowed."""
     values: dict[str, Any] = {}
     for field, found in variables(schema):
-        value = environment.get(found.name, "")
+        name = found.vertex if environment.get(found.vertex) else found.name
+        value = environment.get(name, "")
         if value:
             try:
                 values[field.name] = found.read(value)
             except ValueError as error:
-                raise ConfigError(f"{found.name}={value!r}: allowed is {error}") from error
+                raise ConfigError(f"{name}={value!r}: allowed is {error}") from error
     return schema(**values)
 
 
 def describe_variables(schema: type[Any]) -> str:
     """One line a variable, for --help."""
-    rows = [(found.name, "" if field.default is None else str(field.default), found.help) for field, found in variables(schema)]
+    rows = [(found.name, "" if field.default is None else str(field.default), _help(found)) for field, found in variables(schema)]
     return "\n".join(f"  {name:<24}{default:<12}{help_}".rstrip() for name, default, help_ in rows)
+
+
+def _help(found: Variable) -> str:
+    return f"{found.help} (on Vertex AI: {found.vertex})" if found.vertex else found.help
 
 
 def variables(schema: type[Any]) -> list[tuple["dataclasses.Field[Any]", Variable]]:

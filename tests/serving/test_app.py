@@ -121,7 +121,7 @@ def test_a_refusal_names_the_field_and_the_limit(running_once: Running) -> None:
     assert detail({"text": "a" * 8193}) == "Expected `str` of length <= 8192 - at `text`"
     assert detail({"text": "a", "treshold": 1}) == "unknown field; allowed beside text is top_k"
     assert detail({"inputs": "a", "parameters": {"k": 1}}) == "unknown field; allowed beside inputs is parameters.top_k"
-    assert detail({"sentence": "a"}) == "exactly one of the fields text, texts, inputs is needed, in a JSON object"
+    assert detail({"sentence": "a"}) == "exactly one of the fields text, texts, inputs, instances is needed, in a JSON object"
 
 
 def test_where_the_method_is_wrong_the_answer_says_which_is_right(running_once: Running) -> None:
@@ -141,7 +141,8 @@ def test_the_model_page_tells_what_answers(running_once: Running) -> None:
 
 def test_the_first_page_leads_to_pages_that_are_there(running_once: Running) -> None:
     links = running_once.http.get("/").json()
-    assert running_once.http.get(links.pop("predict")).status_code == 405
+    for post in ("predict", "explain", "feedback"):
+        assert running_once.http.get(links.pop(post)).status_code == 405
     assert {running_once.http.get(link).status_code for link in links.values()} == {200}
 
 

@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,5 +50,11 @@ def test_the_examples_are_answered_in_the_shape_that_is_promised(document: dict[
 
 
 def test_every_route_and_its_refusals_are_told(document: dict[str, Any]) -> None:
-    assert set(document["paths"]) == {"/", "/predict", "/health", "/ready", "/model", "/metrics"}
+    assert set(document["paths"]) == {"/", "/predict", "/explain", "/feedback", "/health", "/ready", "/model", "/metrics"}
     assert set(document["paths"]["/predict"]["post"]["responses"]) == {"200", "400", "413", "415", "422", "503"}
+
+
+def test_the_document_is_the_one_that_was_agreed_on(document: dict[str, Any]) -> None:
+    """Whoever changes the interface changes openapi.json beside this test too: callers script against it."""
+    agreed = json.loads(Path(__file__).with_name("openapi.json").read_text())
+    assert {**document, "info": None} == {**agreed, "info": None}

@@ -114,8 +114,8 @@ def test_a_way_back_is_seen_within_five_seconds_at_the_default_pace(start: Start
 @pytest.fixture
 def service(registry: Registry, tmp_path: Path) -> Iterator[Service]:
     """Not started: it is enough for a rollout that is looked through by hand."""
-    with LogWriter(str(tmp_path / "log")) as log:
-        yield Service(Settings(), opened(registry), log)
+    with LogWriter(str(tmp_path / "log")) as log, LogWriter(str(tmp_path / "log"), "feedback") as feedback:
+        yield Service(Settings(), opened(registry), log, feedback)
 
 
 def sample(service: Service, name: str) -> float:

@@ -60,6 +60,25 @@ def test_a_value_out_of_range_is_refused(name: str, value: str, allowed: str) ->
     assert str(refused.value) == f"{name}={value!r}: allowed is {allowed}"
 
 
+def test_where_vertex_ai_names_something_it_is_meant() -> None:
+    environment = {
+        "PORT": "9000",
+        "AIP_HTTP_PORT": "8081",
+        "AIP_STORAGE_URI": "gs://b/artifact",
+        "AIP_PREDICT_ROUTE": "/v1/endpoints/7/deployedModels/8:predict",
+        "AIP_HEALTH_ROUTE": "/v1/endpoints/7/deployedModels/8",
+    }
+    settings = read_settings(environment)
+    assert (settings.port, settings.bundle) == (8081, "gs://b/artifact")
+    assert (settings.predict_route, settings.health_route) == (environment["AIP_PREDICT_ROUTE"], environment["AIP_HEALTH_ROUTE"])
+    assert read_settings({"PIGEONHOLE_BUNDLE": "x", "AIP_STORAGE_URI": ""}).bundle == "x"
+    assert all(name in describe() for name in environment)
+    with pytest.raises(ConfigError, match="AIP_HTTP_PORT='x': allowed is a whole number"):
+        read_settings({"AIP_HTTP_PORT": "x"})
+    with pytest.raises(ConfigError, match=r"AIP_PREDICT_ROUTE='/\{x\}': allowed is a path such as /predict"):
+        read_settings({"AIP_PREDICT_ROUTE": "/{x}"})
+
+
 def test_hashing_texts_needs_a_key() -> None:
     with pytest.raises(ConfigError, match="PIGEONHOLE_TEXT=hash needs a secret in PIGEONHOLE_TEXT_KEY"):
         read_settings({"PIGEONHOLE_TEXT": "hash"})

@@ -1,12 +1,14 @@
 """The routes, each a few lines, and the edge around them."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -14,23 +16,26 @@ from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import docs, openapi
-from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadline_asked
+from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadline_asked, idempotency_key
 from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
 from pigeonhole.serving.rollout import Rollout
-from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_question
+from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_explain, read_feedback, read_question
 from pigeonhole.serving.service import Service
 from pigeonhole.serving.settings import Settings
 
-LINKS = {name: f"/{name}" for name in ("predict", "model", "health", "ready", "metrics", "docs", "openapi.json")}
+PATHS = ("predict", "explain", "feedback", "model", "health", "ready", "metrics", "docs", "openapi.json")
+LINKS = {name: f"/{name}" for name in PATHS}
 
 
-def create_app(settings: Settings, classifier: Classifier, log: LogWriter, followed: Registry | None = None) -> FastAPI:
-    """The service over a classifier that has passed its golden answers. The log stays its maker's to close.
+def create_app(
+    settings: Settings, classifier: Classifier, log: LogWriter, feedback: LogWriter, followed: Registry | None = None
+) -> FastAPI:
+    """The service over a classifier that has passed its golden answers. The logs stay their maker's to close.
 
     `followed`: the registry whose production alias decides what answers from now on.
     """
-    service = Service(settings, classifier, log)
+    service = Service(settings, classifier, log, feedback)
     pollers = []
     if followed is not None:
         pollers.append(Poller("rollout", Rollout(followed, service, settings.threads).look, settings.poll_s))
@@ -56,32 +61,72 @@ def create_app(settings: Settings, classifier: Classifier, log: LogWriter, follo
         exception_handlers={HTTPException: _refuse},
     )
     app.add_middleware(Edge, telemetry=service.telemetry)
-    _add_predict(app, service, settings)
-    _add_state(app, service)
-    _add_pages(app)
+    routes = APIRouter()
+    _add_predict(routes, service, settings)
+    _add_feedback(routes, service)
+    _add_state(routes, service)
+    _add_pages(routes, app)
+    app.include_router(routes)
+    app.include_router(routes, prefix="/v1", include_in_schema=False)
+    _add_vertex(app, routes, settings)
     return app
 
 
-def _add_predict(app: FastAPI, service: Service, settings: Settings) -> None:
-    @app.post("/predict", responses=openapi.PREDICT_RESPONSES, openapi_extra=openapi.PREDICT_BODY)
-    @app.post("/predict/batch", include_in_schema=False)
+def _add_predict(routes: APIRouter, service: Service, settings: Settings) -> None:
+    def deadline_s(request: Request) -> float:
+        return min(settings.deadline_s, deadline_asked(request.headers))
+
+    @routes.post("/predict", responses=openapi.PREDICT_RESPONSES, openapi_extra=openapi.PREDICT_BODY)
+    @routes.post("/predict/batch", include_in_schema=False)
     async def predict(request: Request) -> Response:
-        """One text, many texts, or Hugging Face's `inputs`."""
+        """One text, many texts, Hugging Face's `inputs` or Vertex AI's `instances`."""
         check_content(request.headers)
-        deadline_s = min(settings.deadline_s, deadline_asked(request.headers))
-        question = read_question(await request.body())
-        return _json(await service.answer(question, request.state.request_id, request.state.began, deadline_s))
+        limit_s = deadline_s(request)
+        key = idempotency_key(request.headers)
+        body = await request.body()
+        question = read_question(body)
+
+        async def answer() -> bytes:
+            return await service.answer(question, request.state.request_id, request.state.began, limit_s)
+
+        if key is None:
+            return _json(await answer())
+        return _json(await service.replies.once(f"predict {key}", hashlib.sha256(body).digest(), answer))
+
+    @routes.post("/explain", responses=openapi.EXPLAIN_RESPONSES, openapi_extra=openapi.EXPLAIN_BODY)
+    async def explain(request: Request) -> Response:
+        """What each word does to the probability of a label; the first words only, and never logged."""
+        check_content(request.headers)
+        question = read_explain(await request.body())
+        return _json(await service.explain(question, request.state.request_id, deadline_s(request)))
 
 
-def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/health", responses=openapi.problems(503))
+def _add_feedback(routes: APIRouter, service: Service) -> None:
+    @routes.post("/feedback", responses=openapi.FEEDBACK_RESPONSES, openapi_extra=openapi.FEEDBACK_BODY)
+    async def feedback(request: Request) -> Response:
+        """The true label of a prediction; it is in the log before the answer, and the same one twice is one."""
+        check_content(request.headers)
+        return _json(await service.take_feedback(read_feedback(await request.body())))
+
+
+def _add_vertex(app: FastAPI, routes: APIRouter, settings: Settings) -> None:
+    """The paths that Vertex AI chooses, for the routes that it means."""
+    named = {route.path: route.endpoint for route in routes.routes if isinstance(route, APIRoute)}
+    if settings.predict_route:
+        app.add_api_route(settings.predict_route, named["/predict"], methods=["POST"], include_in_schema=False)
+    if settings.health_route:
+        app.add_api_route(settings.health_route, named["/ready"], include_in_schema=False)
+
+
+def _add_state(routes: APIRouter, service: Service) -> None:
+    @routes.get("/health", responses=openapi.problems(503))
     async def health() -> Response:
         """Whether the process is of any use; where it is not, restart it."""
         if not service.batcher.alive:
             raise Problem(503, "not_alive", "the worker that answers is gone")
         return _json(b'{"status":"ok"}')
 
-    @app.get("/ready", responses=openapi.problems(503))
+    @routes.get("/ready", responses=openapi.problems(503))
     async def ready() -> Response:
         """Whether requests should come here. The golden answers of the bundle came out before the port was opened."""
         if not service.ready:
@@ -89,7 +134,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         manifest = service.classifier.manifest
         return _json(msgspec.json.encode({"status": "ready", "model": manifest.name, "model_version": manifest.version}))
 
-    @app.get("/model")
+    @routes.get("/model")
     async def model() -> Response:
         """What answers here, how well it did on its test split, and the limits of a question."""
         classifier = service.classifier
@@ -109,23 +154,23 @@ def _add_state(app: FastAPI, service: Service) -> None:
         }
         return _json(msgspec.json.encode(about))
 
-    @app.get("/metrics", response_class=Response)
+    @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_pages(app: FastAPI) -> None:
-    @app.get("/")
+def _add_pages(routes: APIRouter, app: FastAPI) -> None:
+    @routes.get("/")
     async def links() -> Response:
         """What there is."""
         return _json(msgspec.json.encode(LINKS))
 
-    @app.get("/openapi.json", include_in_schema=False)
+    @routes.get("/openapi.json", include_in_schema=False)
     async def document() -> Response:
         return _json(openapi.document(app))
 
-    @app.get("/docs", include_in_schema=False)
+    @routes.get("/docs", include_in_schema=False)
     async def page() -> Response:
         return docs.page()
 

@@ -126,6 +126,14 @@ def deadline_asked(headers: Mapping[str, str]) -> float:
     return int(value) / 1000
 
 
+def idempotency_key(headers: Mapping[str, str]) -> str | None:
+    """Raises Problem for one that is none."""
+    value = headers.get("idempotency-key")
+    if value is not None and not re.fullmatch("[!-~]{1,255}", value):
+        raise Problem(400, "invalid_header", "idempotency-key has 1 to 255 visible ASCII characters")
+    return value
+
+
 def _too_large() -> Problem:
     return Problem(413, "body_too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
 

@@ -6,8 +6,9 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from pigeonhole.serving import schemas
+from pigeonhole.serving import explain, schemas
 from pigeonhole.serving.problem import MEDIA_TYPE
+from pigeonhole.serving.replies import KEEP_S
 
 
 def _reference(name: str) -> dict[str, str]:
@@ -27,7 +28,40 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": meanings[status], "content": content} for status in statuses}
 
 
+def _body(shape: str, example: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": _reference(shape), "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _responses(shape: str, description: str) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": _reference(shape)}}
+    return {200: {"description": description, "content": content}, **problems(400, 413, 415, 422, 503)}
+
+
+EXPLAIN_BODY = _body("ExplainRequest", {"text": "Where is my parcel?"})
+EXPLAIN_RESPONSES = _responses("ExplainReply", f"The first {explain.MAX_WORDS} words, within {explain.MAX_S:g} s")
+FEEDBACK_BODY = _body(
+    "FeedbackRequest", {"prediction_id": "019ca92d-8a00-7000-8000-000000000001", "label": "delivery", "source": "agent"}
+)
+FEEDBACK_RESPONSES = _responses("FeedbackReply", "It is in the prediction log")
+
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": f"The same key and body within {KEEP_S / 60:g} minutes get the same reply; another body is refused with 422.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+_TIMEOUT = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "required": False,
+    "description": "When the caller gives up; what is not answered by then is not computed.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
 PREDICT_BODY: dict[str, Any] = {
+    "parameters": [_IDEMPOTENCY_KEY, _TIMEOUT],
     "requestBody": {
         "required": True,
         "content": {
@@ -37,6 +71,7 @@ PREDICT_BODY: dict[str, Any] = {
                     "one text": {"value": {"text": "Where is my parcel?"}},
                     "many texts": {"value": {"texts": ["Where is my parcel?", "I want my money back"], "top_k": 3}},
                     "Hugging Face": {"value": {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}}},
+                    "Vertex AI": {"value": {"instances": [{"text": "Where is my parcel?"}], "parameters": {"top_k": 3}}},
                 },
             }
         },

@@ -21,6 +21,14 @@ class AskedText:
     classifier: Classifier  # the one that was there when it was asked
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A text that nobody sent, asked to explain one that somebody did; it is not in the log."""
+
+    text: str
+    classifier: Classifier
+
+
 class Recorder:
     """Writes a batch with one append: on the level `host` its records share one sync."""
 

@@ -7,7 +7,7 @@ refusal never repeats what was sent.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -49,6 +49,32 @@ class HuggingFaceRequest(Struct, frozen=True, forbid_unknown_fields=True):
     parameters: HuggingFaceParameters | None = None
 
 
+class Instance(Struct, frozen=True, forbid_unknown_fields=True):
+    text: Text
+
+
+class VertexRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Many texts, as Vertex AI posts them."""
+
+    instances: Annotated[list[Text | Instance], Meta(min_length=1, max_length=MAX_TEXTS)]
+    parameters: HuggingFaceParameters | None = None
+
+
+class ExplainRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """One text, and the label to explain: the likeliest if it is left out."""
+
+    text: Text
+    label: str | None = None
+
+
+class FeedbackRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The true label of a prediction, and who says so (no person's name: a role, or a system)."""
+
+    prediction_id: Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
+    label: Annotated[str, Meta(min_length=1, max_length=256, examples=["delivery"])]
+    source: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", examples=["agent"])]
+
+
 class Answer(Struct, frozen=True, kw_only=True):
     """The answer to one text; probabilities begin with the likeliest label."""
 
@@ -74,6 +100,36 @@ class PredictManyReply(Struct, frozen=True, kw_only=True):
     request_id: str
 
 
+class WordWeight(Struct, frozen=True):
+    """A word, its place in the text in characters, and how much less probable the label is without it."""
+
+    word: str
+    start: int
+    end: int
+    weight: float
+
+
+class ExplainReply(Struct, frozen=True, kw_only=True):
+    """Words in the order of the text; `words_left` more were not looked at. An explanation is not in the prediction log."""
+
+    label: str
+    score: float
+    words: list[WordWeight]
+    words_left: int
+    model: str
+    model_version: str
+    request_id: str
+
+
+class FeedbackReply(Struct, frozen=True, kw_only=True):
+    """The same feedback has the same id."""
+
+    feedback_id: str
+    prediction_id: str
+    label: str
+    source: str
+
+
 class LabelScore(Struct, frozen=True):
     """One row of Hugging Face's nested reply, `[[{label, score}, …], …]`: a list of labels for each text."""
 
@@ -81,10 +137,14 @@ class LabelScore(Struct, frozen=True):
     score: float
 
 
-REQUESTS: dict[str, type[PredictRequest | PredictManyRequest | HuggingFaceRequest]] = {
+PredictShape = PredictRequest | PredictManyRequest | HuggingFaceRequest | VertexRequest
+Shape = TypeVar("Shape")
+
+REQUESTS: dict[str, type[PredictShape]] = {
     "text": PredictRequest,
     "texts": PredictManyRequest,
     "inputs": HuggingFaceRequest,
+    "instances": VertexRequest,
 }
 """The field that tells the shapes apart."""
 
@@ -100,7 +160,7 @@ class Question:
 
 def read_question(body: bytes) -> Question:
     """Raises Problem: 400 for what is not JSON, 422 for JSON that is not a question."""
-    request = _convert(_parse(body))
+    request = _convert_question(_parse(body))
     match request:
         case PredictRequest(text, top_k):
             return Question(_checked(text, "text"), top_k, "one")
@@ -108,6 +168,21 @@ def read_question(body: bytes) -> Question:
             return Question(_checked(texts, "texts"), top_k, "many")
         case HuggingFaceRequest(inputs, parameters):
             return Question(_checked(inputs, "inputs"), parameters.top_k if parameters else None, "hugging_face")
+        case VertexRequest(instances, parameters):
+            texts = [instance if isinstance(instance, str) else instance.text for instance in instances]
+            return Question(_checked(texts, "instances"), parameters.top_k if parameters else None, "many")
+
+
+def read_explain(body: bytes) -> ExplainRequest:
+    """Raises Problem like read_question."""
+    request = _convert(_parse(body), ExplainRequest, "allowed beside text is label")
+    _checked_text(request.text, "text")
+    return request
+
+
+def read_feedback(body: bytes) -> FeedbackRequest:
+    """Raises Problem like read_question."""
+    return _convert(_parse(body), FeedbackRequest, "allowed are prediction_id, label, source")
 
 
 def _parse(body: bytes) -> object:
@@ -131,11 +206,15 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _convert(value: object) -> PredictRequest | PredictManyRequest | HuggingFaceRequest:
+def _convert_question(value: object) -> PredictShape:
     found = [field for field in REQUESTS if field in value] if isinstance(value, dict) else []
     if len(found) != 1:
-        raise Problem(422, "invalid_request", "exactly one of the fields text, texts, inputs is needed, in a JSON object")
-    shape = REQUESTS[found[0]]
+        raise Problem(422, "invalid_request", f"exactly one of the fields {', '.join(REQUESTS)} is needed, in a JSON object")
+    beside = "top_k" if found[0] in ("text", "texts") else "parameters.top_k"
+    return _convert(value, REQUESTS[found[0]], f"allowed beside {found[0]} is {beside}")
+
+
+def _convert(value: object, shape: type[Shape], allowed: str) -> Shape:
     try:
         return msgspec.convert(value, shape)
     except UnicodeEncodeError as error:
@@ -143,7 +222,7 @@ def _convert(value: object) -> PredictRequest | PredictManyRequest | HuggingFace
     except msgspec.ValidationError as error:
         detail = str(error)
         if "unknown field" in detail:  # the one message that repeats what was sent
-            detail = f"unknown field; allowed beside {found[0]} is {'parameters.top_k' if found[0] == 'inputs' else 'top_k'}"
+            detail = f"unknown field; {allowed}"
         raise Problem(422, "invalid_request", detail.replace("$.", "")) from error
 
 
@@ -194,5 +273,6 @@ def reply(question: Question, answers: list[Answer], model: str, version: str, r
 
 def components() -> Mapping[str, Any]:
     """The JSON schemas of all bodies, for OpenAPI."""
-    types = [*REQUESTS.values(), PredictReply, PredictManyReply, LabelScore, ProblemDetails]
+    replies = [PredictReply, PredictManyReply, LabelScore, ExplainReply, FeedbackReply, ProblemDetails]
+    types = [*REQUESTS.values(), ExplainRequest, FeedbackRequest, *replies]
     return msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")[1]

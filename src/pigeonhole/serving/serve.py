@@ -15,7 +15,7 @@ from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RegistryError
-from pigeonhole.prediction_log import LogWriter
+from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving.app import create_app
 from pigeonhole.serving.protocol import Protocol
@@ -25,7 +25,7 @@ GRACE_S = 8  # Cloud Run kills ten seconds after SIGTERM; the rest is for the la
 
 HELP = f"""usage: [VARIABLE=value ...] uv run serve [--help]
 
-Serve a bundle over HTTP: POST /predict, GET /model /health /ready /metrics /docs /openapi.json.
+Serve a bundle over HTTP: POST /predict /explain /feedback, GET /model /health /ready /metrics /docs /openapi.json.
 
 The environment sets (variable, default, meaning):
 {describe()}
@@ -49,9 +49,9 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     with bind(settings.host, settings.port) as listener:
         bundle = find_bundle(settings)
         storage.exists(settings.log)  # a mistyped scheme or a missing role is told now, not after a day of unshipped records
-        with LogWriter(settings.log, spool=settings.spool, durability=settings.durability) as log:
+        with open_log(settings, "predictions") as log, open_log(settings, "feedback") as feedback:
             followed = None if settings.bundle else Registry(settings.registry)
-            app = open_app(settings, bundle, log, followed)
+            app = open_app(settings, bundle, log, feedback, followed)
             manifest = bundle.manifest
             say(f"serving {manifest.name} {manifest.version} at {_address(settings)} (see {_address(settings)}/docs)")
             # uvicorn raises the signal again when it is done; all answered, the process ends with 0 and not by the signal.
@@ -59,9 +59,13 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
             make_server(app).run(sockets=[listener])
 
 
-def open_app(settings: Settings, bundle: Bundle, log: LogWriter, followed: Registry | None) -> FastAPI:
+def open_log(settings: Settings, kind: Kind) -> LogWriter:
+    return LogWriter(settings.log, kind, spool=settings.spool, durability=settings.durability)
+
+
+def open_app(settings: Settings, bundle: Bundle, log: LogWriter, feedback: LogWriter, followed: Registry | None) -> FastAPI:
     """The app over a bundle whose golden answers came out; it alone holds the model, so that a rollout can let go of it."""
-    return create_app(settings, Classifier.open(bundle, threads=settings.threads), log, followed)
+    return create_app(settings, Classifier.open(bundle, threads=settings.threads), log, feedback, followed)
 
 
 def find_bundle(settings: Settings) -> Bundle:

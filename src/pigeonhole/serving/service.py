@@ -4,6 +4,8 @@ The model may be replaced at any time. A question stays with the one that it was
 are of one version, whatever happens meanwhile.
 """
 
+import asyncio
+import hashlib
 import itertools
 import logging
 import operator
@@ -11,13 +13,17 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.errors import InferenceError, LogError
-from pigeonhole.prediction_log import LogWriter, new_id
+from pigeonhole.prediction_log import Feedback, LogWriter, new_id
 from pigeonhole.serving.batcher import Batcher, DeadError, LateError, OverloadedError, StoppedError
+from pigeonhole.serving.explain import MAX_S, MAX_WORDS, weights, without, words_of
 from pigeonhole.serving.problem import Problem
-from pigeonhole.serving.recorder import AskedText, Recorder
-from pigeonhole.serving.schemas import Question, answer, reply
+from pigeonhole.serving.recorder import AskedText, Recorder, Variant
+from pigeonhole.serving.replies import Replies
+from pigeonhole.serving.schemas import ExplainReply, ExplainRequest, FeedbackReply, FeedbackRequest, Question, answer, reply
 from pigeonhole.serving.settings import Settings
 from pigeonhole.serving.telemetry import Telemetry
 
@@ -29,8 +35,11 @@ logger = logging.getLogger(__name__)
 class Service:
     """Its batcher has to be started before it is asked, and stopped at the end."""
 
-    def __init__(self, settings: Settings, classifier: Classifier, log: LogWriter) -> None:
+    def __init__(self, settings: Settings, classifier: Classifier, log: LogWriter, feedback: LogWriter) -> None:
         self.classifier = classifier
+        self.replies = Replies()
+        self._labels = set(classifier.labels)  # of every version that ever answered here: feedback is for those too
+        self._feedback = feedback
         self.telemetry = Telemetry(classifier.manifest, log.backlog)
         self.batcher = Batcher(self._work, settings.max_waiting, self.telemetry.worker_deaths.inc)
         self.telemetry.waiting.set_function(lambda: self.batcher.waiting_texts)
@@ -41,6 +50,7 @@ class Service:
         """Questions asked from now on are the new one's; the old one is gone when its last question is answered. Any thread."""
         self.telemetry.model(classifier.manifest)
         self.classifier = classifier
+        self._labels.update(classifier.labels)
         self._failures = 0
 
     @property
@@ -60,7 +70,44 @@ class Service:
         ]
         return reply(question, answers, classifier.manifest.name, classifier.manifest.version, request_id)
 
-    async def _predictions(self, asked: Sequence[AskedText], deadline_s: float) -> list[Prediction]:
+    async def explain(self, question: ExplainRequest, request_id: str, deadline_s: float) -> bytes:
+        """The body of the 200. Raises Problem."""
+        classifier = self.classifier
+        if question.label is not None and question.label not in classifier.labels:
+            raise Problem(422, "unknown_label", "label is none of the model's labels; see /model")
+        words = words_of(question.text)
+        texts = [question.text, *(without(question.text, word) for word in words[:MAX_WORDS])]
+        whole, *left_out = await self._predictions([Variant(text, classifier) for text in texts], min(deadline_s, MAX_S))
+        label_id = whole.label_id if question.label is None else classifier.labels.index(question.label)
+        found = ExplainReply(
+            label=classifier.labels[label_id],
+            score=float(whole.probabilities[label_id]),
+            words=weights(question.text, words[:MAX_WORDS], label_id, whole, left_out),
+            words_left=max(0, len(words) - MAX_WORDS),
+            model=classifier.manifest.name,
+            model_version=classifier.manifest.version,
+            request_id=request_id,
+        )
+        return msgspec.json.encode(found)
+
+    async def take_feedback(self, feedback: FeedbackRequest) -> bytes:
+        """The body of the 200; when it returns, the feedback is in the log. Raises Problem."""
+        if feedback.label not in self._labels:
+            raise Problem(422, "unknown_label", "label is none of the model's labels; see /model")
+        said = msgspec.json.encode(feedback)
+        feedback_id = hashlib.sha256(said).hexdigest()[:32]
+        return await self.replies.once(f"feedback {feedback_id}", b"", lambda: self._write_feedback(feedback_id, feedback))
+
+    async def _write_feedback(self, feedback_id: str, given: FeedbackRequest) -> bytes:
+        known = msgspec.structs.asdict(given)
+        try:
+            await asyncio.to_thread(self._feedback.append, [Feedback(feedback_id=feedback_id, at=datetime.now(UTC), **known)])
+        except LogError as error:
+            raise _later("not_recorded", "the feedback could not be written down") from error
+        self.telemetry.feedback.labels(given.label).inc()
+        return msgspec.json.encode(FeedbackReply(feedback_id=feedback_id, **known))
+
+    async def _predictions(self, asked: Sequence[AskedText | Variant], deadline_s: float) -> list[Prediction]:
         try:
             return await self.batcher.ask(asked, time.monotonic() + deadline_s)
         except OverloadedError as error:
@@ -77,12 +124,15 @@ class Service:
         except LogError as error:
             raise _later("not_recorded", "the prediction could not be written down, so it is not given out") from error
 
-    def _work(self, asked: Sequence[AskedText]) -> list[Prediction]:
+    def _work(self, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
         predictions: list[Prediction] = []
         for classifier, group in itertools.groupby(asked, key=operator.attrgetter("classifier")):
             predictions += self._predict(classifier, [each.text for each in group])
-        self._recorder.record(asked, predictions)
+        logged = [(each, found) for each, found in zip(asked, predictions, strict=True) if isinstance(each, AskedText)]
+        if logged:
+            self._recorder.record([each for each, _ in logged], [found for _, found in logged])
+            self.telemetry.predicted([found for _, found in logged])
         return predictions
 
     def _predict(self, classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
@@ -95,7 +145,7 @@ class Service:
             logger.warning("no usable answer, %d times running: %s", self._failures, error)
             raise
         self._failures = 0
-        self.telemetry.batch(predictions, time.perf_counter() - began)
+        self.telemetry.batch(len(predictions), time.perf_counter() - began)
         return predictions
 
 

@@ -1,5 +1,6 @@
 """What the environment says about the service: read once, checked at once, frozen. `uv run serve --help` prints this table."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,13 +9,21 @@ from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Durability, TextPolicy
 
 
+def route(value: str) -> str:
+    if not re.fullmatch(r"/[A-Za-z0-9/_.:-]{1,500}", value):
+        raise ValueError("a path such as /predict")
+    return value
+
+
 @dataclass(frozen=True)
 class Settings:
     """An empty variable counts as one that is not set."""
 
     host: str = variable("HOST", "127.0.0.1", "the address to listen at; 0.0.0.0 in a container")
-    port: int = variable("PORT", 8080, "the port to listen at", whole_number(1, 65535))
-    bundle: str | None = variable("PIGEONHOLE_BUNDLE", None, "URL of a bundle; else the production version of the registry")
+    port: int = variable("PORT", 8080, "the port to listen at", whole_number(1, 65535), vertex="AIP_HTTP_PORT")
+    bundle: str | None = variable(
+        "PIGEONHOLE_BUNDLE", None, "URL of a bundle; else the production version of the registry", vertex="AIP_STORAGE_URI"
+    )
     registry: str = variable("PIGEONHOLE_REGISTRY", "registry", "URL of the registry")
     model: str | None = variable("PIGEONHOLE_MODEL", None, "which model of the registry; else the one promoted last")
     poll_s: float = variable(
@@ -35,6 +44,8 @@ class Settings:
     threads: int = variable("PIGEONHOLE_THREADS", 1, "cores for one forward pass", whole_number(1, 256))
     max_waiting: int = variable("PIGEONHOLE_MAX_WAITING", 1024, "texts that may wait; beyond: 503", whole_number(256, 1_000_000))
     deadline_s: float = variable("PIGEONHOLE_DEADLINE_S", 10.0, "longest wait for an answer; beyond: 503", seconds(0.1, 300))
+    predict_route: str | None = variable("AIP_PREDICT_ROUTE", None, "one more path of /predict, as Vertex AI sets it", route)
+    health_route: str | None = variable("AIP_HEALTH_ROUTE", None, "one more path of /ready, as Vertex AI sets it", route)
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:

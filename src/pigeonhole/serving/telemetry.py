@@ -34,6 +34,7 @@ class Telemetry:
         self._scores = Histogram("pigeonhole_score", "Calibrated scores of the labels given", buckets=SCORES, registry=registry)
         self.shed = Counter("pigeonhole_shed", "Requests refused because too many texts were waiting", registry=registry)
         self.waiting = Gauge("pigeonhole_waiting_texts", "Texts in the queue before the model", registry=registry)
+        self.feedback = Counter("pigeonhole_feedback", "True labels written down", ["label"], registry=registry)
         self.worker_deaths = Counter("pigeonhole_worker_deaths", "Deaths of the batcher's worker", registry=registry)
         self.model_failures = Counter("pigeonhole_model_failures", "Batches with logits that are no numbers", registry=registry)
         self._model = Gauge("pigeonhole_model_info", "The model that answers", ["model", "version"], registry=registry)
@@ -52,15 +53,18 @@ class Telemetry:
         self._model.clear()
         self._model.labels(manifest.name, manifest.version).set(1)
         for label in manifest.labels:
+            self.feedback.labels(label)
             self._predictions.labels(label)  # a label never predicted is a 0, not a gap
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def batch(self, predictions: Sequence[Prediction], model_seconds: float) -> None:
+    def batch(self, texts: int, model_seconds: float) -> None:
         self._model_seconds.observe(model_seconds)
-        self._batch_texts.observe(len(predictions))
+        self._batch_texts.observe(texts)
+
+    def predicted(self, predictions: Sequence[Prediction]) -> None:
         for prediction in predictions:
             self._predictions.labels(prediction.label).inc()
             self._scores.observe(prediction.score)

@@ -1,0 +1,73 @@
+"""Idempotency: a reply by its key, so that a request that is sent twice is answered once. In memory, of this process alone."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pigeonhole.serving.problem import Problem
+
+KEEP_S = 600.0
+MAX_BYTES = 16 << 20
+OVERHEAD_BYTES = 512  # of an entry, whatever its reply is
+
+
+@dataclass(eq=False)
+class _Kept:
+    fingerprint: bytes
+    reply: "asyncio.Future[bytes]"
+    until: float  # time.monotonic()
+    size_bytes: int = OVERHEAD_BYTES
+
+
+class Replies:
+    """The replies of the last ten minutes, the latest 16 MiB of them. Belongs to one event loop."""
+
+    def __init__(self, keep_s: float = KEEP_S, max_bytes: int = MAX_BYTES) -> None:
+        self._keep_s = keep_s
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._size_bytes = 0
+
+    async def once(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The reply of the first request with this key, while it is kept; a failure is not kept.
+
+        Raises Problem where the key came with another request, and what `make` raises.
+        """
+        self._forget()
+        found = self._kept.get(key)
+        if found is None:
+            return await self._make(key, fingerprint, make)
+        if found.fingerprint != fingerprint:
+            raise Problem(422, "idempotency_key_reused", "this idempotency-key came with another request before")
+        return await asyncio.shield(found.reply)
+
+    async def _make(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]]) -> bytes:
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        entry = self._kept[key] = _Kept(fingerprint, reply, time.monotonic() + self._keep_s)
+        self._size_bytes += entry.size_bytes
+        try:
+            body = await make()
+        except BaseException as error:
+            self._remove(key)
+            cut_off = Problem(503, "cut_off", "the first request with this idempotency-key was cut off", {"retry-after": "1"})
+            reply.set_exception(error if isinstance(error, Exception) else cut_off)
+            reply.exception()  # nobody may be waiting for it
+            raise
+        entry.size_bytes += len(body)
+        self._size_bytes += len(body)
+        reply.set_result(body)
+        self._forget()
+        return body
+
+    def _forget(self) -> None:
+        """The outdated, then the oldest that are too many; never those that are still being made."""
+        for key, kept in list(self._kept.items()):
+            if kept.until > time.monotonic() and self._size_bytes <= self._max_bytes:
+                break  # the others are younger
+            if kept.reply.done():
+                self._remove(key)
+
+    def _remove(self, key: str) -> None:
+        self._size_bytes -= self._kept.pop(key).size_bytes

@@ -1,0 +1,82 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.replies import OVERHEAD_BYTES, Replies
+
+
+def maker(made: list[int], size: int = 1) -> Callable[[], Awaitable[bytes]]:
+    async def make() -> bytes:
+        made.append(len(made))
+        await asyncio.sleep(0.01)
+        return bytes([made[-1]]) * size
+
+    return make
+
+
+def test_the_same_request_is_answered_once_even_while_it_is_being_answered() -> None:
+    async def ask() -> list[bytes]:
+        replies = Replies()
+        both = await asyncio.gather(*(replies.once("k", b"f", maker(made)) for _ in range(5)))
+        return [*both, await replies.once("k", b"f", maker(made))]
+
+    made: list[int] = []
+    assert asyncio.run(ask()) == [b"\0"] * 6
+    assert made == [0]
+
+
+def test_another_request_with_the_same_key_is_refused() -> None:
+    async def ask() -> None:
+        replies = Replies()
+        await replies.once("k", b"f", maker([]))
+        with pytest.raises(Problem) as refused:
+            await replies.once("k", b"g", maker([]))
+        assert (refused.value.status, refused.value.code) == (422, "idempotency_key_reused")
+
+    asyncio.run(ask())
+
+
+def test_a_failure_is_told_to_all_who_wait_and_is_not_kept() -> None:
+    async def fail() -> bytes:
+        await asyncio.sleep(0.01)
+        raise Problem(503, "overloaded")
+
+    async def ask() -> bytes:
+        replies = Replies()
+        failed = await asyncio.gather(*(replies.once("k", b"f", fail) for _ in range(3)), return_exceptions=True)
+        assert [error.code for error in failed if isinstance(error, Problem)] == ["overloaded"] * 3
+        return await replies.once("k", b"f", maker([]))
+
+    assert asyncio.run(ask()) == b"\0"
+
+
+def test_a_first_request_that_is_cut_off_leaves_nobody_waiting() -> None:
+    async def ask() -> None:
+        replies = Replies()
+        first = asyncio.create_task(replies.once("k", b"f", maker([])))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(replies.once("k", b"f", maker([])))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(Problem, match="cut_off"):
+            await second
+
+    asyncio.run(ask())
+
+
+def test_replies_are_kept_for_a_while_and_up_to_a_size() -> None:
+    async def ask() -> None:
+        short = Replies(keep_s=0.05)
+        await short.once("k", b"f", maker(made))
+        await asyncio.sleep(0.06)
+        assert await short.once("k", b"other", maker(made)) == b"\1"
+        small = Replies(max_bytes=3 * (OVERHEAD_BYTES + 1000))
+        for number in range(5):
+            await small.once(str(number), b"f", maker(made, 1000))
+        assert list(small._kept) == ["2", "3", "4"]
+        assert small._size_bytes == 3 * (OVERHEAD_BYTES + 1000)
+
+    made: list[int] = []
+    asyncio.run(ask())
