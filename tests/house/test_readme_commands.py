@@ -1,0 +1,153 @@
+"""The README's command lines, run as they stand, on a model that is made in seconds.
+
+Every line of every bash block is named here, with what is added to make it quick or with the reason why it is not run.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS: list[str] = re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.splitlines()]
+
+QUICK = ["model=tiny", "trainer.epochs=1", "export.min_agreement=0", "tracking=none"]
+TRAIN = "uv run train experiment=fast"
+TRAIN_OWN = "uv run train data.path=my.csv data.text=message data.label=queue"
+CHECK = "uv run check-data data=my.csv data.text=message data.label=queue"
+EVALUATE = "uv run evaluate bundle=BUNDLE data.path=new.csv data.text=message data.label=queue"
+PROMOTE = "uv run promote candidate=BUNDLE"
+SERVE = "uv run serve"
+CURL = next(line for line in LINES if line.startswith("curl "))
+ELSEWHERE = {
+    "uv run pytest": "this is it",
+    "uv sync --no-default-groups --group serve": "would take the libraries away from under the tests",
+}
+
+
+def words(line: str) -> list[str]:
+    """A README line as a command of this environment: `uv run NAME …` without uv's own start."""
+    name, *arguments = shlex.split(line.removeprefix("uv run "))
+    script = shutil.which(name, path=str(Path(sys.executable).parent))
+    assert script, name
+    return [script, *arguments]
+
+
+class Workshop:
+    """A folder of its own, as a newcomer's, with two CSV files in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIGEONHOLE_", "WANDB_"))}
+
+    def run(self, line: str, *more: str, codes: tuple[int, ...] = (0,)) -> Any:
+        """Run a line and return the JSON object that it printed."""
+        command = [*words(line), *more]
+        answer = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
+        assert answer.returncode in codes, answer.stderr
+        return json.loads(answer.stdout)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    folder = tmp_path_factory.mktemp("workshop")
+    _, *rows = (ROOT / "src/pigeonhole/dataset/tickets/tickets.csv").read_text(encoding="utf-8").splitlines()
+    for name, some in (("my.csv", rows[::4]), ("new.csv", rows[1::4])):
+        (folder / name).write_text("\n".join(["message,queue", *some, ""]), encoding="utf-8")
+    return Workshop(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(workshop: Workshop) -> dict[str, Any]:
+    """What the README's first command printed."""
+    printed: dict[str, Any] = workshop.run(TRAIN, *QUICK)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
+    """The address of the README's second command, when it is ready; it serves what `trained` left in the registry."""
+    assert trained["alias"] == "production"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(words(SERVE), cwd=workshop.folder, env={**workshop.environment, "PORT": str(port)})
+    try:
+        address = f"http://127.0.0.1:{port}"
+        until = time.monotonic() + 60
+        while time.monotonic() < until and server.poll() is None and not is_ready(address):
+            time.sleep(0.1)
+        assert server.poll() is None
+        yield address
+    finally:
+        server.terminate()
+        assert server.wait(timeout=20) == 0
+
+
+def is_ready(address: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/ready", timeout=5) as reply:
+        return bool(reply.status == 200)
+    return False
+
+
+def test_every_line_is_run_here_or_has_its_reason() -> None:
+    assert {TRAIN, TRAIN_OWN, CHECK, EVALUATE, PROMOTE, SERVE, CURL, *ELSEWHERE} == set(LINES)
+
+
+def test_train_prints_bundle_metrics_baselines_and_seconds(trained: dict[str, Any], workshop: Workshop) -> None:
+    assert trained.keys() >= {"bundle", "test", "baselines", "seconds"}
+    assert trained["test"].keys() >= {"accuracy", "macro_f1", "ece"}
+    assert trained["baselines"].keys() == {"majority", "tfidf"}
+    assert trained["bundle"].startswith(f"file://{workshop.folder}/registry/")
+
+
+def test_the_curl_line_is_answered(served: str, trained: dict[str, Any]) -> None:
+    _, _, url, _, header, _, body = shlex.split(CURL)
+    assert url.startswith("http://127.0.0.1:8080/")
+    name, value = header.split(": ")
+    request = urllib.request.Request(url.replace("http://127.0.0.1:8080", served), body.encode(), {name: value})
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        answer = json.loads(reply.read())
+    assert answer.keys() >= {"label", "score", "probabilities", "prediction_id", "model_version"}
+    assert answer["label"] in answer["probabilities"]
+    assert answer["model_version"] == trained["version"]
+
+
+def test_the_table_of_variables_is_that_of_the_server() -> None:
+    answer = subprocess.run([*words(SERVE), "--help"], capture_output=True, text=True, check=True)
+    told = {line.split()[0]: line.split()[1] for line in answer.stdout.splitlines() if re.match(r"  [A-Z_]+ ", line)}
+    table = dict(re.findall(r"^\| `([A-Z_]+)` \|.*\| `?([^`|]+)`? \|$", README, re.MULTILINE))
+    assert {name: default for name, default in table.items() if name != "PIGEONHOLE_BUNDLE"}.items() <= told.items()
+    assert table.keys() <= told.keys()
+
+
+def test_own_data_train_in_one_command(workshop: Workshop) -> None:
+    assert workshop.run(TRAIN_OWN, *QUICK)["model"] == "my"
+
+
+def test_check_data_judges_the_file(workshop: Workshop) -> None:
+    assert isinstance(workshop.run(CHECK), dict)
+
+
+def test_a_bundle_is_evaluated_on_another_file(workshop: Workshop, trained: dict[str, Any]) -> None:
+    printed = workshop.run(EVALUATE.replace("BUNDLE", trained["bundle"]))
+    assert printed["bundle"] == trained["bundle"]
+    assert printed.keys() >= {"test", "baselines", "seconds"}
+
+
+def test_a_candidate_is_judged(workshop: Workshop, trained: dict[str, Any]) -> None:
+    assert isinstance(workshop.run(PROMOTE.replace("BUNDLE", trained["bundle"]), codes=(0, 4)), dict)
