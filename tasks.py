@@ -21,6 +21,10 @@ MATERIALISE = "uv run python -m pigeonhole.dataset.materialise"
 COMMIT = "uv run dvc commit --quiet data.dvc"
 STATUS = "uv run dvc status"
 TEST = "uv run pytest --cov=pigeonhole"
+RULES = (
+    "promtool check rules monitoring/recording_rules.yaml monitoring/alert_rules.yaml",
+    "promtool test rules monitoring/rules_test.yaml",
+)
 
 # What CI has no way to install: a test that is skipped there for any other reason fails the run.
 MAY_SKIP = ("needs a GPU", "needs the shared folder", "needs Windows")
@@ -108,10 +112,26 @@ def serve(context: Context) -> None:
     show(context, "uv run serve")
 
 
+@task(help={"which": "serve, drift, train, or several in quotes", "bundle": "a bundle's folder that serve is to answer from"})
+def images(context: Context, which: str = "serve", bundle: str = "") -> None:
+    """Build images with Docker or buildah, start them and ask them something (minutes; no part of check)."""
+    given = [*which.split(), *([f"bundle={bundle}"] if bundle else [])]
+    show(context, f"uv run python dockerfiles/build.py {shlex.join(given)}")
+
+
+@task
+def rules(context: Context) -> None:
+    """Check Prometheus's rules and run their unit tests (promtool comes with Debian's prometheus)."""
+    for line in RULES:
+        show(context, line)
+
+
 @task
 def ci(context: Context) -> None:
     """Do here what CI does in a fresh clone."""
     show(context, "bash .ci/run")
 
 
-namespace = Collection(lint, format_, types, contracts, test, check, train, serve, ci, data=Collection(write, status, remote))
+namespace = Collection(
+    lint, format_, types, contracts, test, check, train, serve, images, rules, ci, data=Collection(write, status, remote)
+)

@@ -1,0 +1,182 @@
+"""`uv run deploy image=COMMIT [model=NAME]`: cloudrun/serve.yaml becomes a revision that answers, or the traffic stays put.
+
+A new revision gets no traffic and the tag `candidate`; a question is put to the tag's address; only its answer moves the traffic.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pigeonhole.cloud.project import METRICS_SECRET, SERVICE, Project, read_project, read_yaml
+from pigeonhole.command import command, say
+from pigeonhole.errors import ConfigError, GateError, RunError
+
+if TYPE_CHECKING:
+    from google.cloud import run_v2
+
+FILE = Path("cloudrun/serve.yaml")
+TAG = "candidate"
+QUESTION = {"text": "I was charged twice for the same order"}
+WAIT_S = 600
+
+HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] uv run deploy image=COMMIT [model=NAME] [--dry-run]
+
+Deploy the serve image of a commit to Cloud Run: without traffic, then a question, then the traffic. A revision that does not
+answer gets no traffic (exit 4). --dry-run prints the service and sends nothing.
+"""
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return None
+    dry = "--dry-run" in arguments
+    options = dict(argument.partition("=")[::2] for argument in arguments if argument != "--dry-run")
+    if unknown := sorted(options.keys() - {"image", "model"}):
+        raise ConfigError(f"{unknown[0]}: allowed are image=COMMIT, model=NAME and --dry-run")
+    project = read_project(os.environ)
+    service = read_service(FILE, project, options.get("image", ""), options.get("model", ""))
+    if dry:
+        return to_dict(service)
+    from google.cloud import run_v2
+
+    return deploy(run_v2.ServicesClient(), project, service, lambda url: ask(url, identity_token(project, url)))
+
+
+def read_service(path: Path, project: Project, image: str, model: str) -> "run_v2.Service":
+    """The file with its substitutions, as the vendor's own type. Raises ConfigError for a key or a value that it has not."""
+    values = {
+        "ACCOUNT": project.account("serve"),
+        "IMAGE": project.image("serve", image),
+        "LOG": project.log,
+        "METRICS_SECRET": METRICS_SECRET,
+        "MODEL": model,
+        "REGISTRY": project.registry,
+    }
+    return parse_service(read_yaml(path, values), str(path))
+
+
+def parse_service(content: Any, place: str) -> "run_v2.Service":
+    """Strictly: what the type does not know is an error, and so is a probe, a mount or a dependency that leads nowhere."""
+    from google.cloud import run_v2
+    from google.protobuf.json_format import ParseError
+
+    try:
+        service: run_v2.Service = run_v2.Service.from_json(json.dumps(content), ignore_unknown_fields=False)
+    except ParseError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    _check_containers(service, place)
+    return service
+
+
+def _check_containers(service: "run_v2.Service", place: str) -> None:
+    names = {container.name for container in service.template.containers}
+    volumes = {volume.name for volume in service.template.volumes}
+    listening = [container for container in service.template.containers if container.ports]
+    if len(listening) != 1:
+        raise ConfigError(f"{place}: {len(listening)} containers have a port; exactly one takes requests")
+    for container in service.template.containers:
+        for needed in container.depends_on:
+            if needed not in names:
+                raise ConfigError(f"{place}: {container.name} depends on {needed}; containers are {', '.join(sorted(names))}")
+        for mount in container.volume_mounts:
+            if mount.name not in volumes:
+                raise ConfigError(
+                    f"{place}: {container.name} mounts {mount.name}; volumes are {', '.join(sorted(volumes)) or 'none'}"
+                )
+        ports = {port.container_port for port in container.ports}
+        for probe in (container.startup_probe, container.liveness_probe):
+            if probe.http_get.port and probe.http_get.port not in ports:
+                raise ConfigError(
+                    f"{place}: a probe asks port {probe.http_get.port} of {container.name}, which listens at {ports or 'none'}"
+                )
+
+
+def deploy(
+    services: "run_v2.ServicesClient", project: Project, service: "run_v2.Service", check: Callable[[str], None]
+) -> dict[str, Any]:
+    """Raises GateError, the traffic being where it was, when `check` raises RunError."""
+    from google.cloud import run_v2
+
+    service.name = f"{project.parent}/services/{SERVICE}"
+    latest = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST
+    before = _traffic_now(services, service.name)
+    service.traffic = [run_v2.TrafficTarget(type_=latest, percent=0 if before else 100, tag=TAG), *before]
+    say(f"deploying {service.template.containers[0].image} {'without traffic' if before else 'for the first time'}")
+    made = services.update_service(run_v2.UpdateServiceRequest(service=service, allow_missing=True)).result(timeout=WAIT_S)
+    url = next(status.uri for status in made.traffic_statuses if status.tag == TAG)
+    try:
+        check(url)
+    except RunError as error:
+        if before:
+            _move(services, service, before)
+        raise GateError(f"{error}; the traffic stays where it was, the revision is {made.latest_created_revision}") from error
+    _move(services, service, [run_v2.TrafficTarget(type_=latest, percent=100, tag=TAG)])
+    return {"service": made.uri, "revision": made.latest_ready_revision.rsplit("/", 1)[-1], "tag": url}
+
+
+def _traffic_now(services: "run_v2.ServicesClient", name: str) -> list["run_v2.TrafficTarget"]:
+    """Who gets the requests at this moment, by name; empty for a service that is not there."""
+    from google.api_core.exceptions import NotFound
+    from google.cloud import run_v2
+
+    try:
+        found = services.get_service(name=name)
+    except NotFound:
+        return []
+    named = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION
+    ready = found.latest_ready_revision.rsplit("/", 1)[-1]
+    return [
+        run_v2.TrafficTarget(type_=named, revision=status.revision or ready, percent=status.percent)
+        for status in found.traffic_statuses
+        if status.percent
+    ]
+
+
+def _move(services: "run_v2.ServicesClient", service: "run_v2.Service", traffic: list["run_v2.TrafficTarget"]) -> None:
+    from google.cloud import run_v2
+
+    changed = run_v2.Service(name=service.name, template=service.template, ingress=service.ingress, traffic=traffic)
+    request = run_v2.UpdateServiceRequest(service=changed, update_mask={"paths": ["traffic"]})
+    services.update_service(request).result(timeout=WAIT_S)
+
+
+def ask(url: str, token: str) -> None:
+    """One question. Raises RunError for anything but a labelled answer."""
+    import requests
+
+    headers = {"authorization": f"Bearer {token}"}
+    try:
+        answer = requests.post(f"{url}/predict", json=QUESTION, headers=headers, timeout=60)
+        if answer.status_code != 200 or not answer.json()["label"]:
+            raise RunError(f"{url}/predict answered {answer.status_code}")
+    except (requests.RequestException, KeyError) as error:
+        raise RunError(f"{url}/predict gave no label: {error}") from error
+
+
+def identity_token(project: Project, audience: str) -> str:
+    """Who the deployer is, for a service that is private. Needs roles/iam.serviceAccountOpenIdTokenCreator on its own account."""
+    import google.auth
+    from google.auth.transport.requests import AuthorizedSession
+
+    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+    account = f"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{project.account('deploy')}"
+    answer = AuthorizedSession(credentials).post(f"{account}:generateIdToken", json={"audience": audience}, timeout=30)
+    if answer.status_code != 200:
+        raise RunError(
+            f"no identity token for {project.account('deploy')}: {answer.status_code}; `uv run invoke cloud.preflight`"
+        )
+    token: str = answer.json()["token"]
+    return token
+
+
+def to_dict(service: "run_v2.Service") -> dict[str, Any]:
+    from google.protobuf.json_format import MessageToDict
+
+    found: dict[str, Any] = MessageToDict(type(service).pb(service))
+    return found
+
+
+main = command(run)

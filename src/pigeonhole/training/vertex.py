@@ -1,0 +1,169 @@
+"""`uv run vertex image=COMMIT machine=gpu experiment=fast …`: one training run, or a sweep of them, as a job of Vertex AI.
+
+One template; `machine` lays the difference over it. The keys of `train` are composed and checked here, before anything is sent.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from pigeonhole.cloud.project import WANDB_SECRET, Project, read_project
+from pigeonhole.command import command, say
+from pigeonhole.configuration import compose, help_text, setting
+from pigeonhole.errors import ConfigError
+from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.worker import METRIC, SECRET
+
+if TYPE_CHECKING:
+    from google.cloud import aiplatform_v1
+
+Job = dict[str, Any]
+
+# Vertex's type takes any string for a machine, and a typing error comes back minutes later: these are the ones to choose from.
+CPU_MACHINES = ("n1-standard-4", "n1-standard-8", "n1-standard-16", "e2-standard-4", "e2-standard-8", "c2-standard-8")
+GPU_MACHINES = {"n1-standard-4": "NVIDIA_TESLA_T4", "n1-standard-8": "NVIDIA_TESLA_T4", "g2-standard-4": "NVIDIA_L4"}
+
+
+@dataclass
+class VertexConfig:
+    image: str = setting("", "commit that the train image was built from")
+    machine: str = setting("cpu", "what to run on; sweep: several runs on cpu", choices=["cpu", "gpu", "spot", "sweep"])
+    machine_type: str | None = setting(None, "another machine of the list", choices=sorted({*CPU_MACHINES, *GPU_MACHINES}))
+    hours: int = setting(6, "the job is ended after so many hours", ge=1, le=168)
+    trials: int = setting(12, "runs of a sweep", ge=1, le=100)
+    parallel: int = setting(3, "runs of a sweep at one time", ge=1, le=10)
+
+
+# What a sweep varies, and how: keys of `train`. The metric is METRIC, which worker.py reports.
+SPACE: tuple[Job, ...] = (
+    {
+        "parameterId": "trainer.learning_rate",
+        "doubleValueSpec": {"minValue": 5e-5, "maxValue": 5e-4},
+        "scaleType": "UNIT_LOG_SCALE",
+    },
+    {
+        "parameterId": "trainer.head_learning_rate",
+        "doubleValueSpec": {"minValue": 5e-4, "maxValue": 5e-3},
+        "scaleType": "UNIT_LOG_SCALE",
+    },
+    {"parameterId": "trainer.batch_size", "discreteValueSpec": {"values": [16, 32, 64]}},
+)
+
+
+def run(arguments: list[str]) -> Job | None:
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(VertexConfig, "vertex"), "\n\n--dry-run prints the job and sends nothing.\n\n", sep="", end="")
+        print(help_text(TrainConfig, "train"))
+        return None
+    own, training = split_arguments([argument for argument in arguments if argument != "--dry-run"])
+    config = compose(VertexConfig, "vertex", own)
+    compose(TrainConfig, "train", training)
+    project = read_project(os.environ)
+    job = make_job(project, config, training)
+    if "--dry-run" in arguments:
+        return job
+    from google.cloud import aiplatform_v1
+
+    endpoint = {"api_endpoint": f"{project.region}-aiplatform.googleapis.com"}
+    return {"job": submit(aiplatform_v1.JobServiceClient(client_options=endpoint), project, job)}
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of this command and those of `train`."""
+    keys = {field.name for field in fields(VertexConfig)}
+    own = [argument for argument in arguments if argument.partition("=")[0] in keys]
+    return own, [argument for argument in arguments if argument not in own]
+
+
+def make_job(project: Project, config: VertexConfig, training: Sequence[str]) -> Job:
+    """The body of a CustomJob, or of a HyperparameterTuningJob for a sweep. Raises ConfigError."""
+    chosen = compose(TrainConfig, "train", training)
+    if "://" not in chosen.data.path:
+        raise ConfigError(
+            f"data.path={chosen.data.path}: the job does not see this machine's files; copy it to gs://{project.bucket}"
+        )
+    if any(argument.startswith("registry=") for argument in training):
+        raise ConfigError(f"registry: a job publishes to {project.registry}")
+    name = f"pigeonhole-{chosen.name or 'train'}-{config.image[:7]}-{config.machine}"
+    spec = {
+        "workerPoolSpecs": [_pool(project, config, [*training, f"registry={project.registry}"])],
+        "scheduling": _scheduling(config),
+        "serviceAccount": project.account("train"),
+        "baseOutputDirectory": {"outputUriPrefix": f"gs://{project.bucket}/jobs/{name}"},
+    }
+    job: Job = {"displayName": name, "labels": {"app": "pigeonhole", "machine": config.machine}}
+    if config.machine == "sweep":
+        job |= {"studySpec": _study(), "maxTrialCount": config.trials, "parallelTrialCount": min(config.parallel, config.trials)}
+        return {**job, "trialJobSpec": spec}
+    return {**job, "jobSpec": spec}
+
+
+def _pool(project: Project, config: VertexConfig, training: list[str]) -> Job:
+    variables = [{"name": SECRET, "value": f"{project.secret(WANDB_SECRET)}/versions/latest"}]
+    container = {
+        "imageUri": project.image("train", config.image),
+        "command": ["vertex-worker"],
+        "args": training,
+        "env": variables,
+    }
+    return {
+        "replicaCount": 1,
+        "machineSpec": _machine(config),
+        "diskSpec": {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 100},
+        "containerSpec": container,
+    }
+
+
+def _machine(config: VertexConfig) -> Job:
+    gpu = config.machine in ("gpu", "spot")
+    allowed = list(GPU_MACHINES if gpu else CPU_MACHINES)
+    chosen = config.machine_type or allowed[1]
+    if chosen not in allowed:
+        raise ConfigError(f"machine_type={chosen}: machine={config.machine} runs on {', '.join(allowed)}")
+    return {"machineType": chosen, **({"acceleratorType": GPU_MACHINES[chosen], "acceleratorCount": 1} if gpu else {})}
+
+
+def _scheduling(config: VertexConfig) -> Job:
+    """A spot machine may be taken away: the run then begins again, on another one."""
+    spot = {"strategy": "SPOT", "restartJobOnWorkerRestart": True} if config.machine == "spot" else {}
+    return {"timeout": f"{config.hours * 3600}s", **spot}
+
+
+def _study() -> Job:
+    return {
+        "metrics": [{"metricId": METRIC, "goal": "MAXIMIZE"}],
+        "parameters": list(SPACE),
+        "measurementSelectionType": "LAST_MEASUREMENT",
+    }
+
+
+def parse_job(job: Mapping[str, Any]) -> "aiplatform_v1.CustomJob | aiplatform_v1.HyperparameterTuningJob":
+    """The vendor's own type. Raises ConfigError for a key, a type or a value that it does not know."""
+    from google.cloud import aiplatform_v1
+    from google.protobuf.json_format import ParseError
+
+    kind = aiplatform_v1.HyperparameterTuningJob if "studySpec" in job else aiplatform_v1.CustomJob
+    try:
+        found: aiplatform_v1.CustomJob | aiplatform_v1.HyperparameterTuningJob = kind.from_json(
+            json.dumps(job), ignore_unknown_fields=False
+        )
+    except ParseError as error:
+        raise ConfigError(f"not a {kind.__name__}: {error}") from error
+    return found
+
+
+def submit(jobs: "aiplatform_v1.JobServiceClient", project: Project, job: Mapping[str, Any]) -> str:
+    """Send it; the name that Vertex gave it."""
+    parsed = parse_job(job)
+    if "studySpec" in job:
+        made = jobs.create_hyperparameter_tuning_job(parent=project.parent, hyperparameter_tuning_job=parsed)
+    else:
+        made = jobs.create_custom_job(parent=project.parent, custom_job=parsed)
+    say(f"submitted: {made.name}")
+    name: str = made.name
+    return name
+
+
+main = command(run)

@@ -1,0 +1,107 @@
+"""`vertex-worker`, what the train image runs on Vertex AI: `train`, or one trial of a sweep, with the W&B key fetched by name.
+
+Vertex's environment variables take no secret references, so the job is given a name, and this process, which runs as the job's
+service account, reads the secret behind it. The key is in no job, no log and no layer.
+"""
+
+import base64
+import binascii
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from pigeonhole.command import command, say
+from pigeonhole.errors import RunError
+
+SECRET = "PIGEONHOLE_WANDB_SECRET"  # noqa: S105  projects/P/secrets/NAME/versions/V
+METRIC = "validation_macro_f1"
+METRIC_FILE = "CLOUD_ML_HP_METRIC_FILE"  # Vertex sets it in the trials of a sweep
+TRIAL = "CLOUD_ML_TRIAL_ID"
+METADATA = "http://metadata.google.internal"
+SECRETS = "https://secretmanager.googleapis.com"
+
+
+HELP = f"""usage: vertex-worker [key=value …] [--key=value …]
+
+Train as `train` does, on Vertex AI: the keys are those of `train --help`, a sweep's with dashes. The environment may set {SECRET}
+(a secret's name; its value becomes WANDB_API_KEY) and, in a sweep, {METRIC_FILE}.
+"""
+
+
+def run(arguments: list[str]) -> Any:
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return None
+    name = os.environ.get(SECRET, "")
+    if name and not os.environ.get("WANDB_API_KEY"):
+        key = fetch_secret(name)
+        if key:
+            os.environ["WANDB_API_KEY"] = key
+    from pigeonhole.training import train  # torch: seconds that a missing role should not wait for
+
+    result = train.run(read_arguments(arguments))
+    if os.environ.get(METRIC_FILE):
+        report(Path(result["run"]) / "history.jsonl", Path(os.environ[METRIC_FILE]), os.environ.get(TRIAL, "0"))
+    return result
+
+
+def read_arguments(arguments: list[str]) -> list[str]:
+    """Vertex hands a trial its values as `--key=value`, whole numbers as `32.0`; `train` takes `key=32`."""
+    read = []
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if equals and argument.startswith("--"):
+            read.append(f"{key}={value.removesuffix('.0')}")
+        else:
+            read.append(argument)
+    return read
+
+
+def fetch_secret(name: str, metadata: str = METADATA, secrets: str = SECRETS) -> str:
+    """The secret's value, or "" with a line that says why not: a run without W&B's key goes on offline.
+
+    Raises RunError for an answer that is not Secret Manager's.
+    """
+    try:
+        account = f"{metadata}/computeMetadata/v1/instance/service-accounts/default/token"
+        token = _get(account, {"Metadata-Flavor": "Google"})["access_token"]
+        answer = _get(f"{secrets}/v1/{name}:access", {"Authorization": f"Bearer {token}"})
+        return base64.b64decode(answer["payload"]["data"]).decode().strip()
+    except urllib.error.HTTPError as error:
+        role = "the job's account needs roles/secretmanager.secretAccessor, and the secret a version"
+        say(f"W&B: {name} answered {error.code} ({role}); this run is kept offline")
+    except OSError as error:
+        say(f"W&B: {name} cannot be reached ({error}); this run is kept offline")
+    except (KeyError, ValueError, binascii.Error) as error:
+        raise RunError(f"{name}: not an answer of Secret Manager") from error
+    return ""
+
+
+def _get(url: str, headers: dict[str, str]) -> dict[str, Any]:
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310  the two addresses above, or a test's
+    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+def report(history: Path, file: Path, trial: str) -> None:
+    """One line in the form of the cloudml-hypertune package: the best epoch's value, which is the one of the bundle."""
+    epochs = [json.loads(line) for line in history.read_text().splitlines()]
+    best = max(epochs, key=lambda epoch: epoch[METRIC])
+    line = {
+        "timestamp": time.time(),
+        "trial": trial,
+        METRIC: str(best[METRIC]),
+        "global_step": str(best["step"]),
+        "checkpoint_path": "",
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+main = command(run)

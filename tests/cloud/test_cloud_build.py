@@ -1,0 +1,101 @@
+"""cloudbuild/*.yaml against the type that Cloud Build reads them with, and against what this repository has."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.cloud.devtools import cloudbuild_v1
+from google.protobuf.json_format import ParseError
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "cloudbuild").glob("*.yaml"))
+BUILT_IN = {"PROJECT_ID", "COMMIT_SHA"}
+
+
+def parse(content: Any) -> cloudbuild_v1.Build:
+    build: cloudbuild_v1.Build = cloudbuild_v1.Build.from_json(json.dumps(content), ignore_unknown_fields=False)
+    ids = [step.id for step in build.steps]
+    for step in build.steps:
+        assert step.name, f"{step.id} has no image"
+        assert {word for word in step.wait_for if word != "-"} <= set(ids), f"{step.id} waits for a step that is not there"
+    return build
+
+
+def unknown_substitutions(text: str) -> set[str]:
+    """Names that are used and neither declared in the file nor Cloud Build's own."""
+    declared = set(yaml.safe_load(text).get("substitutions", {}))
+    return set(re.findall(r"(?<!\$)\$\{?([A-Z_]+)\}?", text)) - declared - BUILT_IN
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.name)
+def text(request: pytest.FixtureRequest) -> str:
+    found: str = request.param.read_text(encoding="utf-8")
+    return found
+
+
+def test_every_file_is_a_build(text: str) -> None:
+    assert parse(yaml.safe_load(text)).steps
+
+
+def test_every_substitution_is_declared(text: str) -> None:
+    assert unknown_substitutions(text) == set()
+
+
+def test_no_file_names_a_project_a_region_or_a_tag_that_moves(text: str) -> None:
+    assert re.findall(r"(europe|us|asia)-(west|east|north|central)\w*|gs://\w|:latest", text) == []
+
+
+def test_no_key_is_in_a_build(text: str) -> None:
+    assert not re.search(r"WANDB_API_KEY|availableSecrets|versions/latest", text)
+
+
+def test_values_reach_a_shell_as_variables_only(text: str) -> None:
+    for step in yaml.safe_load(text)["steps"]:
+        if step.get("entrypoint") == "bash":
+            given = {line.partition("=")[0] for line in step["env"]}
+            script = step["args"][-1]
+            assert re.findall(r"(?<!\$)\$[\w{]", script) == []
+            assert set(re.findall(r"\$\$(\w+)", script)) <= given
+
+
+def test_every_command_of_a_script_exists(text: str) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert set(re.findall(r"uv run --locked --no-default-groups --group cloud (\S+)", text)) <= set(scripts)
+
+
+def test_every_image_is_built_from_its_dockerfile_tried_and_pushed_by_commit() -> None:
+    build = yaml.safe_load((ROOT / "cloudbuild/images.yaml").read_text())
+    names = sorted(path.stem for path in (ROOT / "dockerfiles").glob("*.dockerfile"))
+    steps = {step["id"]: step for step in build["steps"]}
+    for name in names:
+        assert f"dockerfiles/{name}.dockerfile" in steps[name]["args"]
+        assert "linux/amd64" in steps[name]["args"]
+        assert steps[f"try-{name}"]["waitFor"] == [name]
+    assert sorted(build["images"]) == [f"${{_IMAGES}}/{name}:$COMMIT_SHA" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("waitFor: [serve]", "waitsFor: [serve]"),
+        ("machineType: E2_HIGHCPU_8", "machineType: E2_HIGHCPU_9"),
+        ("logging: CLOUD_LOGGING_ONLY", "logging: CLOUD"),
+        ("timeout: 2400s", "timeout: forty minutes"),
+        ("waitFor: [train]", "waitFor: [trian]"),
+        ("name: gcr.io/cloud-builders/docker", "nome: gcr.io/cloud-builders/docker"),
+    ],
+)
+def test_a_planted_fault_is_caught(right: str, wrong: str) -> None:
+    text = (ROOT / "cloudbuild/images.yaml").read_text()
+    assert right in text
+    with pytest.raises((ParseError, AssertionError)):
+        parse(yaml.safe_load(text.replace(right, wrong, 1)))
+
+
+def test_a_substitution_that_is_misspelt_is_caught() -> None:
+    text = (ROOT / "cloudbuild/vertex.yaml").read_text()
+    assert unknown_substitutions(text.replace("=$_REGION", "=$_REGIO")) == {"_REGIO"}

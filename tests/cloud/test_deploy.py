@@ -1,0 +1,165 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import run_v2
+from google.cloud.run_v2.services.services.transports import ServicesRestTransport
+from tests.cloud.conftest import Answer, StandIn
+
+from pigeonhole.cloud import deploy
+from pigeonhole.cloud.project import Project
+from pigeonhole.errors import ConfigError, GateError, RunError
+
+PROJECT = Project("some-project", "europe-west4")
+SHA = "0123456789abcdef0123456789abcdef01234567"
+FILE = Path(__file__).parents[2] / deploy.FILE
+NAME = "projects/some-project/locations/europe-west4/services/pigeonhole-serve"
+URL = "https://candidate---pigeonhole-serve.invalid"
+LATEST = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST"
+REVISION = "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION"
+
+
+def found_service(*, first: bool) -> Answer:
+    """Cloud Run, as far as a deployment asks: a service with one revision, or none yet."""
+    service = {
+        "name": NAME,
+        "uri": "https://pigeonhole-serve.invalid",
+        "latestReadyRevision": f"{NAME}/revisions/serve-00001",
+        "latestCreatedRevision": f"{NAME}/revisions/serve-00002",
+        "trafficStatuses": [
+            {"type": LATEST, "percent": 100},
+            {"type": LATEST, "tag": "candidate", "uri": URL},
+        ],
+    }
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if method == "GET":
+            return (404, {"error": {"code": 404, "message": "no", "status": "NOT_FOUND"}}) if first else (200, service)
+        kind = {"@type": "type.googleapis.com/google.cloud.run.v2.Service", **service}
+        return 200, {"name": f"{NAME}/operations/1", "done": True, "response": kind}
+
+    return answer
+
+
+def client(server: StandIn) -> run_v2.ServicesClient:
+    return run_v2.ServicesClient(
+        transport=ServicesRestTransport(host=server.host, url_scheme="http", credentials=AnonymousCredentials())
+    )
+
+
+def wanted() -> run_v2.Service:
+    return deploy.read_service(FILE, PROJECT, SHA, "tickets")
+
+
+def traffic_of(server: StandIn) -> list[list[tuple[str, int]]]:
+    sent = [body["traffic"] for method, _, body in server.asked if method == "PATCH"]
+    return [[(target.get("revision", "latest"), target.get("percent", 0)) for target in targets] for targets in sent]
+
+
+def test_the_committed_service_is_one_of_cloud_run_and_names_nothing_by_itself() -> None:
+    service = wanted()
+    serve, collector = service.template.containers
+    assert serve.image == PROJECT.image("serve", SHA)
+    assert {variable.name: variable.value for variable in serve.env}["PIGEONHOLE_REGISTRY"] == PROJECT.registry
+    assert list(collector.depends_on) == ["serve"]
+    assert serve.resources.cpu_idle is False
+    text = FILE.read_text()
+    assert not [word for word in ("some-project", "europe", "gs://", ":latest") if word in text]
+
+
+def test_the_variables_of_the_service_are_those_that_serve_reads() -> None:
+    from pigeonhole.serving.settings import unknown_variables
+
+    assert unknown_variables({variable.name: "" for variable in wanted().template.containers[0].env}) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("maxInstanceRequestConcurrency", "maxInstanceConcurrency", "maxInstanceConcurrency"),
+        ("INGRESS_TRAFFIC_ALL", "INGRESS_TRAFFIC_EVERYBODY", "INGRESS_TRAFFIC_EVERYBODY"),
+        ("failureThreshold: 60", "failureThreshold: often", "often"),
+        ("path: /ready, port: 8080", "path: /ready, port: 8000", "a probe asks port 8000 of serve"),
+        ("containerPort: 8080", "containerPort: 80", "a probe asks port 8080 of serve"),
+        ("dependsOn: [serve]", "dependsOn: [server]", "collector depends on server"),
+        ("name: run-monitoring\n      secret", "name: monitoring\n      secret", "collector mounts run-monitoring"),
+        ("secret: ${METRICS_SECRET}", "secret: ${METRICS_SECRETS}", "no value for"),
+        ("      ports:\n        - name: http1\n          containerPort: 8080\n", "", "0 containers have a port"),
+    ],
+)
+def test_a_planted_fault_is_caught_before_anything_is_sent(right: str, wrong: str, told: str, tmp_path: Path) -> None:
+    text = FILE.read_text()
+    assert right in text
+    file = tmp_path / "serve.yaml"
+    file.write_text(text.replace(right, wrong, 1))
+    with pytest.raises(ConfigError, match=told.replace("$", r"\$")):
+        deploy.read_service(file, PROJECT, SHA, "tickets")
+
+
+def test_a_revision_that_answers_gets_the_traffic(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(found_service(first=False))
+    asked: list[str] = []
+    assert deploy.deploy(client(server), PROJECT, wanted(), asked.append)["revision"] == "serve-00001"
+    assert asked == [URL]
+    assert traffic_of(server) == [[("latest", 0), ("serve-00001", 100)], [("latest", 100)]]
+
+
+def test_a_revision_that_does_not_answer_gets_none(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(found_service(first=False))
+
+    def refuse(url: str) -> None:
+        raise RunError(f"{url}/predict answered 500")
+
+    with pytest.raises(GateError, match="answered 500; the traffic stays where it was"):
+        deploy.deploy(client(server), PROJECT, wanted(), refuse)
+    assert traffic_of(server) == [[("latest", 0), ("serve-00001", 100)], [("serve-00001", 100)]]
+
+
+def test_a_first_deployment_creates_the_service(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(found_service(first=True))
+    deploy.deploy(client(server), PROJECT, wanted(), lambda _: None)
+    assert traffic_of(server) == [[("latest", 100)], [("latest", 100)]]
+    assert "allowMissing=true" in server.asked[1][1]
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, {}), (200, {"label": ""}), (200, {})])
+def test_anything_but_a_labelled_answer_fails_the_question(
+    status: int, body: dict[str, str], stand_in: Callable[[Answer], StandIn]
+) -> None:
+    server = stand_in(lambda *_: (status, body))
+    with pytest.raises(RunError, match="/predict"):
+        deploy.ask(f"http://{server.host}", "token")
+
+
+def test_a_labelled_answer_passes_and_the_token_is_sent_with_the_question(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(lambda *_: (200, {"label": "billing"}))
+    deploy.ask(f"http://{server.host}", "token")
+    assert server.asked == [("POST", "/predict", deploy.QUESTION)]
+
+
+def test_the_command_prints_the_service_and_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    monkeypatch.chdir(FILE.parents[1])
+    shown = deploy.run([f"image={SHA}", "model=tickets", "--dry-run"])
+    assert shown is not None
+    assert deploy.parse_service(json.loads(json.dumps(shown)), "printed") == wanted()
+    assert deploy.run(["--help"]) is None
+    assert "usage:" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="tag: allowed are"):
+        deploy.run(["tag=latest"])
+
+
+def test_what_the_sidecar_scrapes_is_where_the_service_listens() -> None:
+    import yaml
+
+    found = yaml.safe_load((FILE.parent / "run_monitoring.yaml").read_text())
+    (port,) = wanted().template.containers[0].ports
+    assert [(endpoint["port"], endpoint["path"]) for endpoint in found["spec"]["endpoints"]] == [
+        (port.container_port, "/metrics")
+    ]

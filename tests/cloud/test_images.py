@@ -1,0 +1,97 @@
+"""The dockerfiles, as far as they can be read; dockerfiles/build.py really builds them and asks them something."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "dockerfiles").glob("*.dockerfile"))
+HADOLINT = Path(sysconfig.get_path("scripts")) / f"hadolint{'.exe' if sys.platform == 'win32' else ''}"
+
+
+def hadolint(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([HADOLINT, "--no-color", str(path)], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def dockerfile(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+def test_hadolint_finds_nothing(dockerfile: Path) -> None:
+    answer = hadolint(dockerfile)
+    assert (answer.returncode, answer.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "rule"),
+    [
+        ("uv==0.13.8", "uv", "DL3013"),
+        ("WORKDIR /build", "WORKDIR build", "DL3000"),
+        ('ENTRYPOINT ["serve"]', "ENTRYPOINT serve", "DL3025"),
+        ("EXPOSE 8080", "EXPOSE 80800", "DL3011"),
+    ],
+)
+def test_a_planted_fault_is_caught(right: str, wrong: str, rule: str, tmp_path: Path) -> None:
+    text = (ROOT / "dockerfiles/serve.dockerfile").read_text()
+    assert right in text
+    file = tmp_path / "Dockerfile"
+    file.write_text(text.replace(right, wrong, 1))
+    assert rule in hadolint(file).stdout
+
+
+def test_the_base_is_one_digest_for_all() -> None:
+    bases = {found for path in FILES for found in re.findall(r"^ARG BASE=(.*)$", path.read_text(), re.MULTILINE)}
+    assert len(bases) == 1
+    assert re.fullmatch(r"docker\.io/library/python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}", bases.pop())
+
+
+def test_an_image_holds_its_own_group_and_runs_as_nobody(dockerfile: Path) -> None:
+    text = dockerfile.read_text()
+    syncs = re.findall(r"uv sync (.*)$", text, re.MULTILINE)
+    flags = f"--locked --no-default-groups --group {dockerfile.stem}"
+    assert syncs == [f"{flags} --no-install-project", f"{flags} --no-editable"]
+    assert text.index("COPY pyproject.toml uv.lock ./") < text.index("--no-install-project") < text.index("COPY src src")
+    assert "USER 10001:10001" in text.split("FROM ${BASE}\n")[1]
+    assert re.search(r'^ENTRYPOINT \["[\w-]+"\]$', text, re.MULTILINE)
+    assert not re.search(r"(?i)api_key|secret|token|password", text)
+
+
+def test_an_entry_point_is_a_command_of_the_project(dockerfile: Path) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert set(re.findall(r'^ENTRYPOINT \["([\w-]+)"\]$', dockerfile.read_text(), re.MULTILINE)) <= set(scripts)
+
+
+def test_everything_that_an_image_copies_is_let_in_and_nothing_else() -> None:
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    let_in = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    copied = {
+        word
+        for path in FILES
+        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", path.read_text(), re.MULTILINE)
+        for word in line.split()
+    }
+    assert ignore[1] == "*"
+    assert copied == let_in
+
+
+def test_the_wheel_carries_the_configuration(tmp_path: Path) -> None:
+    uv = os.environ.get("UV") or shutil.which("uv")
+    assert uv, "uv runs these tests and is not to be found"
+    # Offline: `uv sync` has fetched the build backend already.
+    subprocess.run([uv, "build", "--wheel", "--offline", "--out-dir", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    expected = {f"pigeonhole/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert expected <= names
+    assert {"pigeonhole/serving/docs.html", "pigeonhole/py.typed", "pigeonhole/dataset/tickets/tickets.csv"} <= names
