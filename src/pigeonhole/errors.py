@@ -11,6 +11,7 @@ PigeonholeError
 ├── RunError                   3   a run that failed on the way
 │   ├── ParityError                exported models disagree with the trained one
 │   ├── DivergedError              the loss is no longer a number
+│   ├── StoppedError               a run that was told to stop and can go on
 │   ├── InferenceError             a model that gave no usable answer
 │   └── LogError                   a prediction that could not be written down
 └── GateError                  4   a gate said no
@@ -60,6 +61,10 @@ class ParityError(RunError):
 
 
 class DivergedError(RunError):
+    pass
+
+
+class StoppedError(RunError):
     pass
 
 

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from pigeonhole.errors import DivergedError
 from pigeonhole.training import trainer
 from pigeonhole.training.batches import TokenizedRows
+from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_model, load_tokenizer
-from pigeonhole.training.trainer import Epoch, Recipe
+from pigeonhole.training.trainer import Recipe
 
 RECIPE = Recipe(
     epochs=3,
@@ -45,14 +46,15 @@ def word_embeddings(model: TextClassifier) -> torch.Tensor:
     return dict(model.named_parameters())["body.bert.embeddings.word_embeddings.weight"].detach()
 
 
-def run(checkpoint: Path, recipe: Recipe = RECIPE) -> tuple[TextClassifier, list[Epoch]]:
+def run(folder: Path, recipe: Recipe = RECIPE, fingerprint: str = "this run") -> tuple[TextClassifier, list[Epoch]]:
     model = fresh_model()
-    return model, trainer.train(model, rows(48), rows(24, seed=1), recipe, checkpoint, lambda epoch: None)
+    folder.mkdir(exist_ok=True)
+    return model, trainer.train(model, rows(48), rows(24, seed=1), recipe, folder, fingerprint, lambda history: None)
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
-    first, history = run(tmp_path / "first.safetensors")
-    second, again = run(tmp_path / "second.safetensors")
+    first, history = run(tmp_path / "first")
+    second, again = run(tmp_path / "second")
     assert [epoch.loss for epoch in history] == [epoch.loss for epoch in again]
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
@@ -66,17 +68,17 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 def test_one_batch_can_be_learned_by_heart(tmp_path: Path) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "epochs": 60, "batch_size": 12, "patience": 60})
     model = fresh_model()
-    history = trainer.train(model, rows(12), rows(12), recipe, tmp_path / "best.safetensors", lambda epoch: None)
+    history = trainer.train(model, rows(12), rows(12), recipe, tmp_path, "this run", lambda history: None)
     assert history[-1].loss < 0.05
     assert max(epoch.validation_accuracy for epoch in history) == 1.0
 
 
 def test_the_model_leaves_with_the_weights_of_its_best_epoch(tmp_path: Path) -> None:
-    model, history = run(tmp_path / "best.safetensors")
+    model, history = run(tmp_path)
     best = max(history, key=lambda epoch: epoch.validation_macro_f1)
     logits = trainer.predict_logits(model, rows(24, seed=1))
     assert (logits.argmax(axis=1) == rows(24, seed=1).label_ids).mean() == pytest.approx(best.validation_accuracy)
-    saved = load_file(tmp_path / "best.safetensors")
+    saved = load_file(tmp_path / trainer.BEST)
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 
 

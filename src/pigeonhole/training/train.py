@@ -7,6 +7,7 @@ the server's own door and compared -> sealed -> registry.
 import datetime
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,14 +33,16 @@ from pigeonhole.training import export, provenance, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.calibration import fit_temperature
 from pigeonhole.training.card import write_card
+from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig, TrainerConfig
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer, locate
 from pigeonhole.training.reference import write_reference
 from pigeonhole.training.tracking import Tracker, open_tracker
-from pigeonhole.training.trainer import Epoch, Recipe
+from pigeonhole.training.trainer import Recipe
 
 CHUNK = 256
+RESULT = "metrics.json"  # written last: a run folder that has it is finished
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,11 @@ def run(arguments: list[str]) -> dict[str, Any]:
     if config.trainer.fit_head_first:
         fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids)
         watch.lap("head")
+    checkpoint = out / "checkpoint"
+    checkpoint.mkdir(exist_ok=True)
+    fingerprint = _fingerprint(config, dataset.sha256, threads)
     history = trainer.train(
-        model, rows.train, rows.validation, _recipe(config), _checkpoint(out), lambda epoch: _tell(epoch, tracker, out)
+        model, rows.train, rows.validation, _recipe(config), checkpoint, fingerprint, lambda history: _tell(history, tracker, out)
     )
     watch.lap("training")
 
@@ -149,7 +155,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "seconds": watch.total(),
         "run": str(out),
     }
-    storage.write(str(out / "metrics.json"), msgspec.json.format(msgspec.json.encode(result)))
+    storage.write(str(out / RESULT), msgspec.json.format(msgspec.json.encode(result)))
     tracker.finish(_summary(result), figures, folder)
     _say_result(result)
     return {**result, "baselines": {baseline: _without_classes(found) for baseline, found in result["baselines"].items()}}
@@ -171,7 +177,7 @@ def _open_run_folder(out: str | None, name: str) -> Path:
     path = storage.local_path(out or f"runs/{now}-{name}")
     if path is None:
         raise ConfigError(f"out={out}: a run works in a local folder; the registry is what may be remote (registry=gs://…)")
-    if (path / "bundle").exists():
+    if (path / RESULT).exists():
         raise ConfigError(f"out={out}: holds a finished run; choose another folder")
     try:
         storage.write(str(path / ".writable"), b"")
@@ -186,10 +192,12 @@ def _check_export(config: TrainConfig) -> None:
         raise ConfigError("export.served=int8 with export.int8=false: nothing would be served; set export.served=fp32")
 
 
-def _checkpoint(out: Path) -> Path:
-    folder = out / "checkpoint"
-    folder.mkdir(exist_ok=True)
-    return folder / "model.safetensors"
+def _fingerprint(config: TrainConfig, data_sha256: str, threads: int) -> str:
+    """Of all that the weights depend on."""
+    decisive = {
+        key: value for key, value in to_flat(config).items() if key == "seed" or key.startswith(("data.", "model.", "trainer."))
+    }
+    return hashlib.sha256(msgspec.json.encode([decisive, data_sha256, threads])).hexdigest()
 
 
 def _tokenize(encoder: Encoder, dataset: Dataset) -> Tokenized:
@@ -222,16 +230,15 @@ def _recipe(config: TrainConfig) -> Recipe:
     )
 
 
-def _tell(epoch: Epoch, tracker: Tracker, out: Path) -> None:
-    """One epoch's numbers to the terminal, the run folder and the tracker."""
-    values = asdict(epoch)
+def _tell(history: list[Epoch], tracker: Tracker, out: Path) -> None:
+    """The last epoch's numbers to the terminal, the run folder and the tracker."""
+    epoch = history[-1]
     say(
         f"epoch {epoch.number}: loss {epoch.loss:.4f}, validation loss {epoch.validation_loss:.4f}, "
         f"accuracy {epoch.validation_accuracy:.4f}, macro-F1 {epoch.validation_macro_f1:.4f} ({epoch.seconds:.0f} s)"
     )
-    with (out / "history.jsonl").open("ab") as stream:
-        stream.write(msgspec.json.encode(values) + b"\n")
-    tracker.log({key: value for key, value in values.items() if key != "step"}, epoch.step)
+    storage.write(str(out / "history.jsonl"), b"".join(msgspec.json.encode(seen) + b"\n" for seen in history))
+    tracker.log({key: value for key, value in asdict(epoch).items() if key != "step"}, epoch.step)
 
 
 def _export(
@@ -239,6 +246,7 @@ def _export(
 ) -> Manifest:
     """Write the models and the tokenizer, and return the manifest as far as it is known; nothing is sealed yet."""
     models: dict[Precision, str] = {"fp32": "model.onnx"}
+    shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it exported
     folder.mkdir()
     export.export_fp32(model, folder / models["fp32"])
     if config.export.int8:

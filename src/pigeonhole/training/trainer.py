@@ -1,46 +1,40 @@
 """The training loop on Accelerate: length-sorted batches, AdamW, warm-up, linear decay, early stopping on validation macro-F1.
 
 Promises: the same arguments on the same machine with the same number of threads give the same weights, bit for bit; the model
-leaves with the weights of its best epoch. Knows nothing of configuration, tracking or files but the best checkpoint.
+leaves with the weights of its best epoch; a run that was killed at any moment and started again ends with the same weights as one
+that was not. Knows nothing of configuration and tracking.
 """
 
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from pigeonhole import metrics
-from pigeonhole.errors import DivergedError
+from pigeonhole.command import say
+from pigeonhole.errors import DivergedError, StoppedError
 from pigeonhole.training.batches import TokenizedRows, shuffled_batches, sorted_batches
+from pigeonhole.training.checkpoint import Epoch, Progress, load_progress, save_progress, save_tensors
 from pigeonhole.training.model import TextClassifier
 
 EVALUATION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to. seconds counts from the start of training; loss is the mean over the epoch's texts."""
-
-    number: int
-    step: int
-    loss: float
-    validation_loss: float
-    validation_accuracy: float
-    validation_macro_f1: float
-    learning_rate: float
-    seconds: float
+SAVE_EVERY_S = 30.0
+BEST = "model.safetensors"
+PROGRESS = "progress.safetensors"
 
 
 @dataclass(frozen=True)
@@ -73,38 +67,91 @@ def train(
     rows: TokenizedRows,
     validation: TokenizedRows,
     recipe: Recipe,
-    checkpoint: Path,
-    on_epoch: Callable[[Epoch], None],
+    folder: Path,
+    fingerprint: str,
+    on_epoch: Callable[[list[Epoch]], None],
 ) -> list[Epoch]:
-    """Fine-tune `model` in place; every better epoch is written to `checkpoint`. Raises DivergedError."""
+    """Fine-tune `model` in place, or go on where the run with this `fingerprint` was stopped in `folder`.
+
+    `folder` gets the weights of every better epoch and, twice a minute and when told to stop, the progress. Raises DivergedError,
+    StoppedError after SIGTERM, KeyboardInterrupt after SIGINT, ConfigError for a folder with another run's progress.
+    """
     accelerator = Accelerator()
     model.body.get_input_embeddings().requires_grad_(not recipe.freeze_word_embeddings)
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe))
-    steps_per_epoch = math.ceil(len(rows) / recipe.batch_size)
-    schedule = LambdaLR(optimizer, _warmup_then_linear(recipe.warmup, recipe.epochs * steps_per_epoch))
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    history: list[Epoch] = []
-    started = time.perf_counter()
-    progress = tqdm(total=recipe.epochs * steps_per_epoch, desc="training", unit="step", disable=not accelerator.is_main_process)
-    with progress:
-        for number in range(1, recipe.epochs + 1):
-            loss = 0.0
-            for batch_loss, texts in _run_epoch(accelerator, prepared, optimizer, schedule, rows, recipe, number):
-                loss += batch_loss * texts
-                progress.set_postfix(loss=f"{batch_loss:.3f}", refresh=False)
-                progress.update()
-            logits = predict_logits(model, validation)
-            epoch = _summarise(number, loss / len(rows), logits, validation, schedule, time.perf_counter() - started)
-            history.append(epoch)
-            on_epoch(epoch)
-            best = max(history, key=lambda seen: seen.validation_macro_f1)
-            if best is epoch and accelerator.is_main_process:
-                save_file(_state(model), checkpoint)
-            if epoch.number - best.number >= recipe.patience:
-                break
+    batches = math.ceil(len(rows) / recipe.batch_size)
+    schedule = LambdaLR(optimizer, _warmup_then_linear(recipe.warmup, recipe.epochs * batches))
+    best, saved = folder / BEST, folder / PROGRESS
+    progress = Progress(epoch=1, batches=0, loss=0.0, seconds=0.0, history=[])
+    if saved.exists():
+        progress = load_progress(saved, fingerprint, model, optimizer, schedule)
+        say(f"going on from epoch {progress.epoch}, step {schedule.last_epoch}")
+    prepared = accelerator.prepare(model)
+    done, steps = schedule.last_epoch, recipe.epochs * batches
+    with (
+        StopSignals() as signals,
+        tqdm(total=steps, initial=done, desc="training", unit="step", disable=not accelerator.is_main_process) as bar,
+    ):
+        began = last_save = time.monotonic() - progress.seconds
+        while not _finished(progress, recipe):
+            for batch_loss, texts in _run_epoch(accelerator, prepared, optimizer, schedule, rows, recipe, progress):
+                progress.batches += 1
+                progress.loss += batch_loss * texts
+                bar.set_postfix(loss=f"{batch_loss:.3f}", refresh=False)
+                bar.update()
+                now = time.monotonic()
+                if signals.received or now - last_save >= SAVE_EVERY_S:
+                    progress.seconds, last_save = now - began, now
+                    save_progress(saved, fingerprint, progress, model, optimizer, schedule)
+                signals.obey(f"stopped at epoch {progress.epoch}, batch {progress.batches}; the same command goes on from there")
+            progress.seconds = time.monotonic() - began
+            progress.history.append(_summarise(progress, len(rows), predict_logits(model, validation), validation, schedule))
+            on_epoch(progress.history)
+            if _best(progress.history) is progress.history[-1]:
+                save_tensors(_state(model), best)
+            progress.epoch, progress.batches, progress.loss = progress.epoch + 1, 0, 0.0
+            save_progress(saved, fingerprint, progress, model, optimizer, schedule)
     accelerator.wait_for_everyone()
-    model.load_state_dict(load_file(checkpoint))
-    return history
+    model.load_state_dict(load_file(best))
+    return progress.history
+
+
+class StopSignals:
+    """SIGTERM and SIGINT, kept until it is safe to obey them."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def obey(self, where: str) -> None:
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is not None:
+            raise StoppedError(where)
+
+    def _receive(self, number: int, _: object) -> None:
+        self.received = number
+
+
+def _best(history: list[Epoch]) -> Epoch:
+    """The first of the best."""
+    return max(history, key=lambda epoch: epoch.validation_macro_f1)
+
+
+def _finished(progress: Progress, recipe: Recipe) -> bool:
+    if not progress.history or progress.batches:
+        return False
+    last = progress.history[-1].number
+    return last >= recipe.epochs or last - _best(progress.history).number >= recipe.patience
 
 
 @torch.inference_mode()
@@ -141,12 +188,14 @@ def _run_epoch(
     schedule: LambdaLR,
     rows: TokenizedRows,
     recipe: Recipe,
-    number: int,
+    progress: Progress,
 ) -> Iterator[tuple[float, int]]:
-    """One pass over the rows; gives the loss and the number of texts of each step."""
+    """What is left of an epoch; gives the loss and the number of texts of each step."""
     model.train()
     criterion = nn.CrossEntropyLoss()
-    for places in shuffled_batches(_lengths(rows), recipe.batch_size, recipe.seed, number):
+    number = progress.epoch
+    batches = shuffled_batches(_lengths(rows), recipe.batch_size, recipe.seed, number)
+    for places in batches[progress.batches :]:
         batch = rows.batch(places)
         logits, _ = model(batch.input_ids.to(accelerator.device), batch.attention_mask.to(accelerator.device))
         loss = criterion(logits, batch.label_ids.to(accelerator.device))
@@ -162,20 +211,20 @@ def _run_epoch(
 
 
 def _summarise(
-    number: int, loss: float, logits: NDArray[np.float32], validation: TokenizedRows, schedule: LambdaLR, seconds: float
+    progress: Progress, texts: int, logits: NDArray[np.float32], validation: TokenizedRows, schedule: LambdaLR
 ) -> Epoch:
     predicted = logits.argmax(axis=1)
     truth = validation.label_ids
     validation_loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(truth)).item()
     return Epoch(
-        number=number,
+        number=progress.epoch,
         step=schedule.last_epoch,
-        loss=loss,
+        loss=progress.loss / texts,
         validation_loss=validation_loss,
         validation_accuracy=metrics.accuracy(truth, predicted),
         validation_macro_f1=metrics.macro_f1(truth, predicted),
         learning_rate=float(schedule.get_last_lr()[0]),
-        seconds=seconds,
+        seconds=progress.seconds,
     )
 
 

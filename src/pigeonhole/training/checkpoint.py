@@ -1,0 +1,107 @@
+"""What a stopped run goes on from: weights, optimizer, random state and progress, so that it ends as if it had never stopped.
+
+Written aside and renamed: a kill while saving leaves the checkpoint before. No pickle: tensors in safetensors, numbers in its
+metadata.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from pigeonhole.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to. seconds counts from the start of training; loss is the mean over the epoch's texts."""
+
+    number: int
+    step: int
+    loss: float
+    validation_loss: float
+    validation_accuracy: float
+    validation_macro_f1: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """Where a run is: `batches` of epoch `epoch` (from 1) are done, with `loss` summed over their texts."""
+
+    epoch: int
+    batches: int
+    loss: float
+    seconds: float
+    history: list[Epoch]
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that is whole or not there."""
+    aside = path.with_suffix(".tmp")
+    save_file(tensors, aside, metadata)
+    with aside.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    aside.replace(path)
+
+
+def save_progress(
+    path: Path, fingerprint: str, progress: Progress, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR
+) -> None:
+    """`fingerprint` says which run this is; another run refuses to go on from it."""
+    tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    for place, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{place}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    metadata = {
+        "fingerprint": fingerprint,
+        "progress": msgspec.json.encode(progress).decode(),
+        "schedule_step": str(schedule.last_epoch),
+    }
+    save_tensors(tensors, path, metadata)
+
+
+def load_progress(path: Path, fingerprint: str, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> Progress:
+    """Put everything back as it was saved. Raises ConfigError for the checkpoint of another run."""
+    with safe_open(path, framework="pt") as stream:
+        metadata = stream.metadata()
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  it is no mapping
+    if metadata["fingerprint"] != fingerprint:
+        raise ConfigError(
+            f"{path.parent.parent} holds an unfinished run with another configuration, data or number of threads; "
+            "give the same again, or another folder as out="
+        )
+    model.load_state_dict(_below("model.", tensors))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below("optimizer.", tensors).items():
+        place, key = name.split(".", 1)
+        moments.setdefault(int(place), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    _rewind(schedule, int(metadata["schedule_step"]))
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return msgspec.json.decode(metadata["progress"], type=Progress)
+
+
+def _rewind(schedule: LambdaLR, step: int) -> None:
+    """Set the learning rates to those of a step; they are a function of it alone."""
+    schedule.last_epoch = step
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
