@@ -51,7 +51,17 @@ def test_the_examples_are_answered_in_the_shape_that_is_promised(document: dict[
 
 def test_every_route_and_its_refusals_are_told(document: dict[str, Any]) -> None:
     assert set(document["paths"]) == {"/", "/predict", "/explain", "/feedback", "/health", "/ready", "/model", "/metrics"}
-    assert set(document["paths"]["/predict"]["post"]["responses"]) == {"200", "400", "413", "415", "422", "503"}
+    assert set(document["paths"]["/predict"]["post"]["responses"]) == {
+        "200",
+        "400",
+        "401",
+        "403",
+        "413",
+        "415",
+        "422",
+        "429",
+        "503",
+    }
 
 
 def test_the_document_is_the_one_that_was_agreed_on(document: dict[str, Any]) -> None:

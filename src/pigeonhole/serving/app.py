@@ -16,6 +16,7 @@ from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import docs, openapi
+from pigeonhole.serving.access import Access, caller_of
 from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadline_asked, idempotency_key
 from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
@@ -36,7 +37,10 @@ def create_app(
     `followed`: the registry whose production alias decides what answers from now on.
     """
     service = Service(settings, classifier, log, feedback)
+    access = Access(settings.keys)
     pollers = []
+    if settings.keys:
+        pollers.append(Poller("keys", access.look, settings.poll_s))
     if followed is not None:
         pollers.append(Poller("rollout", Rollout(followed, service, settings.threads).look, settings.poll_s))
 
@@ -62,9 +66,9 @@ def create_app(
     )
     app.add_middleware(Edge, telemetry=service.telemetry)
     routes = APIRouter()
-    _add_predict(routes, service, settings)
-    _add_feedback(routes, service)
-    _add_state(routes, service)
+    _add_predict(routes, service, settings, access)
+    _add_feedback(routes, service, access)
+    _add_state(routes, service, access)
     _add_pages(routes, app)
     app.include_router(routes)
     app.include_router(routes, prefix="/v1", include_in_schema=False)
@@ -72,12 +76,14 @@ def create_app(
     return app
 
 
-def _add_predict(routes: APIRouter, service: Service, settings: Settings) -> None:
+def _add_predict(routes: APIRouter, service: Service, settings: Settings, access: Access) -> None:
+    needed = [access.needs("predict")]
+
     def deadline_s(request: Request) -> float:
         return min(settings.deadline_s, deadline_asked(request.headers))
 
-    @routes.post("/predict", responses=openapi.PREDICT_RESPONSES, openapi_extra=openapi.PREDICT_BODY)
-    @routes.post("/predict/batch", include_in_schema=False)
+    @routes.post("/predict", dependencies=needed, responses=openapi.PREDICT_RESPONSES, openapi_extra=openapi.PREDICT_BODY)
+    @routes.post("/predict/batch", dependencies=needed, include_in_schema=False)
     async def predict(request: Request) -> Response:
         """One text, many texts, Hugging Face's `inputs` or Vertex AI's `instances`."""
         check_content(request.headers)
@@ -91,9 +97,10 @@ def _add_predict(routes: APIRouter, service: Service, settings: Settings) -> Non
 
         if key is None:
             return _json(await answer())
-        return _json(await service.replies.once(f"predict {key}", hashlib.sha256(body).digest(), answer))
+        whose = f"predict {caller_of(request.headers)} {key}"
+        return _json(await service.replies.once(whose, hashlib.sha256(body).digest(), answer))
 
-    @routes.post("/explain", responses=openapi.EXPLAIN_RESPONSES, openapi_extra=openapi.EXPLAIN_BODY)
+    @routes.post("/explain", dependencies=needed, responses=openapi.EXPLAIN_RESPONSES, openapi_extra=openapi.EXPLAIN_BODY)
     async def explain(request: Request) -> Response:
         """What each word does to the probability of a label; the first words only, and never logged."""
         check_content(request.headers)
@@ -101,8 +108,10 @@ def _add_predict(routes: APIRouter, service: Service, settings: Settings) -> Non
         return _json(await service.explain(question, request.state.request_id, deadline_s(request)))
 
 
-def _add_feedback(routes: APIRouter, service: Service) -> None:
-    @routes.post("/feedback", responses=openapi.FEEDBACK_RESPONSES, openapi_extra=openapi.FEEDBACK_BODY)
+def _add_feedback(routes: APIRouter, service: Service, access: Access) -> None:
+    needed = [access.needs("feedback")]
+
+    @routes.post("/feedback", dependencies=needed, responses=openapi.FEEDBACK_RESPONSES, openapi_extra=openapi.FEEDBACK_BODY)
     async def feedback(request: Request) -> Response:
         """The true label of a prediction; it is in the log before the answer, and the same one twice is one."""
         check_content(request.headers)
@@ -111,14 +120,15 @@ def _add_feedback(routes: APIRouter, service: Service) -> None:
 
 def _add_vertex(app: FastAPI, routes: APIRouter, settings: Settings) -> None:
     """The paths that Vertex AI chooses, for the routes that it means."""
-    named = {route.path: route.endpoint for route in routes.routes if isinstance(route, APIRoute)}
+    named = {route.path: route for route in routes.routes if isinstance(route, APIRoute)}
+    predict, ready = named["/predict"], named["/ready"]
     if settings.predict_route:
-        app.add_api_route(settings.predict_route, named["/predict"], methods=["POST"], include_in_schema=False)
+        app.post(settings.predict_route, dependencies=predict.dependencies, include_in_schema=False)(predict.endpoint)
     if settings.health_route:
-        app.add_api_route(settings.health_route, named["/ready"], include_in_schema=False)
+        app.get(settings.health_route, include_in_schema=False)(ready.endpoint)
 
 
-def _add_state(routes: APIRouter, service: Service) -> None:
+def _add_state(routes: APIRouter, service: Service, access: Access) -> None:
     @routes.get("/health", responses=openapi.problems(503))
     async def health() -> Response:
         """Whether the process is of any use; where it is not, restart it."""
@@ -134,7 +144,7 @@ def _add_state(routes: APIRouter, service: Service) -> None:
         manifest = service.classifier.manifest
         return _json(msgspec.json.encode({"status": "ready", "model": manifest.name, "model_version": manifest.version}))
 
-    @routes.get("/model")
+    @routes.get("/model", dependencies=[access.needs("predict")], responses=openapi.problems(401, 403, 429))
     async def model() -> Response:
         """What answers here, how well it did on its test split, and the limits of a question."""
         classifier = service.classifier
@@ -154,7 +164,9 @@ def _add_state(routes: APIRouter, service: Service) -> None:
         }
         return _json(msgspec.json.encode(about))
 
-    @routes.get("/metrics", response_class=Response)
+    @routes.get(
+        "/metrics", dependencies=[access.needs("metrics")], response_class=Response, responses=openapi.problems(401, 403, 429)
+    )
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -19,9 +19,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may be refused with these."""
     meanings = {
         400: "Not JSON, or not HTTP as it should be",
+        401: "No API key that holds, where the service is not open",
+        403: "The key has not the scope",
         413: "The body is too large",
         415: "The body is not plain JSON",
         422: "JSON, but not a question; the detail names the field and the limit",
+        429: "Above the rate of the key; Retry-After says when",
         503: "No answer now: too much is waiting, too late, or the prediction cannot be written down; try again later",
     }
     content = {MEDIA_TYPE: {"schema": _reference("ProblemDetails")}}
@@ -35,7 +38,7 @@ def _body(shape: str, example: dict[str, Any]) -> dict[str, Any]:
 
 def _responses(shape: str, description: str) -> dict[int | str, dict[str, Any]]:
     content = {"application/json": {"schema": _reference(shape)}}
-    return {200: {"description": description, "content": content}, **problems(400, 413, 415, 422, 503)}
+    return {200: {"description": description, "content": content}, **problems(400, 401, 403, 413, 415, 422, 429, 503)}
 
 
 EXPLAIN_BODY = _body("ExplainRequest", {"text": "Where is my parcel?"})
@@ -87,7 +90,7 @@ PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
             "application/json": {"schema": {"oneOf": [_reference("PredictReply"), _reference("PredictManyReply"), _NESTED]}}
         },
     },
-    **problems(400, 413, 415, 422, 503),
+    **problems(400, 401, 403, 413, 415, 422, 429, 503),
 }
 
 
@@ -95,4 +98,6 @@ def document(app: FastAPI) -> bytes:
     """The whole of it."""
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     found.setdefault("components", {}).setdefault("schemas", {}).update(schemas.components())
+    found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
+    found["security"] = [{}, {"key": []}]
     return msgspec.json.encode(found)

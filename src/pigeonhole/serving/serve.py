@@ -54,6 +54,8 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
             app = open_app(settings, bundle, log, feedback, followed)
             manifest = bundle.manifest
             say(f"serving {manifest.name} {manifest.version} at {_address(settings)} (see {_address(settings)}/docs)")
+            if not settings.keys:
+                say("open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it")
             # uvicorn raises the signal again when it is done; all answered, the process ends with 0 and not by the signal.
             signal.signal(signal.SIGTERM, _ended_well)
             make_server(app).run(sockets=[listener])

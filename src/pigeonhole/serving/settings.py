@@ -44,6 +44,9 @@ class Settings:
     threads: int = variable("PIGEONHOLE_THREADS", 1, "cores for one forward pass", whole_number(1, 256))
     max_waiting: int = variable("PIGEONHOLE_MAX_WAITING", 1024, "texts that may wait; beyond: 503", whole_number(256, 1_000_000))
     deadline_s: float = variable("PIGEONHOLE_DEADLINE_S", 10.0, "longest wait for an answer; beyond: 503", seconds(0.1, 300))
+    keys: str | None = variable(
+        "PIGEONHOLE_KEYS", None, "URL of the list of API keys (uv run keys); without it the service is open"
+    )
     predict_route: str | None = variable("AIP_PREDICT_ROUTE", None, "one more path of /predict, as Vertex AI sets it", route)
     health_route: str | None = variable("AIP_HEALTH_ROUTE", None, "one more path of /ready, as Vertex AI sets it", route)
 

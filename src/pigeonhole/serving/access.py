@@ -1,0 +1,108 @@
+"""Who may ask what, and how often: API keys with scopes, a rate and an end. Without a list of keys the service is open.
+
+All keys are compared with the one that came, in constant time; what is wrong with a key that is refused is not told.
+"""
+
+import datetime
+import hmac
+import logging
+import math
+import time
+from typing import Any
+
+from fastapi import Depends, Request
+from starlette.datastructures import Headers
+
+from pigeonhole.errors import PigeonholeError
+from pigeonhole.serving.keys import Key, Scope, digest_of, read_keys
+from pigeonhole.serving.problem import Problem
+
+MAX_KEY_CHARS = 200
+
+logger = logging.getLogger(__name__)
+
+
+class _Bucket:
+    """Holds a second's worth of requests, at least one, and is filled at the rate of its key."""
+
+    def __init__(self, now: float) -> None:
+        self.requests = math.inf
+        self._at = now
+
+    def take(self, rate_per_s: float, now: float) -> float:
+        """Seconds to wait; 0 where there was one to take."""
+        self.requests = min(max(1.0, rate_per_s), self.requests + (now - self._at) * rate_per_s)
+        self._at = now
+        if self.requests < 1:
+            return (1 - self.requests) / rate_per_s
+        self.requests -= 1
+        return 0.0
+
+
+class Access:
+    """Asked on the event loop; `look` may run anywhere."""
+
+    def __init__(self, url: str | None, share: int = 1) -> None:
+        """Raises ConfigError, StorageError for a list that cannot be read. `share`: how many processes share a key's rate."""
+        self._url = url
+        self._share = share
+        self._keys = read_keys(url).keys if url else ()
+        self._buckets: dict[str, _Bucket] = {}
+
+    def look(self) -> None:
+        """Read the list again. While it cannot be read, the one that is known holds."""
+        assert self._url is not None  # an open service has nothing to look at
+        try:
+            self._keys = read_keys(self._url).keys
+        except PigeonholeError as error:
+            logger.warning("the list of keys cannot be read, the known one holds: %s", error)
+
+    def needs(self, scope: Scope) -> Any:
+        """A route's dependency: its requests are admitted before their bodies are read."""
+
+        async def check(request: Request) -> None:
+            self.admit(request.headers, scope)
+
+        return Depends(check)
+
+    def admit(self, headers: Headers, scope: Scope) -> None:
+        """Raises Problem: 401 without a key that holds, 403 without the scope, 429 above the rate."""
+        if self._url is None:
+            return
+        key = self._key(_given(headers))
+        if scope not in key.scopes:
+            raise Problem(403, "missing_scope", f"this key has not the scope {scope}")
+        now = time.monotonic()
+        wait_s = self._buckets.setdefault(key.id, _Bucket(now)).take(key.rate_per_s / self._share, now)
+        if wait_s > 0:
+            limit = f"at most {key.rate_per_s:g} requests a second with this key"
+            raise Problem(429, "rate_limited", limit, {"retry-after": str(math.ceil(wait_s))})
+
+    def _key(self, given: str) -> Key:
+        digest = digest_of(given)
+        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
+        now = datetime.datetime.now(datetime.UTC)
+        if not found or (found[0].expires_at is not None and found[0].expires_at <= now):
+            raise _unknown("invalid_key", "this key is not known, or does not hold any more")
+        return found[0]
+
+
+def caller_of(headers: Headers) -> str:
+    """Tells callers apart, without keeping their keys."""
+    return digest_of(" ".join([*headers.getlist("x-api-key"), *headers.getlist("authorization")]))
+
+
+def _given(headers: Headers) -> str:
+    keys, credentials = headers.getlist("x-api-key"), headers.getlist("authorization")
+    if not keys and not credentials:
+        raise _unknown("missing_key", "send an API key, as `authorization: Bearer KEY` or as `x-api-key: KEY`")
+    if len(keys) + len(credentials) > 1:
+        raise _unknown("invalid_key", "send one key, in one header")
+    scheme, _, value = credentials[0].partition(" ") if credentials else ("bearer", "", keys[0])
+    if scheme.lower() != "bearer" or len(value) > MAX_KEY_CHARS:
+        raise _unknown("invalid_key", "a key is sent as `authorization: Bearer KEY` or as `x-api-key: KEY`")
+    return value
+
+
+def _unknown(code: str, detail: str) -> Problem:
+    return Problem(401, code, detail, {"www-authenticate": "Bearer"})
