@@ -32,6 +32,7 @@ CHECK = "uv run check-data data=my.csv data.text=message data.label=queue"
 EVALUATE = "uv run evaluate bundle=BUNDLE data.path=new.csv data.text=message data.label=queue"
 PROMOTE = "uv run promote candidate=BUNDLE"
 SERVE = "uv run serve"
+KEYS = "uv run keys new keys=keys.json scopes=predict,feedback rate=10 days=90"
 CURL = next(line for line in LINES if line.startswith("curl "))
 ELSEWHERE = {
     "uv run pytest": "this is it",
@@ -107,7 +108,7 @@ def is_ready(address: str) -> bool:
 
 
 def test_every_line_is_run_here_or_has_its_reason() -> None:
-    assert {TRAIN, TRAIN_OWN, CHECK, EVALUATE, PROMOTE, SERVE, CURL, *ELSEWHERE} == set(LINES)
+    assert {TRAIN, TRAIN_OWN, CHECK, EVALUATE, PROMOTE, SERVE, KEYS, CURL, *ELSEWHERE} == set(LINES)
 
 
 def test_train_prints_bundle_metrics_baselines_and_seconds(trained: dict[str, Any], workshop: Workshop) -> None:
@@ -135,6 +136,10 @@ def test_the_table_of_variables_is_that_of_the_server() -> None:
     table = dict(re.findall(r"^\| `([A-Z_]+)` \|.*\| `?([^`|]+)`? \|$", README, re.MULTILINE))
     assert {name: default for name, default in table.items() if name != "PIGEONHOLE_BUNDLE"}.items() <= told.items()
     assert table.keys() <= told.keys()
+
+
+def test_a_key_is_made(workshop: Workshop) -> None:
+    assert workshop.run(KEYS)["key"].startswith("pgh_")
 
 
 def test_own_data_train_in_one_command(workshop: Workshop) -> None:

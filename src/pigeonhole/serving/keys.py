@@ -100,18 +100,18 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         return None
     words = [argument for argument in arguments if "=" not in argument]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    url = options.pop("keys", "") or os.environ.get("PIGEONHOLE_KEYS", "")
+    known = {"keys", "scopes", "rate", "days"} if words == ["new"] else {"keys"}
+    if words[:1] not in (["new"], ["list"], ["revoke"]) or len(words) != 1 + (words[0] == "revoke") or options.keys() - known:
+        raise ConfigError(f"cannot do {' '.join(arguments)!r}; allowed is new | list | revoke ID, see uv run keys --help")
+    url = options.get("keys", "") or os.environ.get("PIGEONHOLE_KEYS", "")
     if not url:
         raise ConfigError("no list of keys is named; give keys=URL or set PIGEONHOLE_KEYS")
-    match words:
-        case ["new"] if options.keys() <= {"scopes", "rate", "days"}:
-            return _new(url, options)
-        case ["list"] if not options:
-            return {"keys": [_shown(key) for key in read_keys(url).keys]}
-        case ["revoke", key_id] if not options:
-            revoke_key(url, key_id)
-            return {"revoked": key_id}
-    raise ConfigError(f"cannot do {' '.join(arguments)!r}; allowed is new | list | revoke ID, see uv run keys --help")
+    if words == ["new"]:
+        return _new(url, options)
+    if words == ["list"]:
+        return {"keys": [_shown(key) for key in read_keys(url).keys]}
+    revoke_key(url, words[1])
+    return {"revoked": words[1]}
 
 
 def _new(url: str, options: dict[str, str]) -> dict[str, Any]:
