@@ -56,8 +56,9 @@ def test_a_text_gets_the_same_answer_alone_and_in_any_company(sealed_bundle: Pat
     for number, text in enumerate(TEXTS):
         alone = classifier.predict([text])[0]
         for found in together[number :: len(TEXTS)]:
-            assert found.logits == pytest.approx(alone.logits, abs=1e-5)
-            assert found.label == alone.label
+            assert np.array_equal(found.logits, alone.logits)
+            assert np.array_equal(found.embedding, alone.embedding)
+            assert found.score == alone.score
 
 
 def test_no_texts_get_no_answers(classifier: Classifier) -> None:

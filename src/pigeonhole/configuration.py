@@ -4,12 +4,8 @@ Every mistake (unknown key, wrong type, NaN, out of range) is one line that name
 any work begins. Classes never see the result as a whole: a command hands each of them flat arguments.
 """
 
-import dataclasses
-import difflib
-import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,86 +19,23 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pigeonhole.errors import ConfigError
+from pigeonhole.options import Allowed, Setting, check_ranges, key_lines, nearest, setting, settings_of, to_flat
+
+__all__ = [
+    "Allowed",
+    "Setting",
+    "check_ranges",
+    "compose",
+    "config_folder",
+    "groups",
+    "help_text",
+    "setting",
+    "settings_of",
+    "to_flat",
+    "to_yaml",
+]
 
 T = TypeVar("T")
-Number = int | float
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What a setting may be: bounds for numbers, a closed set for words."""
-
-    ge: Number | None = None
-    gt: Number | None = None
-    le: Number | None = None
-    lt: Number | None = None
-    choices: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        signs = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
-        return " and ".join(f"{sign} {bound}" for sign, bound in signs if bound is not None)
-
-    def holds(self, value: object) -> bool:
-        if value is None:
-            return True
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return True
-        return (
-            math.isfinite(value)
-            and (self.ge is None or value >= self.ge)
-            and (self.gt is None or value > self.gt)
-            and (self.le is None or value <= self.le)
-            and (self.lt is None or value < self.lt)
-        )
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One key of a configuration, as `--help` and the reference show it."""
-
-    key: str
-    type: str
-    default: object
-    help: str
-    allowed: Allowed
-
-    @property
-    def expected(self) -> str:
-        return f"{self.type} {self.allowed}".rstrip()
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    ge: Number | None = None,
-    gt: Number | None = None,
-    le: Number | None = None,
-    lt: Number | None = None,
-    choices: Sequence[str] = (),
-) -> Any:
-    """A dataclass field that knows its help and its range."""
-    metadata = {"help": help, "allowed": Allowed(ge, gt, le, lt, tuple(choices))}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def settings_of(schema: type[Any], prefix: str = "") -> Iterator[Setting]:
-    """Every key of a schema, nested ones with dots, in order."""
-    for field in dataclasses.fields(schema):
-        key = prefix + field.name
-        factory = field.default_factory
-        if isinstance(factory, type) and is_dataclass(factory):
-            yield from settings_of(factory, key + ".")
-        else:
-            default = factory() if callable(factory) else field.default
-            name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-            yield Setting(key, name, default, field.metadata.get("help", ""), field.metadata.get("allowed", Allowed()))
 
 
 def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
@@ -132,27 +65,6 @@ def to_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def to_flat(config: object) -> dict[str, object]:
-    """`{"trainer.epochs": 3, …}`."""
-    flat: dict[str, object] = {}
-    for found in settings_of(type(config)):
-        value: Any = config
-        for part in found.key.split("."):
-            value = getattr(value, part)
-        flat[found.key] = value
-    return flat
-
-
-def check_ranges(config: object) -> None:
-    """Raises ConfigError for the first value that is out of its range."""
-    values = to_flat(config)
-    for found in settings_of(type(config)):
-        value = values[found.key]
-        items = value if isinstance(value, list) else [value]
-        if not all(found.allowed.holds(item) for item in items):
-            raise ConfigError(f"{found.key}={value}: expected {found.expected}")
-
-
 def config_folder() -> Path:
     """`configs/` of the checkout, or the copy that an installed wheel carries."""
     checkout = Path(__file__).parents[2] / "configs"
@@ -171,12 +83,7 @@ def help_text(schema: type[Any], name: str) -> str:
     taken = _groups_of(name)
     if taken:
         lines += ["groups:", *(f"  {group}={'|'.join(choices)}" for group, choices in groups().items() if group in taken), ""]
-    lines.append("keys:")
-    for found in settings_of(schema):
-        default = "" if found.default is None else found.default
-        lines.append(f"  {found.key}={default}")
-        lines.append(f"      {found.help} ({found.expected})")
-    return "\n".join(lines)
+    return "\n".join([*lines, *key_lines(schema)])
 
 
 def _groups_of(name: str) -> set[str]:
@@ -205,9 +112,8 @@ def _check_key(argument: str, settings: dict[str, Setting]) -> None:
     if any(known.startswith(key + ".") for known in settings):
         known = ", ".join(known for known in settings if known.startswith(key + "."))
         raise ConfigError(f"{argument}: {key} is a group of keys; set one of {known}")
-    near = difflib.get_close_matches(key, [*settings, *groups()], n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"{argument}: there is no key {key}; {hint}allowed are the keys that --help lists")
+    near = nearest(key, [*settings, *groups()])
+    raise ConfigError(f"{argument}: there is no key {key}; {near}allowed are the keys that --help lists")
 
 
 def _compose(schema: type[T], name: str, arguments: list[str], folder: str | None, settings: dict[str, Setting]) -> T:

@@ -6,6 +6,7 @@ The only module that imports fsspec. Promises: `write`, `create` and `swap` are 
 
 import contextlib
 import functools
+import glob
 import hashlib
 import importlib.util
 import os
@@ -158,6 +159,23 @@ def list_folders(url: str) -> list[str]:
             return []
         entries = filesystem.ls(url, detail=True)
         return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+
+def expand(url: str) -> list[str]:
+    """The files that a glob (`folder/*.csv`, `**` for any depth), a folder or a file stands for, sorted, as full URLs."""
+    path = local_path(url)
+    with _explained(url):
+        if path is None:
+            filesystem = _filesystem(url)
+            filesystem.invalidate_cache()
+            found = filesystem.glob(url) if any(letter in url for letter in "*?[") else filesystem.find(url)
+            return sorted(filesystem.unstrip_protocol(name) for name in found if not filesystem.isdir(name))
+        if path.is_dir():
+            return [to_url(path / name) for name in list_files(url)]
+        if path.exists():
+            return [to_url(path)]
+        names = glob.glob(str(path), recursive=True)  # noqa: PTH207  Path.glob wants a folder apart from the pattern
+        return sorted(to_url(name) for name in names if Path(name).is_file())
 
 
 def _package_path(url: str) -> Path:
