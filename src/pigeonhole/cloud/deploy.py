@@ -166,7 +166,7 @@ def identity_token(project: Project, audience: str) -> str:
     answer = AuthorizedSession(credentials).post(f"{account}:generateIdToken", json={"audience": audience}, timeout=30)
     if answer.status_code != 200:
         raise RunError(
-            f"no identity token for {project.account('deploy')}: {answer.status_code}; `uv run invoke cloud.preflight`"
+            f"no identity token for {project.account('deploy')}: {answer.status_code}; is it a token creator of itself?"
         )
     token: str = answer.json()["token"]
     return token
