@@ -58,7 +58,9 @@ def test_other_traffic_raises_the_alarm_everywhere(
     report = client.post("/runs", json=SPAN).json()
     assert report["verdict"] == "drift"
     assert {"n_chars", "n_words"} <= set(report["alarms"])
-    assert client.get("/stats").json()["reports"][0]["alarms"] == report["alarms"]
+    stats = client.get("/stats").json()
+    assert stats["reports"][0]["alarms"] == report["alarms"]
+    assert (stats["live_accuracy"]["n"], stats["live_accuracy"]["accuracy"]) == (0, None)
     exposition = client.get("/metrics").text
     assert 'pigeonhole_drift_alarm{detector="n_words"} 1.0' in exposition
     assert 'pigeonhole_drift_runs_total{verdict="drift"} 1.0' in exposition

@@ -20,6 +20,7 @@ from pigeonhole.bundle import open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.drift import report as reporting
 from pigeonhole.drift.detectors import DETECTORS
+from pigeonhole.drift.feedback import live_accuracy
 from pigeonhole.drift.report import Reports
 from pigeonhole.drift.settings import Settings, read_settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
@@ -96,6 +97,11 @@ class Watch:
         self.telemetry.ran(kept)
         return kept
 
+    def live_accuracy(self) -> dict[str, Any]:
+        """Raises what the registry, the bundle and the log raise."""
+        start, end = self._span(Span())
+        return live_accuracy(self.settings.log, start, end, self._live_reference(), end)
+
     def _live_reference(self) -> Reference:
         """A version never changes: its bundle is verified and read once."""
         url = live_url(self.settings)
@@ -156,8 +162,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/stats")
     def stats() -> dict[str, Any]:
-        """The verdicts so far."""
-        return {"reports": watch.reports.history()}
+        """The verdicts so far, and how often the live version was right by the feedback on the latest hours."""
+        return {"reports": watch.reports.history(), "live_accuracy": watch.live_accuracy()}
 
     @app.get("/health")
     def health() -> dict[str, str]:
