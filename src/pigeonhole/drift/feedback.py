@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.drift.window import Reference
 from pigeonhole.metrics import wilson_interval
 from pigeonhole.prediction_log import Feedback, read_window
@@ -23,7 +24,7 @@ def live_accuracy(log: str, start: datetime, end: datetime, reference: Reference
     latest, contradicted, feedback_counts = _latest_words(log, start, until)
     judged: list[tuple[str, str, str]] = []  # predicted label, true label, source
     other_versions = unknown_labels = met = 0
-    for record in read_window(log, start, end):
+    for record in read_window(log, start, end, read_compacted=compacted_lines):
         word = latest.get(record.prediction_id)
         if word is None:
             continue
@@ -52,7 +53,7 @@ def live_accuracy(log: str, start: datetime, end: datetime, reference: Reference
 def _latest_words(log: str, start: datetime, until: datetime) -> tuple[dict[str, Feedback], int, dict[str, Any]]:
     latest: dict[str, Feedback] = {}
     said: dict[str, set[str]] = {}
-    window = read_window(log, start, until, "feedback")
+    window = read_window(log, start, until, "feedback", compacted_lines)
     for word in window:
         said.setdefault(word.prediction_id, set()).add(word.label)
         known = latest.get(word.prediction_id)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from pigeonhole.bundle import REFERENCE, Bundle
+from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.drift.detectors import MAX_ROWS, Rows
 from pigeonhole.drift.settings import Settings
 from pigeonhole.errors import BundleError, RegistryError
@@ -94,7 +95,7 @@ def read_sample(log: str, start: datetime, end: datetime, reference: Reference, 
     draw = random.Random(seed)
     kept: list[tuple[float, ...]] = []
     found = other_versions = unknown_labels = 0
-    window = read_window(log, start, end)
+    window = read_window(log, start, end, read_compacted=compacted_lines)
     for record in window:
         if (record.model, record.version) != (reference.model, reference.version):
             other_versions += 1

@@ -7,7 +7,7 @@ import gzip
 import itertools
 import operator
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import IO, Any, Generic, Literal, TypeVar, overload
@@ -15,8 +15,12 @@ from typing import IO, Any, Generic, Literal, TypeVar, overload
 import msgspec
 
 from pigeonhole import storage
-from pigeonhole.errors import ConfigError, NotFoundError
+from pigeonhole.errors import ConfigError, NotFoundError, StorageError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Head, Kind, Record, is_intact, partition_of
+
+COMPACTED = ".parquet"  # objects of compacted hours; this module cannot read them, and says so
+CompactedReader = Callable[[str], Iterator[bytes]]
+"""The lines of a compacted object, by its URL. Raises NotFoundError before the first line, or never."""
 
 LINE_LIMIT_BYTES = 4 << 20  # a record has a few KB; what is longer is damage, and must not fill the memory
 
@@ -39,12 +43,21 @@ RecordT = TypeVar("RecordT", Record, Feedback)
 class Window(Generic[RecordT]):
     """The records with `start <= at < end`. Iterating streams them, each time anew; `counts` is of the latest pass."""
 
-    def __init__(self, url: str, start: datetime, end: datetime, kind: Kind, record_type: type[RecordT]) -> None:
+    def __init__(
+        self,
+        url: str,
+        start: datetime,
+        end: datetime,
+        kind: Kind,
+        record_type: type[RecordT],
+        read_compacted: CompactedReader | None = None,
+    ) -> None:
         self.url = url
         self.start = start
         self.end = end
         self.counts = Counts()
         self._kind = kind
+        self._read_compacted = read_compacted
         self._identity = operator.attrgetter("prediction_id" if kind == "predictions" else "feedback_id")
         self._decoder: msgspec.json.Decoder[RecordT] = msgspec.json.Decoder(record_type)
         self._records: list[RecordT] | None = None
@@ -123,17 +136,30 @@ class Window(Generic[RecordT]):
                 yield from (hour for hour in hours if first <= hour <= last)
 
     def _shipped_lines(self, partition: str) -> Iterator[bytes]:
+        """Where an object is gone since it was listed, its records may be in a compacted one by now: look again."""
         folder = storage.join(self.url, self._kind, partition)
-        for name in storage.list_files(folder):
-            if name.endswith(".jsonl.gz"):
-                yield from self._object_lines(storage.join(folder, name))
+        read: set[str] = set()
+        gone = True
+        while gone:
+            gone = False
+            for name in storage.list_files(folder):
+                if name in read or not name.endswith((".jsonl.gz", COMPACTED)):
+                    continue
+                read.add(name)
+                try:
+                    yield from self._object_lines(storage.join(folder, name))
+                except NotFoundError:
+                    gone = True
 
     def _object_lines(self, url: str) -> Iterator[bytes]:
-        try:
+        """Raises NotFoundError."""
+        if url.endswith(COMPACTED):
+            if self._read_compacted is None:
+                raise StorageError(f"{url}: is compacted; only what has the drift group installed reads compacted hours")
+            yield from self._read_compacted(url)
+        else:
             with storage.open_read(url) as stream:
                 yield from self._unpacked_lines(stream)
-        except NotFoundError:
-            return  # erased since it was listed
 
     def _unpacked_lines(self, stream: IO[bytes]) -> Iterator[bytes]:
         try:
@@ -156,12 +182,22 @@ def _head(line: bytes) -> Head | None:
 
 
 @overload
-def read_window(url: str, start: datetime, end: datetime, kind: Literal["predictions"] = "predictions") -> Window[Record]: ...
+def read_window(
+    url: str,
+    start: datetime,
+    end: datetime,
+    kind: Literal["predictions"] = "predictions",
+    read_compacted: CompactedReader | None = None,
+) -> Window[Record]: ...
 @overload
-def read_window(url: str, start: datetime, end: datetime, kind: Literal["feedback"]) -> Window[Feedback]: ...
-def read_window(url: str, start: datetime, end: datetime, kind: Kind = "predictions") -> Window[Any]:
+def read_window(
+    url: str, start: datetime, end: datetime, kind: Literal["feedback"], read_compacted: CompactedReader | None = None
+) -> Window[Feedback]: ...
+def read_window(
+    url: str, start: datetime, end: datetime, kind: Kind = "predictions", read_compacted: CompactedReader | None = None
+) -> Window[Any]:
     """The records with `start <= at < end`; both need a time zone. Raises ConfigError; reading raises StorageError."""
     for name, moment in (("start", start), ("end", end)):
         if moment.tzinfo is None:
             raise ConfigError(f"{name}={moment.isoformat()} has no time zone; give one, such as datetime(..., tzinfo=UTC)")
-    return Window(url, start, end, kind, Record if kind == "predictions" else Feedback)
+    return Window(url, start, end, kind, Record if kind == "predictions" else Feedback, read_compacted)

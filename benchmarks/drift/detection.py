@@ -1,0 +1,158 @@
+"""How often a drift run alarms: on null windows, and on windows that really differ, by kind, dose and number of texts.
+
+    uv run python benchmarks/drift/detection.py bundle=URL [trials=25] [nulls=400]
+
+`bundle` was trained on tickets. Held-out rows (its validation and test split, 576 texts) are dealt anew for each trial: one half
+is the reference, the window comes from the other, so that no text is on both sides. Prints one JSON object.
+"""
+
+import csv
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pigeonhole.dataset
+from pigeonhole.bundle import open_bundle
+from pigeonhole.classifier import Classifier, Prediction
+from pigeonhole.command import command, say
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.load import load_dataset
+from pigeonhole.drift.detectors import DETECTORS, Rows, detect
+from pigeonhole.errors import ConfigError
+from pigeonhole.metrics import wilson_interval
+
+TICKETS = Path(pigeonhole.dataset.__path__[0]) / "tickets"
+SIZES = (25, 100, 200)
+NULL_SIZE = 100
+Draw = Callable[[np.random.Generator, Any, int], Rows]  # random, the held-out rows that are not reference, size
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return None
+    options = dict(argument.partition("=")[::2] for argument in arguments)
+    if set(options) - {"bundle", "trials", "nulls"} or "bundle" not in options:
+        raise ConfigError(f"allowed is bundle=URL [trials=N] [nulls=N], not {arguments}")
+    trials, nulls = int(options.get("trials", "25")), int(options.get("nulls", "400"))
+    began = time.perf_counter()
+    bundle = open_bundle(options["bundle"])
+    classifier = Classifier.open(bundle)
+    split = load_dataset(DataConfig(path=str(TICKETS / "tickets.csv"))).split
+    texts = [row.text for row in (*split.validation, *split.test)]
+    held_out = _answer(classifier, texts)
+    say(f"{len(texts)} held-out texts answered")
+    others = {name: _answer(classifier, _texts(f"{name}.csv")) for name in ("shifted", "out_of_scope")}
+    typed = {dose: _answer(classifier, _mistyped(texts, dose)) for dose in (0.03, 0.1)}
+    say(f"all texts answered after {time.perf_counter() - began:.0f} s")
+    null = _rate(held_out, lambda random, rest, size: held_out.take(_some(random, rest, size)), NULL_SIZE, nulls)
+    say(f"null windows: {null}")
+    found: dict[str, Any] = {}
+    for name, draw in _kinds(held_out, others, typed).items():
+        found[name] = {str(size): _rate(held_out, draw, size, trials) for size in SIZES}
+        say(f"{name}: { {size: rate['rate'] for size, rate in found[name].items()} }")
+    return {
+        "bundle": bundle.manifest.version,
+        "held_out": len(texts),
+        "trials": trials,
+        "null": {"size": NULL_SIZE, **null},
+        "kinds": found,
+        "seconds": round(time.perf_counter() - began),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def _kinds(held_out: Rows, others: dict[str, Rows], typed: dict[float, Rows]) -> dict[str, Draw]:
+    def mixed(other: Rows, dose: float) -> Draw:
+        def draw(random: np.random.Generator, rest: Any, size: int) -> Rows:
+            foreign = round(size * dose)
+            return held_out.take(_some(random, rest, size - foreign)).joined(other.take(_some(random, len(other), foreign)))
+
+        return draw
+
+    def noisy(dose: float) -> Draw:
+        return lambda random, rest, size: typed[dose].take(_some(random, rest, size))
+
+    def skewed(times: float) -> Draw:
+        def draw(random: np.random.Generator, rest: Any, size: int) -> Rows:
+            weights = np.where(held_out.label_ids[rest] == 0, times, 1.0)
+            return held_out.take(random.choice(rest, size, replace=False, p=weights / weights.sum()))
+
+        return draw
+
+    return {
+        "shifted messages, half of the window": mixed(others["shifted"], 0.5),
+        "shifted messages, all of the window": mixed(others["shifted"], 1.0),
+        "a new intent (out of scope), a fifth of the window": mixed(others["out_of_scope"], 0.2),
+        "a new intent (out of scope), half of the window": mixed(others["out_of_scope"], 0.5),
+        "typos in 3 % of the characters": noisy(0.03),
+        "typos in 10 % of the characters": noisy(0.1),
+        "one label three times as frequent": skewed(3.0),
+        "concept drift: the same texts mean other labels": mixed(held_out, 0.0),
+    }
+
+
+def _rate(held_out: Rows, draw: Draw, size: int, trials: int) -> dict[str, Any]:
+    alarms = dict.fromkeys((detector.name for detector in DETECTORS), 0)
+    runs = 0
+    for trial in range(trials):
+        random = np.random.default_rng([trial, size])
+        order = random.permutation(len(held_out))
+        half = len(held_out) // 2
+        drifting = [
+            found.detector
+            for found in detect(held_out.take(order[:half]), draw(random, order[half:], size), seed=trial)
+            if found.verdict == "drift"
+        ]
+        runs += bool(drifting)
+        for name in drifting:
+            alarms[name] += 1
+    interval = wilson_interval(runs, trials)
+    by_detector = {name: count for name, count in alarms.items() if count}
+    return {
+        "alarms": runs,
+        "of": trials,
+        "rate": round(runs / trials, 4),
+        "interval": [round(interval.low, 4), round(interval.high, 4)],
+        "by_detector": by_detector,
+    }
+
+
+def _some(random: np.random.Generator, rows: Any, size: int) -> Any:
+    return random.choice(rows, size, replace=False)
+
+
+def _answer(classifier: Classifier, texts: Sequence[str]) -> Rows:
+    found: list[Prediction] = [
+        each for start in range(0, len(texts), 256) for each in classifier.predict(texts[start : start + 256])
+    ]
+    return Rows(
+        label_ids=np.array([each.label_id for each in found], np.int64),
+        scores=np.array([each.score for each in found]),
+        max_logits=np.array([float(each.logits.max()) for each in found]),
+        n_chars=np.array([len(text) for text in texts], np.int64),
+        n_words=np.array([len(text.split()) for text in texts], np.int64),
+        n_tokens=np.array([each.n_tokens for each in found], np.int64),
+        unknown_tokens=np.array([each.unknown_tokens for each in found], np.int64),
+    )
+
+
+def _texts(file: str) -> list[str]:
+    with (TICKETS / file).open(encoding="utf-8", newline="") as stream:
+        return [row["text"] for row in csv.DictReader(stream)]
+
+
+def _mistyped(texts: Sequence[str], share: float) -> list[str]:
+    """Each character is, with this chance, swapped for a neighbouring letter of the alphabet."""
+    random = np.random.default_rng(7)
+    return [
+        "".join(chr(ord(sign) ^ 1) if sign.isalpha() and random.random() < share else sign for sign in text) for text in texts
+    ]
+
+
+if __name__ == "__main__":
+    command(run)()
