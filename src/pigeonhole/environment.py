@@ -78,7 +78,7 @@ def read_variables(schema: type[SettingsT], environment: Mapping[str, str]) -> S
 def describe_variables(schema: type[Any]) -> str:
     """One line a variable, for --help."""
     rows = [(found.name, "" if field.default is None else str(field.default), _help(found)) for field, found in variables(schema)]
-    return "\n".join(f"  {name:<24}{default:<12}{help_}".rstrip() for name, default, help_ in rows)
+    return "\n".join(f"  {name:<24}{default:<13} {help_}".rstrip() for name, default, help_ in rows)
 
 
 def _help(found: Variable) -> str:

@@ -9,10 +9,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +35,8 @@ EVALUATE = "uv run evaluate bundle=BUNDLE data.path=new.csv data.text=message da
 PROMOTE = "uv run promote candidate=BUNDLE"
 SERVE = "uv run serve"
 KEYS = "uv run keys new keys=keys.json scopes=predict,feedback rate=10 days=90"
-CURL = next(line for line in LINES if line.startswith("curl "))
+DRIFT = "uv run drift"
+CURL, CURL_DRIFT = (line for line in LINES if line.startswith("curl "))
 ELSEWHERE = {
     "uv run pytest": "this is it",
     "uv sync --no-default-groups --group serve": "would take the libraries away from under the tests",
@@ -81,34 +84,53 @@ def trained(workshop: Workshop) -> dict[str, Any]:
     return printed
 
 
-@pytest.fixture(scope="module")
-def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
-    """The address of the README's second command, when it is ready; it serves what `trained` left in the registry."""
-    assert trained["alias"] == "production"
+@contextlib.contextmanager
+def started(line: str, workshop: Workshop, **environment: str) -> Iterator[str]:
+    """The address of a server that a README line starts, while it answers GET /health; SIGTERM has to end it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen(words(SERVE), cwd=workshop.folder, env={**workshop.environment, "PORT": str(port)})
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(words(line), cwd=workshop.folder, env={**workshop.environment, **environment, "PORT": str(port)})
     try:
-        address = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + 60
-        while time.monotonic() < until and server.poll() is None and not is_ready(address):
+        until = time.monotonic() + 120
+        while time.monotonic() < until and server.poll() is None and not is_healthy(address):
             time.sleep(0.1)
         assert server.poll() is None
         yield address
     finally:
         server.terminate()
-        assert server.wait(timeout=20) == 0
+        assert server.wait(timeout=60) in (0, -signal.SIGTERM)
 
 
-def is_ready(address: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/ready", timeout=5) as reply:
+def is_healthy(address: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as reply:
         return bool(reply.status == 200)
     return False
 
 
+def ask(line: str, address: str) -> Any:
+    """Send what a README's curl line sends, to `address`, and return the JSON reply."""
+    options = dict(zip(given := shlex.split(line), given[1:], strict=False))
+    url = next(word for word in given if word.startswith("http://"))
+    headers = dict([options["-H"].split(": ")]) if "-H" in options else {}
+    body = options["-d"].encode() if "-d" in options else b""
+    request = urllib.request.Request(address + urllib.parse.urlsplit(url).path, body, headers, method="POST")
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.loads(reply.read())
+
+
+@pytest.fixture(scope="module")
+def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
+    """The address of the README's second command; it serves what `trained` left in the registry."""
+    assert trained["alias"] == "production"
+    with started(SERVE, workshop) as address:
+        yield address
+
+
 def test_every_line_is_run_here_or_has_its_reason() -> None:
-    assert {TRAIN, TRAIN_OWN, CHECK, EVALUATE, PROMOTE, SERVE, KEYS, CURL, *ELSEWHERE} == set(LINES)
+    ours = {TRAIN, TRAIN_OWN, CHECK, EVALUATE, PROMOTE, SERVE, KEYS, CURL, DRIFT, CURL_DRIFT}
+    assert {*ours, *ELSEWHERE} == set(LINES)
 
 
 def test_train_prints_bundle_metrics_baselines_and_seconds(trained: dict[str, Any], workshop: Workshop) -> None:
@@ -118,16 +140,17 @@ def test_train_prints_bundle_metrics_baselines_and_seconds(trained: dict[str, An
     assert trained["bundle"].startswith(f"file://{workshop.folder}/registry/")
 
 
-def test_the_curl_line_is_answered(served: str, trained: dict[str, Any]) -> None:
-    _, _, url, _, header, _, body = shlex.split(CURL)
-    assert url.startswith("http://127.0.0.1:8080/")
-    name, value = header.split(": ")
-    request = urllib.request.Request(url.replace("http://127.0.0.1:8080", served), body.encode(), {name: value})
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        answer = json.loads(reply.read())
-    assert answer.keys() >= {"label", "score", "probabilities", "prediction_id", "model_version"}
+def test_the_server_answers_the_curl_line(served: str, trained: dict[str, Any]) -> None:
+    answer = ask(CURL, served)
+    assert answer.keys() >= {"label", "score", "probabilities", "decision", "prediction_id", "model_version"}
     assert answer["label"] in answer["probabilities"]
     assert answer["model_version"] == trained["version"]
+
+
+@pytest.mark.usefixtures("served")
+def test_the_drift_service_answers_the_curl_line(workshop: Workshop) -> None:
+    with started(DRIFT, workshop, PIGEONHOLE_DRAW="no") as address:
+        assert ask(CURL_DRIFT, address)["verdict"] == "too_few_rows"
 
 
 def test_the_table_of_variables_is_that_of_the_server() -> None:
