@@ -1,0 +1,105 @@
+"""Many texts, classified chunk by chunk on a thread of their own, so that the page stays alive and can say stop.
+
+What is kept for a text is its label, score, decision and a flag: 100,000 texts take a few megabytes beside the upload itself.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from frontend.client import Down, Refused, Service
+
+CHUNK = 256
+PATIENCE = 5
+"""How often a chunk is tried again when the service is too busy or away; the pauses add up to half a minute."""
+
+
+class BatchJob:
+    """Starts at once; read `done`, `total`, `error`, `finished` while it runs, `results()` at any time."""
+
+    def __init__(self, service: Service, texts: Sequence[str], max_chars: int, patience: int = PATIENCE) -> None:
+        self.total = len(texts)
+        self.done = 0
+        self.error = ""
+        self.model_version = ""
+        self._service, self._texts, self._max_chars, self._patience = service, texts, max_chars, patience
+        self._rows: list[tuple[str, float | None, str, str]] = []
+        self._began = time.monotonic()
+        self._ended: float | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="batch", daemon=True)
+        self._thread.start()
+
+    @property
+    def finished(self) -> bool:
+        return self._ended is not None
+
+    @property
+    def cancelled(self) -> bool:
+        return self._stop.is_set()
+
+    @property
+    def seconds(self) -> float:
+        return (self._ended or time.monotonic()) - self._began
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the pace so far; None before the first chunk is back."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
+
+    def cancel(self) -> None:
+        self._stop.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def results(self) -> pd.DataFrame:
+        """One row a text that has been answered or passed over, in the order of the upload."""
+        return pd.DataFrame(self._rows[: self.done], columns=["label", "score", "decision", "note"])
+
+    def _run(self) -> None:
+        try:
+            for start in range(0, self.total, CHUNK):
+                if self._stop.is_set():
+                    break
+                rows = self._chunk(self._texts[start : start + CHUNK])
+                self._rows.extend(rows)
+                self.done += len(rows)
+        except (Down, Refused) as error:
+            self.error = str(error)
+        finally:
+            self._ended = time.monotonic()
+
+    def _chunk(self, texts: Sequence[str]) -> list[tuple[str, float | None, str, str]]:
+        """What cannot be asked (blank, half a character) is a row with a note; one over the limit is cut and says so."""
+        asked = [text[: self._max_chars] for text in texts if _fit(text)]
+        answers = iter(self._ask(asked) if asked else [])
+        rows: list[tuple[str, float | None, str, str]] = []
+        for text in texts:
+            if not _fit(text):
+                rows.append(("", None, "", "blank" if not text.strip() else "not a text"))
+                continue
+            answer = next(answers)
+            note = "cut" if len(text) > self._max_chars or answer.get("truncated") else ""
+            rows.append((str(answer["label"]), float(answer["score"]), str(answer["decision"]), note))
+        return rows
+
+    def _ask(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        for attempt in range(self._patience + 1):
+            try:
+                body = self._service.predict_many(texts).body
+            except Down:
+                if attempt == self._patience or self._stop.wait(2**attempt / 2):
+                    raise
+            else:
+                self.model_version = str(body["model_version"])
+                return list(body["predictions"])
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _fit(text: str) -> bool:
+    return bool(text.strip()) and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,0 +1,103 @@
+"""Tables of people: an uploaded file in, text columns as they stand; a file out that no spreadsheet takes for formulas."""
+
+import csv
+import io
+import json
+from pathlib import PurePath
+
+import pandas as pd
+
+MAX_ROWS = 100_000
+KINDS = ("csv", "tsv", "xlsx", "jsonl")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What makes a spreadsheet compute a cell (also in full width, which Excel takes for the same)."""
+
+
+class Unreadable(Exception):  # noqa: N818
+    """What was uploaded is no table; the text says what is wrong and what is allowed."""
+
+
+def read_table(name: str, data: bytes) -> pd.DataFrame:
+    """Every cell a string ("NA" and "007" stay what they are); raises Unreadable."""
+    kind = PurePath(name).suffix.lower().lstrip(".")
+    if kind not in KINDS:
+        raise Unreadable(f"{name} is none of {', '.join(KINDS)}")
+    try:
+        table = _read(kind, data)
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{name} is not UTF-8: save it as CSV UTF-8") from error
+    except (ValueError, KeyError, OSError, csv.Error) as error:
+        raise Unreadable(f"{name} cannot be read as {kind}: {str(error).splitlines()[0][:200]}") from error
+    if table.empty:
+        raise Unreadable(f"{name} has no rows")
+    if len(table) > MAX_ROWS:
+        raise Unreadable(f"{name} has {len(table):,} rows; at most {MAX_ROWS:,} at a time, so split it")
+    return table
+
+
+def _read(kind: str, data: bytes) -> pd.DataFrame:
+    if kind == "xlsx":
+        return _cells(_open_excel(data))
+    text = data.decode("utf-8-sig")
+    if kind == "jsonl":
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is not a JSON object")
+        return _cells(pd.DataFrame(rows, dtype=object))
+    return _delimited(text, "\t" if kind == "tsv" else _separator(text))
+
+
+def _delimited(text: str, separator: str) -> pd.DataFrame:
+    """A row with another number of cells than the header is refused: it would shift the columns in silence."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    header = next(rows, [])
+    body = [row for row in rows if row]
+    for number, row in enumerate(body, start=1):
+        if len(row) != len(header):
+            raise ValueError(f"row {number} has {len(row)} cells, the header has {len(header)}")
+    if len(set(header)) < len(header):
+        raise ValueError("two columns have the same name")
+    return pd.DataFrame(body, columns=header, dtype=object)
+
+
+def _separator(text: str) -> str:
+    """Of the header: a comma, else a semicolon (Excel of half of Europe), else a tab."""
+    head = text.split("\n", 1)[0]
+    return max(",;\t", key=head.count)
+
+
+def _open_excel(data: bytes) -> pd.DataFrame:
+    import zipfile  # beside openpyxl, which raises it
+
+    try:
+        return pd.read_excel(io.BytesIO(data), dtype=object, keep_default_na=False, engine="openpyxl", nrows=MAX_ROWS + 1)
+    except zipfile.BadZipFile as error:
+        raise ValueError("it is no Excel workbook") from error
+
+
+def _cells(table: pd.DataFrame) -> pd.DataFrame:
+    table.columns = [str(name) for name in table.columns]
+    return table.map(lambda cell: "" if cell is None or cell != cell else str(cell)).astype(object)
+
+
+def likely_text_column(table: pd.DataFrame) -> str:
+    """One named as texts are named, else the one with the longest cells."""
+    for name in ("text", "sentence", "utterance", "message", "body"):
+        for column in table.columns:
+            if str(column).strip().lower() == name:
+                return str(column)
+    means = {str(column): table[column].head(200).map(len).mean() for column in table.columns}
+    return max(means, key=lambda column: means[column])
+
+
+def safe_csv(table: pd.DataFrame) -> bytes:
+    """CSV with a byte order mark (Excel needs it for UTF-8) and an apostrophe before every cell that could be a formula."""
+    guarded = table.rename(columns=_guarded)
+    for column in guarded.columns:
+        if guarded[column].dtype == object:
+            guarded[column] = guarded[column].map(_guarded)
+    return b"\xef\xbb\xbf" + bytes(guarded.to_csv(index=False, lineterminator="\r\n").encode())
+
+
+def _guarded(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(FORMULA) else cell

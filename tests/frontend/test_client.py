@@ -1,0 +1,107 @@
+"""Against a real HTTP server in this process, which answers as it is told."""
+
+import contextlib
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from frontend import client
+from frontend.client import Down, Refused, Service
+
+Answer = tuple[int, bytes]
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[..., tuple[str, list[str]]]]:
+    """Starts a server that gives these answers in order, then the last for ever; beside it the tokens it was shown."""
+    with contextlib.ExitStack() as running:
+
+        def start(*answers: Answer) -> tuple[str, list[str]]:
+            left, tokens = list(answers), list[str]()
+
+            class Handler(http.server.BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    tokens.append(self.headers.get("authorization", ""))
+                    status, body = left.pop(0) if len(left) > 1 else left[0]
+                    self.send_response(status)
+                    self.send_header("content-length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+                def log_message(self, format: str, *args: object) -> None:
+                    pass
+
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            running.callback(thread.join)
+            running.callback(server.server_close)
+            running.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}", tokens
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PAUSE_S", 0.0)
+
+
+@contextlib.contextmanager
+def service(url: str, key: str = "") -> Iterator[Service]:
+    made = Service(url, key)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+Answering = Callable[..., tuple[str, list[str]]]
+
+
+def test_a_service_that_is_busy_is_asked_again(answering: Answering) -> None:
+    url, tokens = answering((503, b'{"detail": "later"}'), (200, b'{"a": 1}'))
+    with service(url) as made:
+        assert made.get("/") == {"a": 1}
+    assert len(tokens) == 2
+
+
+def test_a_service_that_stays_busy_is_down_with_its_own_words(answering: Answering) -> None:
+    url, tokens = answering((503, b'{"detail": "too many texts are waiting"}'))
+    with service(url) as made, pytest.raises(Down, match="too many texts are waiting"):
+        made.get("/")
+    assert len(tokens) == 3
+
+
+def test_nobody_at_the_address_is_down() -> None:
+    with service("http://127.0.0.1:9") as made, pytest.raises(Down, match="does not answer"):
+        made.get("/")
+
+
+def test_a_refusal_carries_what_the_service_said_and_is_not_repeated(answering: Answering) -> None:
+    url, tokens = answering((422, b'{"detail": "text is blank"}'))
+    with service(url) as made, pytest.raises(Refused, match="text is blank"):
+        made.get("/")
+    assert len(tokens) == 1
+
+
+def test_a_wrong_token_names_its_variable_and_never_shows_it(answering: Answering) -> None:
+    url, tokens = answering((401, b"{}"))
+    with service(url, "secret-token") as made, pytest.raises(Refused, match="PIGEONHOLE_API_KEY") as caught:
+        made.get("/")
+    assert tokens == ["Bearer secret-token"]
+    assert "secret-token" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[1]"])
+def test_another_service_at_the_address_is_told_apart(answering: Answering, body: bytes) -> None:
+    url, _ = answering((200, body))
+    with service(url) as made, pytest.raises(Refused, match="address of the service"):
+        made.get("/")
+
+
+def test_the_environment_says_where_and_with_which_token() -> None:
+    made = Service.api({"PIGEONHOLE_API_URL": "http://elsewhere:1/"})
+    assert made.url == "http://elsewhere:1"
+    made.close()

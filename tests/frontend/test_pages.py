@@ -1,0 +1,187 @@
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+from tests.frontend.conftest import NOBODY
+from tests.keyword_bundle import keyword_bundle
+
+OpenPage = Callable[..., AppTest]
+
+
+def words_of(app: AppTest) -> str:
+    """All that stands on the page as text."""
+    kinds = (app.title, app.subheader, app.markdown, app.caption, app.error, app.warning, app.info, app.success)
+    return "\n".join(str(each.value) for kind in kinds for each in kind)
+
+
+def classify(app: AppTest, text: str) -> AppTest:
+    app.text_area(key="text").set_value(text)
+    next(button for button in app.button if button.label == "Classify").click()
+    return app.run()
+
+
+@pytest.mark.parametrize("page", ["", "batch", "model"])
+def test_a_page_without_the_service_says_so_and_offers_to_try_again(open_page: OpenPage, page: str) -> None:
+    app = open_page(NOBODY, page)
+    assert not app.exception
+    assert "not reachable" in app.error[0].value
+    assert [button.label for button in app.button] == ["Try again"]
+
+
+def test_a_text_gets_its_label_its_decision_in_words_and_its_place_in_the_history(open_page: OpenPage, served: str) -> None:
+    app = classify(open_page(served), "where is my parcel, the courier has not come")
+    assert not app.exception
+    assert app.subheader[0].value == "delivery"
+    assert "Calibrated" in words_of(app)
+    assert app.expander[0].label == "This visit: 1 asked"
+    again = classify(app, "I cannot login with my password")
+    assert again.subheader[0].value == "account"
+    assert again.expander[0].label == "This visit: 2 asked"
+
+
+def test_a_link_with_a_text_asks_it_at_once(open_page: OpenPage, served: str) -> None:
+    app = open_page(served, query={"text": "my invoice & card statement"})
+    assert app.text_area(key="text").value == "my invoice & card statement"
+    assert app.subheader[0].value == "billing"
+    assert "text=my+invoice+%26+card+statement" in app.code[0].value
+
+
+def test_an_example_fills_the_box(open_page: OpenPage, served: str) -> None:
+    app = open_page(served)
+    app.button(key="example-0").click().run()
+    assert app.text_area(key="text").value == "Where is my parcel?"
+
+
+def test_of_150_labels_the_ten_likeliest_are_drawn(
+    open_page: OpenPage, serve_bundle: Callable[[Path], str], tmp_path: Path
+) -> None:
+    words = {f"word{number}": f"label number {number}" for number in range(150)}
+    url = serve_bundle(Path(keyword_bundle(tmp_path / "many", "1", words).url))
+    app = classify(open_page(url), "word77")
+    assert not app.exception
+    assert app.subheader[0].value == "label number 77"
+    assert "The 10 likeliest of 150 labels." in words_of(app)
+    model = open_page(url, "model")
+    assert not model.exception
+    assert "no metrics" in model.info[0].value
+
+
+def test_no_text_asks_for_one(open_page: OpenPage, served: str) -> None:
+    assert "no text yet" in classify(open_page(served), "   ").warning[0].value
+
+
+def test_right_to_left_text_is_answered_and_kept_as_it_is(open_page: OpenPage, served: str) -> None:
+    text = "أين الطرد الخاص بي؟ (parcel)"
+    app = classify(open_page(served), text)
+    assert not app.exception
+    assert app.dataframe[0].value["text"][0] == text
+
+
+def test_a_text_with_markup_is_shown_as_text(open_page: OpenPage, served: str) -> None:
+    app = classify(open_page(served), "<script>alert(1)</script> **parcel** [a](http://b)")
+    assert not app.exception
+    assert "<script>" not in words_of(app)
+
+
+def test_a_wrong_answer_is_told_to_the_service_once(open_page: OpenPage, served: str) -> None:
+    app = classify(open_page(served), "parcel")
+    next(box for box in app.selectbox if box.label == "The right label").select("billing").run()
+    next(button for button in app.button if button.label == "Send").click().run()
+    assert not app.exception
+    assert "Noted: billing" in app.success[0].value
+    assert not [box for box in app.selectbox if box.label == "The right label"]
+
+
+def test_the_words_that_decided_are_marked_and_the_others_are_not(open_page: OpenPage, served: str) -> None:
+    app = classify(open_page(served), "where is my parcel and the *courier*")
+    next(button for button in app.button if button.label == "Which words decided?").click().run()
+    assert not app.exception
+    assert "-background[" in words_of(app)
+    assert "speak for delivery" in words_of(app)
+
+
+def upload(app: AppTest, name: str, data: bytes) -> AppTest:
+    app.file_uploader[0].set_value((name, data, "application/octet-stream"))
+    return app.run()
+
+
+def run_batch(app: AppTest) -> AppTest:
+    next(button for button in app.button if button.label.startswith("Classify")).click()
+    app.run()
+    deadline = time.monotonic() + 60
+    while not app.session_state.job.finished and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return app.run()
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    texts = [f"parcel number {number}" for number in range(598)] + ["", "=1+1 my password"]
+    return pd.DataFrame({"id": [f"{number:03}" for number in range(600)], "message": texts})
+
+
+def test_a_file_is_classified_to_the_last_row_and_comes_back_safe_for_spreadsheets(
+    open_page: OpenPage, served: str, rows: pd.DataFrame
+) -> None:
+    app = run_batch(upload(open_page(served, "batch"), "mail.csv", rows.to_csv(index=False).encode()))
+    assert not app.exception
+    assert "600 texts" in app.success[0].value
+    data = app.session_state.download
+    back = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
+    assert list(back.columns) == ["id", "message", "predicted_label", "predicted_score", "predicted_decision", "predicted_note"]
+    assert len(back) == 600
+    assert back["id"][7] == "007"
+    assert back.loc[598, "predicted_note"] == "blank"
+    assert back.loc[599, "message"] == "'=1+1 my password"
+    assert set(back["predicted_label"][:598]) <= {"delivery", "account", "billing"}
+
+
+def test_results_are_filtered_by_what_a_text_contains(open_page: OpenPage, served: str, rows: pd.DataFrame) -> None:
+    app = run_batch(upload(open_page(served, "batch"), "mail.csv", rows.to_csv(index=False).encode()))
+    app.text_input[0].set_value("NUMBER 59").run()
+    assert app.dataframe[-1].value["text"].tolist()[:2] == ["parcel number 59", "parcel number 590"]
+    assert any(caption.value == "9 rows" for caption in app.caption)
+
+
+def test_a_file_that_is_no_table_is_refused_in_one_sentence(open_page: OpenPage, served: str) -> None:
+    app = upload(open_page(served, "batch"), "mail.csv", b"a,b\n1,2,3\n")
+    assert "row 1 has 3 cells" in app.error[0].value
+    assert not app.exception
+
+
+def test_the_model_page_tells_quality_beside_the_baselines(open_page: OpenPage, served: str) -> None:
+    app = open_page(served, "model")
+    assert not app.exception
+    assert [metric.label for metric in app.metric] == ["Accuracy", "Macro-F1", "Calibration error"]
+    beside = app.dataframe[0].value
+    assert {"this model", "always the commonest label", "TF-IDF, logistic regression"} <= set(beside[""])
+    assert sorted(app.dataframe[1].value["label"]) == ["account", "billing", "delivery"]
+
+
+def test_an_empty_log_and_no_drift_service_are_told_in_words(
+    open_page: OpenPage, sealed_bundle: Path, serve_bundle: Callable[[Path], str]
+) -> None:
+    app = open_page(serve_bundle(sealed_bundle), "traffic")
+    assert not app.exception
+    assert any("No text has been classified yet" in info.value for info in app.info)
+    assert any("drift service is not reachable" in info.value for info in app.info)
+
+
+def test_traffic_counts_what_was_asked(open_page: OpenPage, served: str) -> None:
+    classify(open_page(served), "parcel")
+    app = open_page(served, "traffic")
+    assert not app.exception
+    figures: dict[str, Any] = {metric.label: metric.value for metric in app.metric}
+    assert int(figures["Texts classified"].replace(",", "")) >= 1
+    assert figures["Median"].endswith("ms")
+
+
+def test_traffic_without_the_service_says_so(open_page: OpenPage) -> None:
+    app = open_page(NOBODY, "traffic")
+    assert "not reachable" in app.error[0].value
+    assert not app.exception

@@ -1,0 +1,78 @@
+import io
+
+import openpyxl
+import pandas as pd
+import pytest
+from frontend import table
+from frontend.table import Unreadable, likely_text_column, read_table, safe_csv
+
+
+def workbook(rows: list[list[object]]) -> bytes:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    for row in rows:
+        sheet.append(row)
+    stream = io.BytesIO()
+    book.save(stream)
+    return stream.getvalue()
+
+
+FILES = {
+    "a.csv": b"id,text\n007,NA\n008,null\n",
+    "b.csv": "\ufeffid;text\r\n007;NA\r\n008;null\r\n".encode(),
+    "c.tsv": b"id\ttext\n007\tNA\n008\tnull\n",
+    "d.jsonl": b'{"id": "007", "text": "NA"}\n\n{"id": "008", "text": "null"}\n',
+    "e.XLSX": workbook([["id", "text"], ["007", "NA"], ["008", "null"]]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_keeps_its_cells_as_they_stand(name: str) -> None:
+    assert read_table(name, FILES[name]).to_dict("list") == {"id": ["007", "008"], "text": ["NA", "null"]}
+
+
+REFUSED = {
+    "shifted.csv": (b"a,b\n1,2,\n", "row 1 has 3 cells"),
+    "twice.csv": (b"a,a\n1,2\n", "same name"),
+    "latin.csv": ("text\ncafé\n".encode("latin-1"), "not UTF-8"),
+    "quote.csv": (b'text\n"open\n', "cannot be read as csv"),
+    "header.csv": (b"text\n", "no rows"),
+    "empty.csv": (b"", "no rows"),
+    "list.jsonl": (b"[1]\n", "not a JSON object"),
+    "broken.jsonl": (b"{\n", "cannot be read as jsonl"),
+    "broken.xlsx": (b"PK?", "no Excel workbook"),
+    "old.xls": (b"", "none of csv"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_table_is_refused_with_the_reason(name: str) -> None:
+    data, reason = REFUSED[name]
+    with pytest.raises(Unreadable, match=reason):
+        read_table(name, data)
+
+
+def test_too_many_rows_are_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "MAX_ROWS", 2)
+    with pytest.raises(Unreadable, match="has 3 rows; at most 2"):
+        read_table("a.csv", b"text\n1\n2\n3\n")
+
+
+def test_an_absent_cell_is_an_empty_text() -> None:
+    assert read_table("a.jsonl", b'{"a": "1"}\n{"b": null}\n').to_dict("list") == {"a": ["1", ""], "b": ["", ""]}
+
+
+def test_the_text_column_is_found_by_name_or_else_by_length() -> None:
+    assert likely_text_column(pd.DataFrame({"id": ["long long"], "Message": ["x"]})) == "Message"
+    assert likely_text_column(pd.DataFrame({"id": ["1"], "what": ["much longer"]})) == "what"
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "  =1", "\uff1d1"])
+def test_no_cell_and_no_header_of_a_download_is_a_formula(cell: str) -> None:
+    data = safe_csv(pd.DataFrame({cell: [cell], "b": ["plain"], "score": [0.5]}))
+    assert data.startswith(b"\xef\xbb\xbf")
+    back = pd.read_csv(io.BytesIO(data), dtype=str)
+    assert back.columns[0].startswith("'")
+    assert back.iloc[0, 0].startswith("'")
+    assert back.iloc[0].tolist()[1:] == ["plain", "0.5"]
