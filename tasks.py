@@ -127,11 +127,17 @@ def rules(context: Context) -> None:
 
 
 @task
+def up(context: Context) -> None:
+    """Start the service, the drift service and the page over this folder; Ctrl-C stops them."""
+    show(context, "uv run python -m frontend.up")
+
+
+@task
 def ci(context: Context) -> None:
     """Do here what CI does in a fresh clone."""
     show(context, "bash .ci/run")
 
 
 namespace = Collection(
-    lint, format_, types, contracts, test, check, train, serve, images, rules, ci, data=Collection(write, status, remote)
+    lint, format_, types, contracts, test, check, train, serve, up, images, rules, ci, data=Collection(write, status, remote)
 )

@@ -39,6 +39,7 @@ DRIFT = "uv run drift"
 CURL, CURL_DRIFT = (line for line in LINES if line.startswith("curl "))
 ELSEWHERE = {
     "uv run pytest": "this is it",
+    "uv run invoke up": "tests/frontend/test_up.py starts and stops it",
     "uv sync --no-default-groups --group serve": "would take the libraries away from under the tests",
     "uv run deploy image=COMMIT model=tickets --dry-run": "tests/cloud/test_deploy.py, with a commit",
     "uv run vertex image=COMMIT experiment=fast machine=gpu --dry-run": "tests/training/test_vertex.py, with a commit",

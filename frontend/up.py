@@ -1,0 +1,121 @@
+"""`uv run invoke up`: the service, the drift service and the page on this machine, over this folder, until Ctrl-C.
+
+Each is a process of its own, with its own script; one that ends takes the others with it. Nothing here is imported from them.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from frontend.ports import API_PORT, API_VARIABLE, DRIFT_PORT, DRIFT_VARIABLE, PAGE_PORT, local
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_S = 120.0
+GRACE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A process of the stack; `ready` answers 200 once it is of use."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    url: str
+    ready: str
+
+
+def parts(environment: Mapping[str, str]) -> list[Part]:
+    """The ports are those of ports.py; API_PORT, DRIFT_PORT and PAGE_PORT in the environment put others in their place."""
+    api, drift, page = (
+        int(environment.get(name) or default)
+        for name, default in (("API_PORT", API_PORT), ("DRIFT_PORT", DRIFT_PORT), ("PAGE_PORT", PAGE_PORT))
+    )
+    own = {API_VARIABLE: local(api), DRIFT_VARIABLE: local(drift), "PYTHONPATH": str(ROOT)}
+    streamlit = [sys.executable, "-m", "streamlit", "run", str(ROOT / "frontend/app.py")]
+    streamlit += ["--server.address", "127.0.0.1", "--server.port", str(page)]
+    found = [Part("service", [_script("serve")], {"PORT": str(api)}, local(api), "/ready")]
+    found.append(Part("drift", [_script("drift")], {"PORT": str(drift)}, local(drift), "/health"))
+    found.append(Part("page", streamlit, own, local(page), "/_stcore/health"))
+    return [Part(each.name, each.command, {**environment, **each.environment}, each.url, each.ready) for each in found]
+
+
+def _script(name: str) -> str:
+    """A console script of this environment, else of the path."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or name
+
+
+@contextlib.contextmanager
+def running(stack: list[Part]) -> Iterator[dict[str, "subprocess.Popen[bytes]"]]:
+    """Started in order, each in a session of its own so that Ctrl-C reaches only this process; stopped in reverse."""
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for part in stack:
+            started[part.name] = subprocess.Popen(
+                part.command, env=part.environment, stdout=sys.stderr.fileno(), start_new_session=True
+            )
+        yield started
+    finally:
+        for process in reversed(started.values()):
+            process.terminate()
+        for process in started.values():
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_until_ready(part: Part, process: "subprocess.Popen[bytes]", patience_s: float = PATIENCE_S) -> bool:
+    deadline = time.monotonic() + patience_s
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(part.url + part.ready, timeout=2):  # noqa: S310  one of our own addresses
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    return False
+
+
+def main() -> int:
+    """0 after Ctrl-C or SIGTERM, 3 where a part does not start or ends by itself."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    stack = parts(os.environ)
+    try:
+        with running(stack) as started:
+            for part in stack:
+                if not wait_until_ready(part, started[part.name]):
+                    _say(f"error: the {part.name} at {part.url} does not start; what it said stands above")
+                    return 3
+                _say(f"{part.name:<8} {part.url}")
+            _say("Ctrl-C stops all of it")
+            while all(process.poll() is None for process in started.values()):
+                time.sleep(0.5)
+            ended = next(name for name, process in started.items() if process.poll() is not None)
+            _say(f"error: the {ended} has ended, so the others are stopped")
+            return 3
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal module calls it so
+    raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

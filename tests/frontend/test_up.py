@@ -1,0 +1,71 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from frontend.up import Part, wait_until_ready
+from tests.frontend.conftest import ROOT, environment, free_port
+
+
+@pytest.fixture
+def stack(sealed_bundle: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    variables = environment(
+        PIGEONHOLE_BUNDLE=str(sealed_bundle),
+        PIGEONHOLE_LOG=str(tmp_path / "log"),
+        **{name: str(free_port()) for name in ("API_PORT", "DRIFT_PORT", "PAGE_PORT")},
+    )
+    command = [sys.executable, "-m", "frontend.up"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    with process.stderr:
+        yield process
+        process.kill()
+        process.wait()
+
+
+def test_the_stack_starts_prints_its_addresses_and_stops_on_ctrl_c(stack: "subprocess.Popen[str]") -> None:
+    addresses: dict[str, str] = {}
+    assert stack.stderr
+    for line in stack.stderr:
+        match line.split():
+            case [("service" | "drift" | "page") as name, address]:
+                addresses[name] = address
+            case ["Ctrl-C", *_]:
+                break
+    assert list(addresses) == ["service", "drift", "page"]
+    assert httpx.get(f"{addresses['service']}/ready").json()["status"] == "ready"
+    assert "Streamlit" in httpx.get(addresses["page"]).text
+    os.kill(stack.pid, signal.SIGINT)
+    assert stack.wait(30) == 0
+    for address in addresses.values():
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(address)
+
+
+def test_a_part_that_does_not_start_stops_the_others_and_says_which(tmp_path: Path) -> None:
+    ports = {name: str(free_port()) for name in ("API_PORT", "DRIFT_PORT", "PAGE_PORT")}
+    variables = environment(PIGEONHOLE_BUNDLE=str(tmp_path / "nowhere"), **ports)
+    command = [sys.executable, "-m", "frontend.up"]
+    answer = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 3
+    assert "error: the service at" in answer.stderr
+
+
+def test_a_process_that_has_ended_is_never_ready() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert not wait_until_ready(Part("x", [], {}, "http://127.0.0.1:9", "/"), ended)
+
+
+def test_the_ports_of_the_page_are_the_defaults_of_the_services() -> None:
+    from frontend.ports import API_PORT, DRIFT_PORT
+
+    from pigeonhole.drift.settings import Settings as DriftSettings
+    from pigeonhole.serving.settings import Settings
+
+    assert (Settings().port, DriftSettings().port) == (API_PORT, DRIFT_PORT)
+    assert ROOT.joinpath("frontend/ports.py").exists()
