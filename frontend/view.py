@@ -16,8 +16,13 @@ DECISIONS = {
 
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$:~&])")
 
-STYLE = "<style>textarea, [data-testid='stText'] { unicode-bidi: plaintext; text-align: start; }</style>"
-"""A text runs in the direction of its own first letter (Arabic, Hebrew), whatever the page's."""
+LINK = re.compile(r"(https?(?=\\?:)|www(?=\\?\.)|(?=\\?@))", re.IGNORECASE)
+
+STYLE = """<style>
+textarea, [data-testid='stText'] { unicode-bidi: plaintext; text-align: start; }
+[data-testid='stCaptionContainer'], [data-testid='stCaptionContainer'] p { color: light-dark(#595965, #b5b5bf); }
+</style>"""
+"""A text runs in the direction of its own first letter (Arabic, Hebrew); captions are dark enough to read (WCAG AA, 4.5 : 1)."""
 
 
 @st.cache_resource(on_release=Service.close)
@@ -74,8 +79,8 @@ def show_error(error: Down | Refused) -> None:
 
 
 def plain(text: str) -> str:
-    """Text as text: nothing in it is Markdown or HTML."""
-    return MARKDOWN.sub(r"\\\1", text)
+    """Text as text: nothing in it is Markdown or HTML, and no address becomes a link (an invisible joiner breaks it)."""
+    return LINK.sub("\\1\u2060", MARKDOWN.sub(r"\\\1", text))
 
 
 def percent(share: float) -> str:

@@ -17,6 +17,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, e
 from tests.frontend.conftest import ROOT, environment, free_port, wait_until_ready
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 ARTEFACTS = Path(os.environ.get("PIGEONHOLE_ARTEFACTS") or ROOT / "artefacts")
 OURS = (
@@ -68,7 +70,7 @@ class Visit:
         self.page, self.width = page, width
         self.elsewhere: list[str] = []
         self.errors: list[str] = []
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.route("**/*", self._ask)
