@@ -21,13 +21,15 @@ MATERIALISE = "uv run python -m pigeonhole.dataset.materialise"
 COMMIT = "uv run dvc commit --quiet data.dvc"
 STATUS = "uv run dvc status"
 TEST = "uv run pytest --cov=pigeonhole"
+# In an environment of its own: Ray brings a command `serve` that would take the place of ours.
+TEST_SCORING = "uv run --isolated --group score pytest tests/scoring"
 RULES = (
     "promtool check rules monitoring/recording_rules.yaml monitoring/alert_rules.yaml",
     "promtool test rules monitoring/rules_test.yaml",
 )
 
 # What CI has no way to install: a test that is skipped there for any other reason fails the run.
-MAY_SKIP = ("needs a GPU", "needs the shared folder", "needs Windows")
+MAY_SKIP = ("needs the score group", "needs a GPU", "needs the shared folder", "needs Windows")
 
 
 def show(context: Context, line: str) -> str:
@@ -89,7 +91,7 @@ def contracts(context: Context) -> None:
 @task
 def test(context: Context) -> None:
     """Run all tests and print their coverage; on CI, a skip for want of something that CI installs is a failure."""
-    skips = forbidden_skips(show(context, TEST))
+    skips = forbidden_skips(show(context, TEST)) + forbidden_skips(show(context, TEST_SCORING))
     if skips and os.environ.get("CI"):
         raise Exit("\n".join(["skipped, though CI installs what they need:", *skips]), code=1)
 

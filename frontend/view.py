@@ -20,7 +20,7 @@ LINK = re.compile(r"(https?(?=\\?:)|www(?=\\?\.)|(?=\\?@))", re.IGNORECASE)
 
 STYLE = """<style>
 textarea, [data-testid='stText'] { unicode-bidi: plaintext; text-align: start; }
-[data-testid='stCaptionContainer'], [data-testid='stCaptionContainer'] p { color: light-dark(#595965, #b5b5bf); }
+[data-testid='stCaptionContainer'] { opacity: 0.8; }
 </style>"""
 """A text runs in the direction of its own first letter (Arabic, Hebrew); captions are dark enough to read (WCAG AA, 4.5 : 1)."""
 

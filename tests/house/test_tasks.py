@@ -10,7 +10,8 @@ from invoke.exceptions import Exit
 from invoke.runners import Result
 
 ROOT = Path(tasks.__file__).parent
-CHECK = [tasks.LINT, tasks.FORMAT, tasks.TYPES, tasks.CONTRACTS, tasks.MATERIALISE, tasks.COMMIT, tasks.STATUS, tasks.TEST]
+DATA = [tasks.MATERIALISE, tasks.COMMIT, tasks.STATUS]
+CHECK = [tasks.LINT, tasks.FORMAT, tasks.TYPES, tasks.CONTRACTS, *DATA, tasks.TEST, tasks.TEST_SCORING]
 
 
 def lines_of(name: str, **arguments: Any) -> list[str]:

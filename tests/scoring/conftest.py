@@ -1,3 +1,4 @@
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -28,3 +29,11 @@ def texts() -> list[str]:
 @pytest.fixture
 def config(sealed_bundle: Path, tmp_path: Path) -> ScoreConfig:
     return ScoreConfig(bundle=str(sealed_bundle), input=str(tmp_path / "in.csv"), output=str(tmp_path / "out"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ray lives in an environment of its own: `uv run --isolated --group score pytest tests/scoring`."""
+    if importlib.util.find_spec("ray") is None:
+        for item in items:
+            if item.path.name in ("test_engine.py", "test_score.py") and item.path.parent.name == "scoring":
+                item.add_marker(pytest.mark.skip(reason="needs the score group, see TEST_SCORING in tasks.py"))

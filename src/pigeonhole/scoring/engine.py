@@ -53,9 +53,11 @@ class Cluster:
 
     def __init__(self, address: str | None, actors: int) -> None:
         os.environ.update(ENVIRONMENT | ({} if address else LOOPBACK))
-        import ray
-
-        self._ray = ray
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError("Ray is not installed here; run `uv run --group score score …`") from error
+        self._ray: Any = ray
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
             try:
@@ -65,7 +67,7 @@ class Cluster:
                 raise ConfigError(
                     f"ray_address={address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
                 ) from error
-            self.actors = actors or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)  # type: ignore[no-untyped-call]
+            self.actors = actors or max(1, int(self._ray.cluster_resources().get("CPU", 2)) - 1)
         else:
             self.actors = actors or len(os.sched_getaffinity(0))
             # One more logical core than actors: with all of them taken, no reading task would ever start.
