@@ -53,6 +53,7 @@ def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
     settings = {found.key: found for found in settings_of(schema)}
     for argument in arguments:
         _check_key(argument, settings)
+        _check_choice(argument, folder)
     config = _compose(schema, name, arguments, folder, settings)
     check_ranges(config)
     if shown is not None:
@@ -114,6 +115,16 @@ def _check_key(argument: str, settings: dict[str, Setting]) -> None:
         raise ConfigError(f"{argument}: {key} is a group of keys; set one of {known}")
     near = nearest(key, [*settings, *groups()])
     raise ConfigError(f"{argument}: there is no key {key}; {near}allowed are the keys that --help lists")
+
+
+def _check_choice(argument: str, folder: str | None) -> None:
+    group, _, choice = argument.partition("=")
+    choices = set(groups().get(group, ()))
+    if folder is not None:
+        choices |= {file.stem for file in Path(folder, group).glob("*.yaml")}
+    if choices and choice not in {*choices, "null"}:
+        near = nearest(choice, sorted(choices))
+        raise ConfigError(f"{argument}: there is no such {group}; {near}allowed: {', '.join(sorted(choices))}")
 
 
 def _compose(schema: type[T], name: str, arguments: list[str], folder: str | None, settings: dict[str, Setting]) -> T:

@@ -108,9 +108,13 @@ def test_missing_file_that_dvc_tracks_can_be_pulled(pointer: str, tmp_path: Path
         verify_files(DataConfig(path=str(tmp_path / "data" / "train.csv")))
 
 
-def test_missing_file_is_not_found(tmp_path: Path) -> None:
+def test_missing_file_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFoundError, match=r"there is no such file$"):
         verify_files(DataConfig(path=str(tmp_path / "train.csv")))
+    (tmp_path / ".dvc").mkdir()  # DVC's own folder tracks nothing
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError, match=r"there is no such file$"):
+        verify_files(DataConfig(path="train.csv"))
 
 
 def test_label_unseen_in_training_is_refused(tmp_path: Path) -> None:

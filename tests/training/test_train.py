@@ -126,6 +126,17 @@ def test_a_command_that_the_user_got_wrong_exits_2_with_one_line(tmp_path: Path)
     assert done.stderr.startswith("error: trainer.learning_rate")
 
 
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import contextlib, sys; from pigeonhole.training.train import run\n"
+        "with contextlib.suppress(SystemExit): run(['--help'])\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'onnxruntime')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "trainer.learning_rate" in done.stdout
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("parity", "message"),
     [

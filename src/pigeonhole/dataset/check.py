@@ -93,7 +93,8 @@ def _digest(url: str) -> FileDigest:
     try:
         return digest_file(url)
     except NotFoundError as error:
-        for pointer in (f"{url}.dvc", f"{url.rpartition('/')[0]}.dvc"):
+        folder = url.rpartition("/")[0]
+        for pointer in (f"{url}.dvc", *([f"{folder}.dvc"] if folder else [])):  # DVC tracks files and whole folders
             if storage.exists(pointer):
                 raise NotFoundError(f"{url}: there is no such file yet, {pointer} tracks it; fetch it with: dvc pull") from error
         raise

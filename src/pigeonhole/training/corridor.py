@@ -1,0 +1,352 @@
+"""The corridor from rows to a sealed bundle in the registry, one step after another, each naming the next.
+
+rows -> split -> ids -> head on the frozen encoder -> fine-tuned model -> temperature -> ONNX (fp32, int8) -> read back through
+the server's own door and compared -> sealed -> registry.
+"""
+
+import datetime
+import hashlib
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from pigeonhole import storage
+from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, TOKENIZER, Bundle, Manifest, Precision, Windowing, open_bundle, seal
+from pigeonhole.classifier import Classifier, Encoder, Prediction
+from pigeonhole.command import say
+from pigeonhole.configuration import to_flat, to_yaml
+from pigeonhole.dataset.load import Dataset, load_dataset
+from pigeonhole.dataset.read import Row
+from pigeonhole.errors import ConfigError, StorageError
+from pigeonhole.evaluation import plots
+from pigeonhole.evaluation.baselines import score_baselines
+from pigeonhole.metrics import score_metrics
+from pigeonhole.registry import Registry
+from pigeonhole.training import export, provenance, trainer
+from pigeonhole.training.batches import TokenizedRows
+from pigeonhole.training.calibration import fit_temperature
+from pigeonhole.training.card import write_card
+from pigeonhole.training.checkpoint import Epoch
+from pigeonhole.training.config import TrainConfig, TrainerConfig
+from pigeonhole.training.head import fit_head
+from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer, locate
+from pigeonhole.training.reference import write_reference
+from pigeonhole.training.tracking import Tracker, open_tracker
+from pigeonhole.training.trainer import Recipe
+
+CHUNK = 256
+RESULT = "metrics.json"  # written last: a run folder that has it is finished
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    train: TokenizedRows
+    validation: TokenizedRows
+    test: TokenizedRows
+
+
+class Stopwatch:
+    """Seconds of each leg of the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = self._lap = time.perf_counter()
+
+    def lap(self, leg: str) -> None:
+        now = time.perf_counter()
+        self.seconds[leg] = round(now - self._lap, 2)
+        self._lap = now
+
+    def total(self) -> dict[str, float]:
+        return {**self.seconds, "total": round(time.perf_counter() - self._started, 2)}
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """What `uv run train` prints. Raises ConfigError, DataError, StorageError, ParityError and what training raises."""
+    name = _model_name(config)
+    pretrained = locate(config.model.pretrained, config.model.sha256)
+    pretrained = replace(pretrained, revision=config.model.revision)
+    out = _open_run_folder(config.out, name)
+    watch = Stopwatch()
+    threads = trainer.set_determinism(config.seed, config.trainer.threads)
+    _check_export(config)
+
+    dataset = load_dataset(config.data)
+    split = dataset.split
+    sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
+    say(f"data: {sizes}, {len(dataset.labels)} labels")
+    storage.write(str(out / "config.yaml"), to_yaml(config).encode())
+    origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads)
+    storage.write(str(out / "provenance.json"), msgspec.json.format(msgspec.json.encode(origin)))
+    tracker = open_tracker(config.tracking.backend, out, name, config.tracking.project, config.tracking.entity, to_flat(config))
+    watch.lap("data")
+
+    tokenizer = load_tokenizer(pretrained, [row.text for row in split.train])
+    encoder = Encoder(tokenizer.backend_tokenizer, config.model.max_length)
+    rows = _tokenize(encoder, dataset)
+    model = load_model(
+        pretrained,
+        dataset.labels,
+        tokenizer,
+        averaging_layer=config.model.averaging_layer,
+        max_length=config.model.max_length,
+    )
+    watch.lap("model")
+    if config.trainer.fit_head_first:
+        fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids)
+        watch.lap("head")
+    checkpoint = out / "checkpoint"
+    checkpoint.mkdir(exist_ok=True)
+    fingerprint = _fingerprint(config, dataset.sha256, threads)
+    history = trainer.train(
+        model, rows.train, rows.validation, _recipe(config), checkpoint, fingerprint, lambda history: _tell(history, tracker, out)
+    )
+    watch.lap("training")
+
+    temperature = fit_temperature(trainer.predict_logits(model, rows.validation), rows.validation.label_ids)
+    model.save_twin(out / "model", tokenizer)
+    torch_logits = trainer.predict_logits(model, rows.test)
+    folder = out / "bundle"
+    manifest = _export(config, name, model, tokenizer.backend_tokenizer.to_str(), dataset.labels, temperature, folder)
+    watch.lap("export")
+
+    classifiers = {
+        precision: Classifier.load(Bundle(str(folder), folder, manifest), precision, threads) for precision in manifest.models
+    }
+    predictions = {precision: _predict(classifier, split.test) for precision, classifier in classifiers.items()}
+    logits = {precision: np.stack([found.logits for found in answers]) for precision, answers in predictions.items()}
+    parity = export.compare(torch_logits, logits["fp32"], logits.get("int8"))
+    export.require_parity(parity, config.export.tolerance, config.export.min_agreement)
+    results = _evaluate(dataset, rows, predictions, manifest.served, config.seed)
+    watch.lap("evaluation")
+
+    manifest = msgspec.structs.replace(
+        manifest,
+        parity=export.as_dict(parity),
+        metrics={**results, "epochs": [asdict(epoch) for epoch in history]},
+        provenance=origin,
+    )
+    golden = export.golden_answers(list(classifiers.values()))
+    storage.write(str(folder / GOLDEN), msgspec.json.format(msgspec.json.encode(golden)))
+    served = predictions[manifest.served]
+    write_reference(folder / REFERENCE, [row.text for row in split.test], [row.label for row in split.test], served)
+    storage.write(str(folder / CARD), write_card(manifest).encode())
+    manifest = seal(folder, manifest)
+    Classifier.open(open_bundle(str(folder)))
+    figures = _draw(out / "plots", dataset, rows, served, history)
+    url, alias = _publish(Registry(config.registry), folder, manifest)
+    watch.lap("bundle")
+
+    result = {
+        "bundle": url,
+        "model": name,
+        "version": manifest.version,
+        "alias": alias,
+        "served": manifest.served,
+        **results,
+        "parity": export.as_dict(parity),
+        "seconds": watch.total(),
+        "run": str(out),
+    }
+    storage.write(str(out / RESULT), msgspec.json.format(msgspec.json.encode(result)))
+    tracker.finish(_summary(result), figures, folder)
+    _say_result(result)
+    return {**result, "baselines": {baseline: _without_classes(found) for baseline, found in result["baselines"].items()}}
+
+
+def _model_name(config: TrainConfig) -> str:
+    stem = config.name or Path(config.data.path.split(":")[-1]).stem
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")
+    if not name or (config.name is not None and name != config.name):
+        raise ConfigError(f"name={config.name}: expected lower-case letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _open_run_folder(out: str | None, name: str) -> Path:
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    path = storage.local_path(out or f"runs/{now}-{name}")
+    if path is None:
+        raise ConfigError(f"out={out}: a run works in a local folder; the registry is what may be remote (registry=gs://…)")
+    if (path / RESULT).exists():
+        raise ConfigError(f"out={out}: holds a finished run; choose another folder")
+    try:
+        storage.write(str(path / ".writable"), b"")
+        storage.delete(str(path / ".writable"))
+    except StorageError as error:
+        raise ConfigError(f"out={out}: cannot be written ({error}); choose a folder that you may write to") from error
+    return path.resolve()
+
+
+def _check_export(config: TrainConfig) -> None:
+    if config.export.served == "int8" and not config.export.int8:
+        raise ConfigError("export.served=int8 with export.int8=false: nothing would be served; set export.served=fp32")
+
+
+def _fingerprint(config: TrainConfig, data_sha256: str, threads: int) -> str:
+    """Of all that the weights depend on."""
+    decisive = {
+        key: value for key, value in to_flat(config).items() if key == "seed" or key.startswith(("data.", "model.", "trainer."))
+    }
+    return hashlib.sha256(msgspec.json.encode([decisive, data_sha256, threads])).hexdigest()
+
+
+def _tokenize(encoder: Encoder, dataset: Dataset) -> Tokenized:
+    ids = {label: number for number, label in enumerate(dataset.labels)}
+
+    def tokenize(rows: Sequence[Row]) -> TokenizedRows:
+        encodings = encoder.encode([row.text for row in rows])
+        truncated = sum(found.truncated for found in encodings)
+        if truncated:
+            say(f"data: {truncated} of {len(rows)} texts are longer than model.max_length and were cut")
+        return TokenizedRows([found.input_ids for found in encodings], np.array([ids[row.label] for row in rows], np.int64))
+
+    split = dataset.split
+    return Tokenized(tokenize(split.train), tokenize(split.validation), tokenize(split.test))
+
+
+def _recipe(config: TrainConfig) -> Recipe:
+    chosen: TrainerConfig = config.trainer
+    return Recipe(
+        epochs=chosen.epochs,
+        batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
+        head_learning_rate=chosen.head_learning_rate,
+        weight_decay=chosen.weight_decay,
+        warmup=chosen.warmup,
+        max_grad_norm=chosen.max_grad_norm,
+        patience=chosen.patience,
+        freeze_word_embeddings=chosen.freeze_word_embeddings,
+        seed=config.seed,
+    )
+
+
+def _tell(history: list[Epoch], tracker: Tracker, out: Path) -> None:
+    """The last epoch's numbers to the terminal, the run folder and the tracker."""
+    epoch = history[-1]
+    say(
+        f"epoch {epoch.number}: loss {epoch.loss:.4f}, validation loss {epoch.validation_loss:.4f}, "
+        f"accuracy {epoch.validation_accuracy:.4f}, macro-F1 {epoch.validation_macro_f1:.4f} ({epoch.seconds:.0f} s)"
+    )
+    storage.write(str(out / "history.jsonl"), b"".join(msgspec.json.encode(seen) + b"\n" for seen in history))
+    tracker.log({key: value for key, value in asdict(epoch).items() if key != "step"}, epoch.step)
+
+
+def _export(
+    config: TrainConfig, name: str, model: TextClassifier, tokenizer: str, labels: Sequence[str], temperature: float, folder: Path
+) -> Manifest:
+    """Write the models and the tokenizer, and return the manifest as far as it is known; nothing is sealed yet."""
+    models: dict[Precision, str] = {"fp32": "model.onnx"}
+    shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it exported
+    folder.mkdir()
+    export.export_fp32(model, folder / models["fp32"])
+    if config.export.int8:
+        models["int8"] = "model.int8.onnx"
+        export.quantize(folder / models["fp32"], folder / models["int8"])
+    storage.write(str(folder / TOKENIZER), tokenizer.encode())
+    now = datetime.datetime.now(datetime.UTC)
+    return Manifest(
+        schema_version=1,
+        name=name,
+        version=f"{now:%Y%m%d-%H%M%S}-{_digest(folder / models['fp32'])[:8]}",
+        created_at=now.isoformat(timespec="seconds"),
+        task="single_label",
+        labels=tuple(labels),
+        max_length=config.model.max_length,
+        windowing=Windowing(),
+        temperature=temperature,
+        thresholds=dict.fromkeys(labels, config.serve.threshold),
+        threshold_target=None,
+        models=models,
+        served="int8" if config.export.served == "int8" else "fp32",
+        parity={},
+        metrics={},
+        provenance={},
+        files={},
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _predict(classifier: Classifier, rows: Sequence[Row]) -> list[Prediction]:
+    texts = [row.text for row in rows]
+    return [found for start in range(0, len(texts), CHUNK) for found in classifier.predict(texts[start : start + CHUNK])]
+
+
+def _evaluate(
+    dataset: Dataset, rows: Tokenized, predictions: Mapping[Precision, Sequence[Prediction]], served: Precision, seed: int
+) -> dict[str, Any]:
+    """The test split, which nothing else has seen, and the baselines fitted on the same training rows."""
+    truth, labels, split = rows.test.label_ids, dataset.labels, dataset.split
+    measured = {
+        precision: score_metrics(truth, np.stack([found.probabilities for found in answers]), labels, seed)
+        for precision, answers in predictions.items()
+    }
+    texts = [row.text for row in split.train], [row.text for row in split.test]
+    baselines = score_baselines(texts[0], rows.train.label_ids, texts[1], truth, labels, seed)
+    others = {f"test_{precision}": _without_classes(found) for precision, found in measured.items() if precision != served}
+    return {"test": measured[served], **others, "baselines": baselines}
+
+
+def _draw(
+    folder: Path, dataset: Dataset, rows: Tokenized, served: Sequence[Prediction], history: Sequence[Epoch]
+) -> dict[str, Path]:
+    probabilities = np.stack([found.probabilities for found in served])
+    truth = rows.test.label_ids
+    losses = {
+        "training": [(epoch.step, epoch.loss) for epoch in history],
+        "validation": [(epoch.step, epoch.validation_loss) for epoch in history],
+    }
+    scores = {
+        "validation accuracy": [(epoch.step, epoch.validation_accuracy) for epoch in history],
+        "validation macro-F1": [(epoch.step, epoch.validation_macro_f1) for epoch in history],
+    }
+    pictures = {
+        "confusion_matrix": plots.confusion_png(truth, probabilities.argmax(axis=1), dataset.labels),
+        "reliability": plots.reliability_png(truth, probabilities),
+        "learning_curve": plots.learning_curve_png(losses, scores),
+    }
+    for name, png in pictures.items():
+        storage.write(str(folder / f"{name}.png"), png)
+    return {name: folder / f"{name}.png" for name in pictures}
+
+
+def _publish(registry: Registry, folder: Path, manifest: Manifest) -> tuple[str, Literal["production", "candidate"]]:
+    """Into the registry; the first version of a model goes to production, a later one is a candidate for `promote`."""
+    url = registry.publish(folder, manifest)
+    first = registry.alias(manifest.name, "production").version is None
+    alias: Literal["production", "candidate"] = "production" if first else "candidate"
+    before = registry.alias(manifest.name, alias).version
+    registry.set_alias(manifest.name, alias, manifest.version, "the first bundle" if first else "trained", expected=before)
+    return url, alias
+
+
+def _without_classes(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "per_class"}
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a run that one compares runs by."""
+    chosen = ("accuracy", "macro_f1", "ece")
+    scores = {f"test/{key}": result["test"][key] for key in chosen}
+    baselines = {f"{name}/{key}": found[key] for name, found in result["baselines"].items() for key in chosen}
+    seconds = {f"seconds/{leg}": value for leg, value in result["seconds"].items()}
+    return {**scores, **baselines, **seconds, "bundle": result["bundle"], "version": result["version"]}
+
+
+def _say_result(result: Mapping[str, Any]) -> None:
+    rows = {"this model": result["test"], "TF-IDF": result["baselines"]["tfidf"], "majority": result["baselines"]["majority"]}
+    say(f"\n{'':12} {'accuracy':>9} {'macro-F1':>9} {'ECE':>7}")
+    for name, found in rows.items():
+        say(f"{name:12} {found['accuracy']:9.4f} {found['macro_f1']:9.4f} {found['ece']:7.4f}")
+    say(f"\n{result['alias']}: {result['bundle']}")
+    say("next: `uv run serve`" if result["alias"] == "production" else f"next: `uv run promote candidate={result['version']}`")
