@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,17 @@ def test_a_folder_without_a_manifest_says_what_a_bundle_is(tmp_path: Path) -> No
 def test_an_extra_file_is_refused_by_name(tiny_bundle: Path) -> None:
     (tiny_bundle / "config.json").write_text('{"auto_map": {"AutoModel": "evil.py"}}')
     with pytest.raises(BundleError, match=r"'config\.json' is not listed"):
+        open_bundle(str(tiny_bundle))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe in a folder, not Windows")
+def test_a_folder_or_a_pipe_in_a_bundle_is_refused_by_name(tiny_bundle: Path) -> None:
+    (tiny_bundle / "sub").mkdir()
+    with pytest.raises(BundleError, match="'sub' is not listed"):
+        open_bundle(str(tiny_bundle))
+    (tiny_bundle / "sub").rmdir()
+    os.mkfifo(tiny_bundle / "pipe")
+    with pytest.raises(BundleError, match="'pipe' is not listed"):
         open_bundle(str(tiny_bundle))
 
 

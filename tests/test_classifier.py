@@ -180,6 +180,33 @@ def test_a_graph_that_fails_when_it_runs_is_refused_at_load(tiny_bundle: Path) -
         Classifier.open(open_bundle(str(tiny_bundle)))
 
 
+def count_for_ever(model: onnx.ModelProto) -> None:
+    """A loop of 10^12 rounds stands between the logits and their output."""
+    scalars = {"i": TensorProto.INT64, "go_on": TensorProto.BOOL, "before": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(name, kind, []) for name, kind in scalars.items()]
+    outputs = [
+        helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("after", TensorProto.FLOAT, []),
+    ]
+    steps = [helper.make_node("Identity", ["go_on"], ["still"]), helper.make_node("Identity", ["before"], ["after"])]
+    constants = {"rounds": np.array(10**12), "yes": np.array(True), "nought": np.array(0, np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    for node in model.graph.node:
+        for number, name in enumerate(node.output):
+            if name == "logits":
+                node.output[number] = "early_logits"
+    body = helper.make_graph(steps, "round", inputs, outputs)
+    model.graph.node.append(helper.make_node("Loop", ["rounds", "yes", "nought"], ["sum"], body=body))
+    model.graph.node.append(helper.make_node("Add", ["early_logits", "sum"], ["logits"]))
+
+
+def test_a_graph_that_never_ends_is_refused_at_load(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pigeonhole.classifier.GOLDEN_DEADLINE_S", 0.2)
+    change_graph(tiny_bundle, count_for_ever)
+    with pytest.raises(BundleError, match=r"model\.int8\.onnx does not run"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
 def test_a_tokenizer_that_is_none_is_refused(tiny_bundle: Path) -> None:
     (tiny_bundle / "tokenizer.json").write_text("{}")
     seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))

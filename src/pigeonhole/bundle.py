@@ -115,12 +115,14 @@ def open_bundle(url: str) -> Bundle:
     Raises BundleError (naming the file) for anything that is not as it was sealed.
     """
     manifest = _read_manifest(url)
-    found = set(storage.list_files(url)) - {MANIFEST}
+    local = storage.local_path(url)
+    # On a disk also what is no file: a folder or a pipe was not sealed either.
+    found = ({path.name for path in local.iterdir()} if local else set(storage.list_files(url))) - {MANIFEST}
     for name in sorted(set(manifest.files) - found):
         raise BundleError(f"{url}: {name} is missing; copy the bundle again from where it was sealed")
     for name in sorted(found - set(manifest.files)):
         raise BundleError(f"{url}: {name!r} is not listed in {MANIFEST}; a bundle holds only what was sealed")
-    folder = storage.local_path(url) or _fetch(url, manifest)
+    folder = local or _fetch(url, manifest)
     for name, entry in manifest.files.items():
         _verify(url, folder / name, entry)
     return Bundle(url, folder, manifest)

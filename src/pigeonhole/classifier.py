@@ -4,7 +4,9 @@ Serving, evaluation, batch scoring and the end of training all come through here
 not depend on the texts beside it, not even in its last bit.
 """
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +23,7 @@ Decision = Literal["accept", "review", "out_of_scope"]
 INPUTS = {"input_ids": "tensor(int64)", "attention_mask": "tensor(int64)"}
 OUTPUTS = {"logits": "tensor(float)", "text_embedding": "tensor(float)"}
 BATCH_TOKENS = 512  # tokens of one forward pass; 128 and 1,024 were slower on a CPU core, 4,096 took twice as long
+GOLDEN_DEADLINE_S = 5.0  # the probes take milliseconds; a graph that never ends must not hold up a start or a rollout
 # A probe's logits may differ from the sealing host's by this much: rounding in fp32, other integer kernels (no VNNI) in int8.
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8": 0.1}
 
@@ -83,6 +86,7 @@ class Classifier:
         self.batch_tokens = BATCH_TOKENS
         self._session = session
         self._encoder = encoder
+        self._run_options = ort.RunOptions()
         self._thresholds = np.array([manifest.thresholds[label] for label in manifest.labels])
 
     @classmethod
@@ -115,11 +119,22 @@ class Classifier:
         embeddings: dict[int, NDArray[np.float32]] = {}
         for batch in self._batches(encodings):
             inputs = _stack([encodings[row].input_ids for row in batch])
-            found = self._session.run(list(OUTPUTS), inputs)  # (b, c), (b, d)
+            found = self._session.run(list(OUTPUTS), inputs, self._run_options)  # (b, c), (b, d)
             logits.update(zip(batch, found[0], strict=True))
             embeddings.update(zip(batch, found[1], strict=True))
         rows = range(len(encodings))
         return [logits[row] for row in rows], [embeddings[row] for row in rows]
+
+    @contextlib.contextmanager
+    def within(self, deadline_s: float) -> Iterator[None]:
+        """A forward pass that is still running when the time is up fails there."""
+        timer = threading.Timer(deadline_s, setattr, (self._run_options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _batches(self, encodings: Sequence[Encoding]) -> list[list[int]]:
         """Rows of equal length, at most `self.batch_tokens` tokens together (or one row).
@@ -212,7 +227,8 @@ def _replay_golden(classifier: Classifier, bundle: Bundle) -> None:
         raise BundleError(f"{bundle.url}: {GOLDEN} has no answers for {classifier.precision}")
     tolerance = GOLDEN_TOLERANCE[classifier.precision]
     try:
-        predictions = classifier.predict([probe.text for probe in probes])
+        with classifier.within(GOLDEN_DEADLINE_S):
+            predictions = classifier.predict([probe.text for probe in probes])
     except InferenceError as error:
         raise BundleError(f"{bundle.url}: {file}: {error}") from error
     except Exception as error:  # a graph that loads may still fail to run; onnxruntime's errors share no base class

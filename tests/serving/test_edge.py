@@ -26,7 +26,16 @@ def answers(app: App, classifier: Classifier, *messages: Message, **scope: objec
         sent.append(message)
 
     telemetry = Telemetry(classifier.manifest, lambda: Backlog(0, 0.0, 0))
-    full = {"type": "http", "path": "/x", "raw_path": b"/x", "query_string": b"", "headers": [], **scope}
+    full = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "path": "/x",
+        "raw_path": b"/x",
+        "query_string": b"",
+        "headers": [],
+        **scope,
+    }
     asyncio.run(Edge(app, telemetry)(full, receive, send))
     return sent
 

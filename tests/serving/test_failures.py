@@ -110,7 +110,7 @@ def test_a_model_that_gives_no_number_is_an_error_and_not_an_answer(
     start: Start, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken:
-        def run(self, _: object, inputs: dict[str, np.ndarray[tuple[int, int], np.dtype[np.int64]]]) -> list[object]:
+        def run(self, _: object, inputs: dict[str, np.ndarray[tuple[int, int], np.dtype[np.int64]]], __: object) -> list[object]:
             rows = len(inputs["input_ids"])
             return [np.full((rows, 3), np.nan, np.float32), np.zeros((rows, 3), np.float32)]
 

@@ -62,6 +62,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # the target would be made of the caller's own host header
         exception_handlers={HTTPException: _refuse},
     )
     app.add_middleware(Edge, telemetry=service.telemetry)

@@ -20,6 +20,8 @@ MAX_BODY_BYTES = 1 << 20
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 << 10
 MAX_URL_BYTES = 8 << 10
+# Of a header that stands twice, a proxy in front may have read the other one.
+SINGLE_HEADERS = (b"content-type", b"content-encoding", b"idempotency-key", b"x-request-timeout-ms")
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # RFC 9110 9.3.2: as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, receive, send)
         with self._telemetry.in_flight.track_inprogress():
             await self._answer(exchange)
@@ -94,16 +98,21 @@ class _Exchange:
 def check_head(scope: Scope) -> None:
     """Raises Problem for what the request line and the headers alone give away."""
     headers: list[tuple[bytes, bytes]] = scope["headers"]
+    if scope["http_version"] not in ("1.0", "1.1"):
+        raise Problem(400, "invalid_http", "HTTP/1.1 is spoken here", {"connection": "close"})
     if len(scope.get("raw_path", b"")) + len(scope["query_string"]) > MAX_URL_BYTES:
         raise Problem(414, "url_too_long", f"a URL has at most {MAX_URL_BYTES} bytes", {"connection": "close"})
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         limit = f"at most {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes of them"
         raise Problem(431, "headers_too_large", limit, {"connection": "close"})
-    lengths = _values(headers, b"content-length")
-    if lengths and _values(headers, b"transfer-encoding"):
+    lengths, encodings = _values(headers, b"content-length"), _values(headers, b"transfer-encoding")
+    if encodings and (lengths or scope["http_version"] == "1.0"):
         # RFC 9112 6.1: a proxy may have read the other one, and the rest of the body as a request of its own.
-        detail = "content-length and transfer-encoding exclude each other"
+        detail = "content-length, HTTP/1.0 and transfer-encoding exclude each other"
         raise Problem(400, "ambiguous_length", detail, {"connection": "close"})
+    for name in SINGLE_HEADERS:
+        if len(_values(headers, name)) > 1:
+            raise Problem(400, "invalid_header", f"{name.decode()} stands there more than once")
     if lengths and int(lengths[0]) > MAX_BODY_BYTES:
         raise _too_large()
 
