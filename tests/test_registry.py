@@ -1,12 +1,13 @@
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
 from pigeonhole.errors import RegistryError
-from pigeonhole.registry import Registry
+from pigeonhole.registry import AliasState, Registry
 
 
 @pytest.fixture
@@ -94,3 +95,65 @@ def test_an_alias_file_that_is_no_alias_is_refused_with_its_url(registry: Regist
     storage.write(url, b'{"version": 3}')
     with pytest.raises(RegistryError, match=r"production\.json"):
         registry.alias("tiny", "production")
+
+
+def test_the_history_keeps_from_what_to_what_and_how(registry: Registry, version: str) -> None:
+    registry.set_alias("tiny", "production", version, "first", expected=None, by="ann", action="promote")
+    (change,) = registry.alias("tiny", "production").history
+    assert (change.before, change.version, change.by, change.reason, change.action) == (None, version, "ann", "first", "promote")
+
+
+def test_a_refusal_is_written_down_and_moves_nothing(registry: Registry, version: str) -> None:
+    before = registry.set_alias("tiny", "production", version, "first", expected=None)
+    state = registry.note_refusal("tiny", "production", "2099", "HOLD: too few rows", "hold", by="ann")
+    assert (state.version, state.changed_at, state.moves) == (version, before.changed_at, before.moves)
+    assert (state.history[-1].refused, state.history[-1].action, state.history[-1].reason) == (
+        "2099",
+        "hold",
+        "HOLD: too few rows",
+    )
+    registry.set_alias("tiny", "production", None, "away", expected=version)
+
+
+def test_refusals_noted_at_one_time_are_all_kept(registry: Registry, version: str) -> None:
+    writers = [
+        threading.Thread(target=registry.note_refusal, args=("tiny", "production", str(number), "no", "reject"))
+        for number in range(6)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(change.refused or "" for change in registry.alias("tiny", "production").history) == list("012345")
+
+
+def test_a_history_of_before_actions_were_kept_is_still_read(registry: Registry) -> None:
+    url = storage.join(registry.url, "models/tiny/aliases/production.json")
+    change = b'{"version": "1", "at": "2025-01-01", "by": "ann", "reason": "first"}'
+    storage.write(url, b'{"schema_version": 1, "name": "tiny", "alias": "production", "history": [%b]}' % change)
+    assert registry.alias("tiny", "production").version == "1"
+
+
+@pytest.mark.parametrize(
+    ("moves", "fallback"),
+    [
+        ("", None),
+        ("a", None),
+        ("ab", "a"),
+        ("aba", "b"),
+        ("ab<a", None),
+        ("abc<b", "a"),
+        ("abc<b<a", None),
+        ("ab<ac", "a"),
+        ("ab-", "b"),
+        ("-ab", "a"),
+    ],
+)
+def test_a_rollback_leads_to_the_version_before_and_never_to_one_that_was_rolled_back(moves: str, fallback: str | None) -> None:
+    history = []
+    for place, letter in enumerate(moves):
+        if letter != "<":
+            action = "rollback" if moves[place - 1 : place] == "<" else "set"
+            history.append({"version": None if letter == "-" else letter, "at": "", "by": "", "reason": "", "action": action})
+    state = msgspec.convert({"schema_version": 1, "name": "tiny", "alias": "production", "history": history}, AliasState)
+    assert state.fallback == fallback

@@ -18,15 +18,21 @@ from pigeonhole.errors import RegistryError
 
 Alias = Literal["production", "candidate", "shadow"]
 ALIASES: tuple[Alias, ...] = get_args(Alias)
+Move = Literal["set", "promote", "force", "rollback"]
+Refusal = Literal["hold", "reject"]
+ATTEMPTS = 20  # of noting a refusal while others write to the same alias
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One move of an alias; version None means that it was taken away."""
+    """One move of an alias from `before` to `version` (None: it means no version), or a refusal that left it where it was."""
 
     version: str | None
     at: str
     by: str
     reason: str
+    before: str | None = None
+    action: Move | Refusal = "set"
+    refused: str | None = None  # the version that the gate held or rejected
 
 
 class AliasState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,12 +44,28 @@ class AliasState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history: tuple[Change, ...]
 
     @property
+    def moves(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.history if change.refused is None)
+
+    @property
     def version(self) -> str | None:
-        return self.history[-1].version if self.history else None
+        return self.moves[-1].version if self.moves else None
 
     @property
     def changed_at(self) -> str:
-        return self.history[-1].at if self.history else ""
+        return self.moves[-1].at if self.moves else ""
+
+    @property
+    def fallback(self) -> str | None:
+        """What a rollback returns to: the version before the present one; a version that was rolled back is none."""
+        kept: list[str] = []
+        for change in self.moves:
+            if change.action == "rollback" and change.version in kept:
+                del kept[kept.index(change.version) + 1 :]
+            elif change.version is not None and change.version not in kept[-1:]:
+                kept.append(change.version)
+        earlier = kept if self.version is None else kept[:-1]
+        return earlier[-1] if earlier else None
 
 
 class Registry:
@@ -85,7 +107,15 @@ class Registry:
         return self.version_url(name, version)
 
     def set_alias(
-        self, name: str, alias: Alias, version: str | None, reason: str, *, expected: str | None, by: str = ""
+        self,
+        name: str,
+        alias: Alias,
+        version: str | None,
+        reason: str,
+        *,
+        expected: str | None,
+        by: str = "",
+        action: Move = "set",
     ) -> AliasState:
         """Move an alias from version `expected` (None: not set) to `version`.
 
@@ -95,14 +125,25 @@ class Registry:
             known = ", ".join(self.versions(name)) or "none"
             raise RegistryError(f"{self.url}: {name!r} has no version {version!r}; it has {known}")
         state, token = self._read(name, alias)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        change = Change(version, now, by or _user(), reason)
-        moved = msgspec.structs.replace(state, history=(*state.history, change))
-        data = msgspec.json.format(msgspec.json.encode(moved), indent=1)
-        if state.version != expected or not storage.swap(self._alias_url(name, alias), data, token):
+        change = Change(version, _now(), by or _user(), reason, state.version, action)
+        moved = _with(state, change)
+        if state.version != expected or not self._swap(moved, token):
             found = self.alias(name, alias).version
             raise RegistryError(f"{name}/{alias} is {found}, not {expected}: somebody moved it; look again, then decide again")
         return moved
+
+    def note_refusal(self, name: str, alias: Alias, refused: str, reason: str, action: Refusal, by: str = "") -> AliasState:
+        """Write into an alias's history that `refused` was turned away; what the alias means stays as it is."""
+        for _ in range(ATTEMPTS):
+            state, token = self._read(name, alias)
+            noted = _with(state, Change(state.version, _now(), by or _user(), reason, state.version, action, refused))
+            if self._swap(noted, token):
+                return noted
+        raise RegistryError(f"{name}/{alias}: others write to it without a pause; try again")
+
+    def _swap(self, state: AliasState, token: str) -> bool:
+        data = msgspec.json.format(msgspec.json.encode(state), indent=1)
+        return storage.swap(self._alias_url(state.name, state.alias), data, token)
 
     def _alias_url(self, name: str, alias: Alias) -> str:
         return storage.join(self.url, "models", name, "aliases", f"{alias}.json")
@@ -116,6 +157,14 @@ class Registry:
             return msgspec.json.decode(data, type=AliasState), token
         except msgspec.DecodeError as error:
             raise RegistryError(f"{url}: {error}") from error
+
+
+def _with(state: AliasState, change: Change) -> AliasState:
+    return msgspec.structs.replace(state, history=(*state.history, change))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def _user() -> str:

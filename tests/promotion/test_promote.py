@@ -66,7 +66,9 @@ def test_a_worse_version_stays_out_and_the_verdict_is_on_stdout(
     assert (found["decision"], found["moved"]) == ("REJECT", False)
     assert "worse for certain" in found["reasons"][0]
     assert "error: REJECT: macro-F1" in printed.err
-    assert registry.alias("keywords", "production").version == "v1"
+    state = registry.alias("keywords", "production")
+    assert (state.version, state.history[-1].action, state.history[-1].refused) == ("v1", "reject", "v2")
+    assert "worse for certain" in state.history[-1].reason
 
 
 def test_forcing_moves_the_alias_and_leaves_a_record(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
@@ -77,6 +79,7 @@ def test_forcing_moves_the_alias_and_leaves_a_record(registry: Registry, rows_fi
     state = registry.alias("keywords", "production")
     assert state.version == "v2"
     assert state.history[-1].reason.startswith("forced over REJECT: ")
+    assert (state.history[-1].action, state.history[-1].before) == ("force", "v1")
 
 
 def test_forcing_a_version_that_passes_is_no_force(registry: Registry, rows_file: Path, tmp_path: Path) -> None:

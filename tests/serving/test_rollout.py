@@ -78,7 +78,8 @@ def test_under_load_no_request_fails_and_every_answer_is_of_one_version(start: S
             move(registry, version)
             if version != "broken":
                 wait_for(service, version)
-            while len(answers) < seen + 10:
+            refused = version == "broken"
+            while len(answers) < seen + 10 or (refused and 'outcome="refused"} 1.0' not in service.http.get("/metrics").text):
                 time.sleep(0.01)
         stop.set()
         for client in clients:

@@ -1,6 +1,7 @@
 """`uv run promote candidate=VERSION|URL`: through the gate, then the production alias moves by compare-and-swap.
 
-Exit 0: the candidate is production now. Exit 4: HOLD or REJECT, nothing moved; the verdict is on stdout all the same.
+Exit 0: the candidate is production now. Exit 4: HOLD or REJECT, nothing moved; the verdict is on stdout all the same. Every
+verdict is in the registry's history, with who asked and why.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read
 from pigeonhole.evaluation.score import predict_rows
 from pigeonhole.metrics import score_metrics
 from pigeonhole.promotion.gate import Answers, Limits, Verdict, decide
-from pigeonhole.registry import Registry
+from pigeonhole.registry import Move, Registry
 
 
 @dataclass
@@ -62,10 +63,12 @@ def run(arguments: list[str]) -> dict[str, Any]:
     }
     _say(result)
     if not result["moved"]:
+        registry.note_refusal(name, "production", version, _reason(result), "hold" if verdict.decision == "HOLD" else "reject")
         raise GateError(f"{verdict.decision}: {'; '.join(verdict.reasons)}; force=true moves the alias all the same", result)
     if not published:
         registry.publish(candidate.folder, candidate.manifest)
-    registry.set_alias(name, "production", version, _reason(result), expected=before)
+    action: Move = "force" if result["forced"] else "promote"
+    registry.set_alias(name, "production", version, _reason(result), expected=before, action=action)
     return result
 
 

@@ -41,10 +41,10 @@ class Rollout:
             self._unreachable = False
 
     def _follow(self) -> None:
-        history = self._registry.alias(self._name, "production").history
-        if not history or history[-1] == self._settled:
+        moves = self._registry.alias(self._name, "production").moves
+        if not moves or moves[-1] == self._settled:
             return
-        change = history[-1]
+        change = moves[-1]
         version = change.version
         if version is None:
             logger.warning("%s: nothing is in production any more; %s goes on", self._name, self._serving)

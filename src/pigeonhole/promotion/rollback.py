@@ -1,0 +1,68 @@
+"""`uv run rollback`: production goes back to the version before, by compare-and-swap; a running service follows within seconds.
+
+The version that it returns to is opened and verified first. The history says who did it, why, from what and to what.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pigeonhole.bundle import open_bundle
+from pigeonhole.command import command, say
+from pigeonhole.errors import RegistryError
+from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.registry import Registry
+
+USAGE = "usage: rollback [key=value …]"
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    name: str | None = setting(None, "the model's name in the registry; unset: the only one that is there")
+    to: str | None = setting(None, "version to return to; unset: the one before the present one")
+    reason: str = setting("rolled back by hand", "why; the history keeps it")
+    registry: str | None = setting(None, "URL of the registry; unset: PIGEONHOLE_REGISTRY, or registry")
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print("\n".join([USAGE, "", *key_lines(RollbackConfig)]))
+        return None
+    config = read_options(RollbackConfig, arguments)
+    began = time.perf_counter()
+    registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
+    name = config.name or _only_model(registry)
+    state = registry.alias(name, "production")
+    target = config.to or state.fallback
+    if target is None:
+        known = ", ".join(registry.versions(name)) or "none"
+        raise RegistryError(f"{name}/production is {state.version}, and nothing was before it; write to=VERSION ({known})")
+    if target == state.version:
+        raise RegistryError(f"{name}/production is {target} already; write to=VERSION with another one")
+    if target not in registry.versions(name):
+        known = ", ".join(registry.versions(name)) or "none"
+        raise RegistryError(f"{registry.url}: {name!r} has no version {target!r}; it has {known}")
+    open_bundle(registry.version_url(name, target))
+    moved = registry.set_alias(name, "production", target, config.reason, expected=state.version, action="rollback")
+    change = moved.moves[-1]
+    say(f"{name}: production is {target}, and was {state.version}")
+    return {
+        "model": name,
+        "from": change.before,
+        "to": change.version,
+        "by": change.by,
+        "reason": change.reason,
+        "at": change.at,
+        "seconds": {"total": round(time.perf_counter() - began, 3)},
+    }
+
+
+main = command(run)
+
+
+def _only_model(registry: Registry) -> str:
+    models = registry.models()
+    if len(models) != 1:
+        raise RegistryError(f"{registry.url}: write name=NAME; models here: {', '.join(models) or 'none'}")
+    return models[0]

@@ -1,0 +1,67 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.keyword_bundle import keyword_bundle
+
+from pigeonhole.command import call
+from pigeonhole.errors import BundleError, RegistryError
+from pigeonhole.promotion.rollback import run
+from pigeonhole.registry import Registry
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """Two versions, the later one in production."""
+    registry = Registry(str(tmp_path / "registry"))
+    before = None
+    for version in ("v1", "v2"):
+        bundle = keyword_bundle(tmp_path / version, version)
+        registry.publish(bundle.folder, bundle.manifest)
+        registry.set_alias("keywords", "production", version, "for the test", expected=before, action="promote")
+        before = version
+    return registry
+
+
+def test_one_command_returns_to_the_version_before(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(run, [f"registry={registry.url}", "reason=it calls all parcels invoices"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["from"], found["to"]) == ("v2", "v1")
+    state = registry.alias("keywords", "production")
+    change = state.history[-1]
+    assert (state.version, change.before, change.version, change.action) == ("v1", "v2", "v1", "rollback")
+    assert change.reason == "it calls all parcels invoices"
+    assert change.by
+
+
+def test_a_second_rollback_has_nowhere_to_go_and_says_what_there_is(registry: Registry) -> None:
+    run([f"registry={registry.url}"])
+    with pytest.raises(RegistryError, match=r"nothing was before it; write to=VERSION \(v1, v2\)"):
+        run([f"registry={registry.url}"])
+    assert run([f"registry={registry.url}", "to=v2"])["to"] == "v2"  # type: ignore[index]
+
+
+def test_a_damaged_version_is_not_returned_to(registry: Registry) -> None:
+    (Path(registry.version_url("keywords", "v1")) / "golden.json").write_text("[]")
+    with pytest.raises(BundleError, match=r"golden\.json"):
+        run([f"registry={registry.url}"])
+    assert registry.alias("keywords", "production").version == "v2"
+
+
+def test_a_version_that_is_gone_is_named(registry: Registry) -> None:
+    shutil.rmtree(registry.version_url("keywords", "v1"))
+    with pytest.raises(RegistryError, match="has no version 'v1'; it has v2"):
+        run([f"registry={registry.url}"])
+
+
+def test_the_present_version_is_no_target(registry: Registry) -> None:
+    with pytest.raises(RegistryError, match="is v2 already"):
+        run([f"registry={registry.url}", "to=v2"])
+
+
+def test_of_several_models_one_has_to_be_named(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "registry/models/other").mkdir()
+    with pytest.raises(RegistryError, match="write name=NAME; models here: keywords, other"):
+        run([f"registry={registry.url}"])
+    assert run([f"registry={registry.url}", "name=keywords"])["to"] == "v1"  # type: ignore[index]
