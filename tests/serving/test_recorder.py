@@ -12,7 +12,7 @@ from pigeonhole.serving.recorder import AskedText, Recorder
 def test_a_record_has_all_that_drift_compares_without_the_text(classifier: Classifier, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     asked = [
-        AskedText(text, new_id(), "r-1", now, time.perf_counter() - 0.25, classifier)
+        AskedText(text, new_id(), "r-1", now, time.perf_counter() - 0.25, classifier, time.perf_counter())
         for text in ("Where is zebra's parcel", "my " * 500)
     ]
     predictions = classifier.predict([each.text for each in asked])

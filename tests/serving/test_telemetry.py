@@ -1,5 +1,12 @@
+import json
+import re
+import time
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.conftest import LABELS, Running
+
+MONITORING = Path(__file__).parents[2] / "monitoring"
 
 
 def samples(service: Running) -> dict[str, float]:
@@ -50,3 +57,32 @@ def test_the_backlog_of_the_log_is_shown(running: Running) -> None:
     assert found["pigeonhole_log_failures{}"] == 0
     assert found["pigeonhole_log_spool_bytes{}"] >= 0
     assert found["pigeonhole_log_oldest_seconds{}"] >= 0
+
+
+def test_waits_tokens_and_stalls_are_measured(running: Running) -> None:
+    running.http.post("/predict", json={"texts": ["my parcel", "refund"]})
+    running.http.post("/explain", json={"text": "my parcel"})
+    time.sleep(0.15)
+    found = samples(running)
+    assert found["pigeonhole_queue_seconds_count{}"] == 2  # nobody waits for the variants of an explanation alone
+    assert found["pigeonhole_batch_tokens_sum{}"] == (4 + 3) + (4 + 3 + 3)
+    assert found["pigeonhole_event_loop_stall_seconds_count{}"] >= 1
+
+
+def test_every_series_that_a_dashboard_or_a_rule_asks_for_is_there(running: Running) -> None:
+    running.http.post("/predict", json={"text": "parcel"})
+    there = {name.partition("{")[0] for name in samples(running)}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in MONITORING.iterdir() if path.suffix in (".json", ".yaml")}
+    asked = {name: set(re.findall(r"(?<![:\w])(?:pigeonhole|process)_\w+", text)) for name, text in texts.items()}
+    assert len(asked["grafana.json"]) >= 15
+    assert {name: series - there for name, series in asked.items() if series - there} == {}
+
+
+def test_every_label_that_the_grafana_dashboard_asks_for_is_there(running: Running) -> None:
+    running.http.post("/predict", json={"text": "parcel"})
+    labels = {label for name in samples(running) for label in re.findall(r"[{,](\w+)=", name)}
+    dashboard = json.loads((MONITORING / "grafana.json").read_text(encoding="utf-8"))
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    asked = {label for found in expressions for part in re.findall(r"by \(([^)]*)\)", found) for label in part.split(", ")}
+    assert asked - labels == set()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

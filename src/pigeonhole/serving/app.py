@@ -24,6 +24,8 @@ from pigeonhole.serving.rollout import Rollout
 from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_explain, read_feedback, read_question
 from pigeonhole.serving.service import Service
 from pigeonhole.serving.settings import Settings
+from pigeonhole.serving.stalls import StallWatch
+from pigeonhole.serving.tracing import Tracing
 
 PATHS = ("predict", "explain", "feedback", "model", "health", "ready", "metrics", "docs", "openapi.json")
 LINKS = {name: f"/{name}" for name in PATHS}
@@ -36,7 +38,9 @@ def create_app(
 
     `followed`: the registry whose production alias decides what answers from now on.
     """
-    service = Service(settings, classifier, log, feedback)
+    tracing = Tracing() if settings.traces == "otlp" else None
+    service = Service(settings, classifier, log, feedback, tracing)
+    stalls = StallWatch(service.telemetry.stall)
     access = Access(settings.keys)
     pollers = []
     if settings.keys:
@@ -47,12 +51,16 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
+        stalls.start()
         for poller in pollers:
             poller.start()
         yield
         for poller in pollers:
             poller.stop()
         await service.batcher.stop()
+        stalls.stop()
+        if tracing is not None:
+            await tracing.close()
 
     app = FastAPI(
         title=f"Pigeonhole: {classifier.manifest.name}",
@@ -65,7 +73,7 @@ def create_app(
         redirect_slashes=False,  # the target would be made of the caller's own host header
         exception_handlers={HTTPException: _refuse},
     )
-    app.add_middleware(Edge, telemetry=service.telemetry)
+    app.add_middleware(Edge, telemetry=service.telemetry, tracing=tracing)
     routes = APIRouter()
     _add_predict(routes, service, settings, access)
     _add_feedback(routes, service, access)

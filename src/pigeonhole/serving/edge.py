@@ -13,13 +13,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pigeonhole.prediction_log import new_id
+from pigeonhole.serving.journal import Request, current, new_trace_id, requests, traceparent_of
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 from pigeonhole.serving.telemetry import Telemetry
+from pigeonhole.serving.tracing import Tracing, span_of_request
 
 MAX_BODY_BYTES = 1 << 20
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 << 10
 MAX_URL_BYTES = 8 << 10
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # any other word is a client's own
 # Of a header that stands twice, a proxy in front may have read the other one.
 SINGLE_HEADERS = (b"content-type", b"content-encoding", b"idempotency-key", b"x-request-timeout-ms")
 
@@ -29,9 +32,10 @@ logger = logging.getLogger(__name__)
 class Edge:
     """ASGI middleware. Leaves `request_id` and `began` (time.perf_counter) in the scope's state."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, tracing: Tracing | None = None) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,10 +44,21 @@ class Edge:
         if scope["method"] == "HEAD":  # RFC 9110 9.3.2: as GET; the server leaves the body out
             scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, receive, send)
+        parent = traceparent_of(scope["headers"])
+        span = self._tracing.request(exchange.method, parent) if self._tracing else None
+        trace_id = f"{span.get_span_context().trace_id:032x}" if span else parent.trace_id if parent else new_trace_id()
+        current.set(Request(exchange.request_id, trace_id))
+        span_of_request.set(span)
         with self._telemetry.in_flight.track_inprogress():
             await self._answer(exchange)
         route = getattr(exchange.scope.get("route"), "path", "other")  # never the path itself: a client could invent a million
-        self._telemetry.request(route, exchange.status, time.perf_counter() - exchange.began)
+        seconds = time.perf_counter() - exchange.began
+        self._telemetry.request(route, exchange.status, seconds)
+        if self._tracing and span:
+            self._tracing.end_request(span, exchange.method, route, exchange.status)
+        if requests.isEnabledFor(logging.INFO):
+            fields = {"method": exchange.method, "route": route, "status": exchange.status, "ms": round(seconds * 1000, 3)}
+            requests.info("%s %s %d", exchange.method, route, exchange.status, extra={"fields": fields})
 
     async def _answer(self, exchange: "_Exchange") -> None:
         try:
@@ -63,6 +78,7 @@ class _Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
+        self.method = scope["method"] if scope["method"] in METHODS else "other"
         self.status = 0
         self.request_id = _request_id(scope["headers"])
         self.began = time.perf_counter()

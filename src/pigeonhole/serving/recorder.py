@@ -4,9 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, kept_text
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class AskedText:
     at: datetime
     began: float  # time.perf_counter() at the edge
     classifier: Classifier  # the one that was there when it was asked
+    queued: float  # as `began`, when it began to wait for the model
+    span: "Span | None" = None  # of its request
 
 
 @dataclass(frozen=True)

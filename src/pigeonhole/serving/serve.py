@@ -17,11 +17,14 @@ from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RegistryError
 from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
+from pigeonhole.serving import journal
 from pigeonhole.serving.app import create_app
 from pigeonhole.serving.protocol import Protocol
 from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
 
 GRACE_S = 8  # Cloud Run kills ten seconds after SIGTERM; the rest is for the last records
+
+logger = logging.getLogger(__name__)
 
 HELP = f"""usage: [VARIABLE=value ...] uv run serve [--help]
 
@@ -38,14 +41,15 @@ def run(arguments: list[str]) -> None:
         return
     if arguments:
         raise ConfigError(f"unexpected argument {arguments[0]!r}: the environment sets what is served, see uv run serve --help")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    serve(read_settings(os.environ), os.environ)
+    settings = read_settings(os.environ)
+    journal.begin(settings.stderr)
+    serve(settings, os.environ)
 
 
 def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigError, BundleError, RegistryError, StorageError before the port is opened."""
     for name in unknown_variables(environment):
-        say(f"ignored: {name} is no variable of serve; see uv run serve --help")
+        logger.info("ignored: %s is no variable of serve; see uv run serve --help", name)
     with bind(settings.host, settings.port) as listener:
         bundle = find_bundle(settings)
         storage.exists(settings.log)  # a mistyped scheme or a missing role is told now, not after a day of unshipped records
@@ -53,9 +57,10 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
             followed = None if settings.bundle else Registry(settings.registry)
             app = open_app(settings, bundle, log, feedback, followed)
             manifest = bundle.manifest
-            say(f"serving {manifest.name} {manifest.version} at {_address(settings)} (see {_address(settings)}/docs)")
+            address = _address(settings)
+            logger.info("serving %s %s at %s (see %s/docs)", manifest.name, manifest.version, address, address)
             if not settings.keys:
-                say("open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it")
+                logger.info("open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it")
             # uvicorn raises the signal again when it is done; all answered, the process ends with 0 and not by the signal.
             signal.signal(signal.SIGTERM, _ended_well)
             make_server(app).run(sockets=[listener])

@@ -26,6 +26,7 @@ from pigeonhole.serving.replies import Replies
 from pigeonhole.serving.schemas import ExplainReply, ExplainRequest, FeedbackReply, FeedbackRequest, Question, answer, reply
 from pigeonhole.serving.settings import Settings
 from pigeonhole.serving.telemetry import Telemetry
+from pigeonhole.serving.tracing import Tracing, span_of_request
 
 MAX_FAILURES = 3
 
@@ -35,11 +36,14 @@ logger = logging.getLogger(__name__)
 class Service:
     """Its batcher has to be started before it is asked, and stopped at the end."""
 
-    def __init__(self, settings: Settings, classifier: Classifier, log: LogWriter, feedback: LogWriter) -> None:
+    def __init__(
+        self, settings: Settings, classifier: Classifier, log: LogWriter, feedback: LogWriter, tracing: Tracing | None = None
+    ) -> None:
         self.classifier = classifier
         self.replies = Replies()
         self._labels = set(classifier.labels)  # of every version that ever answered here: feedback is for those too
         self._feedback = feedback
+        self._tracing = tracing
         self.telemetry = Telemetry(classifier.manifest, log.backlog)
         self.batcher = Batcher(self._work, settings.max_waiting, self.telemetry.worker_deaths.inc)
         self.telemetry.waiting.set_function(lambda: self.batcher.waiting_texts)
@@ -62,7 +66,8 @@ class Service:
         """The body of the 200; when it returns, its predictions are in the log. Raises Problem."""
         now = datetime.now(UTC)
         classifier = self.classifier
-        asked = [AskedText(text, new_id(), request_id, now, began, classifier) for text in question.texts]
+        queued, span = time.perf_counter(), span_of_request.get()
+        asked = [AskedText(text, new_id(), request_id, now, began, classifier, queued, span) for text in question.texts]
         predictions = await self._predictions(asked, deadline_s)
         answers = [
             answer(prediction, classifier.labels, text.prediction_id, question.top_k)
@@ -128,24 +133,31 @@ class Service:
         """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
         predictions: list[Prediction] = []
         for classifier, group in itertools.groupby(asked, key=operator.attrgetter("classifier")):
-            predictions += self._predict(classifier, [each.text for each in group])
+            predictions += self._predict(classifier, list(group))
         logged = [(each, found) for each, found in zip(asked, predictions, strict=True) if isinstance(each, AskedText)]
         if logged:
             self._recorder.record([each for each, _ in logged], [found for _, found in logged])
             self.telemetry.predicted([found for _, found in logged])
         return predictions
 
-    def _predict(self, classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
+    def _predict(self, classifier: Classifier, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         began = time.perf_counter()
+        waited = [each for each in asked if isinstance(each, AskedText)]
+        for each in waited:
+            self.telemetry.waited(began - each.queued)
         try:
-            predictions = classifier.predict(texts)
+            predictions = classifier.predict([each.text for each in asked])
         except InferenceError as error:
             self._failures += 1
             self.telemetry.model_failures.inc()
             logger.warning("no usable answer, %d times running: %s", self._failures, error)
             raise
         self._failures = 0
-        self.telemetry.batch(len(predictions), time.perf_counter() - began)
+        ended = time.perf_counter()
+        self.telemetry.batch(predictions, ended - began)
+        if self._tracing is not None:
+            spans = {id(each.span): (each.span, each.queued) for each in waited if each.span is not None}
+            self._tracing.batch(list(spans.values()), began, ended, classifier.manifest.version)
         return predictions
 
 

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from pigeonhole.environment import describe_variables, one_of, read_variables, seconds, variable, variables, whole_number
 from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Durability, TextPolicy
+from pigeonhole.serving.journal import Form
 
 
 def route(value: str) -> str:
@@ -49,6 +51,12 @@ class Settings:
     )
     predict_route: str | None = variable("AIP_PREDICT_ROUTE", None, "one more path of /predict, as Vertex AI sets it", route)
     health_route: str | None = variable("AIP_HEALTH_ROUTE", None, "one more path of /ready, as Vertex AI sets it", route)
+    stderr: Form = variable(  # noqa: RUF009  it makes a field
+        "PIGEONHOLE_STDERR", "text", "what stderr gets: text, or json with a line a request", one_of("text", "json")
+    )
+    traces: Literal["off", "otlp"] = variable(
+        "PIGEONHOLE_TRACES", "off", "off, or otlp: OpenTelemetry spans, as the OTEL_* variables say", one_of("off", "otlp")
+    )
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:

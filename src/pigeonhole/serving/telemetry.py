@@ -15,6 +15,8 @@ from pigeonhole.prediction_log import Backlog
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 SCORES = tuple(step / 20 for step in range(1, 21))
 TEXTS = (1, 2, 4, 8, 16, 32)
+TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+STALLS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 ROLLOUTS = ("swapped", "refused", "unreachable")
 
 
@@ -29,10 +31,17 @@ class Telemetry:
             "pigeonhole_request_seconds", "From head to answer", ["route"], buckets=SECONDS, registry=registry
         )
         self._model_seconds = Histogram("pigeonhole_model_seconds", "One batch in the model", buckets=SECONDS, registry=registry)
+        self._queue_seconds = Histogram(
+            "pigeonhole_queue_seconds", "A text's wait before its batch began", buckets=SECONDS, registry=registry
+        )
+        self._batch_tokens = Histogram("pigeonhole_batch_tokens", "Tokens in a batch", buckets=TOKENS, registry=registry)
         self._batch_texts = Histogram("pigeonhole_batch_texts", "Texts in a batch", buckets=TEXTS, registry=registry)
         self._predictions = Counter("pigeonhole_predictions", "Predictions by label", ["label"], registry=registry)
         self._scores = Histogram("pigeonhole_score", "Calibrated scores of the labels given", buckets=SCORES, registry=registry)
         self.shed = Counter("pigeonhole_shed", "Requests refused because too many texts were waiting", registry=registry)
+        self.stall = Histogram(
+            "pigeonhole_event_loop_stall_seconds", "How late a timer rang", buckets=STALLS, registry=registry
+        ).observe
         self.waiting = Gauge("pigeonhole_waiting_texts", "Texts in the queue before the model", registry=registry)
         self.feedback = Counter("pigeonhole_feedback", "True labels written down", ["label"], registry=registry)
         self.worker_deaths = Counter("pigeonhole_worker_deaths", "Deaths of the batcher's worker", registry=registry)
@@ -60,9 +69,13 @@ class Telemetry:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def batch(self, texts: int, model_seconds: float) -> None:
+    def waited(self, seconds: float) -> None:
+        self._queue_seconds.observe(seconds)
+
+    def batch(self, predictions: Sequence[Prediction], model_seconds: float) -> None:
         self._model_seconds.observe(model_seconds)
-        self._batch_texts.observe(texts)
+        self._batch_texts.observe(len(predictions))
+        self._batch_tokens.observe(sum(prediction.n_tokens for prediction in predictions))
 
     def predicted(self, predictions: Sequence[Prediction]) -> None:
         for prediction in predictions:

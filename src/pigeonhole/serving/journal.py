@@ -1,0 +1,97 @@
+"""The journal: what the service says on stderr while it runs, as lines for people or as one JSON object a line for machines.
+
+A line that is written while a request is answered carries the request's id and trace id (W3C trace context). No line holds a text
+that somebody sent.
+"""
+
+import datetime
+import logging
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+Form = Literal["text", "json"]
+
+requests = logging.getLogger("pigeonhole.requests")
+"""One line a request, where the form is json."""
+
+
+@dataclass(frozen=True)
+class Traceparent:
+    """Where a request stands in its caller's trace."""
+
+    trace_id: str  # 32 hexadecimal digits
+    span_id: str  # 16, of the caller's span
+    flags: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ties a line to a request."""
+
+    request_id: str
+    trace_id: str
+
+
+current: ContextVar[Request | None] = ContextVar("current", default=None)
+
+
+def begin(form: Form) -> None:
+    """Send warnings, our own notes and, as JSON, a line a request to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("pigeonhole").setLevel(logging.INFO)
+    requests.setLevel(logging.INFO if form == "json" else logging.WARNING)
+
+
+def traceparent_of(headers: Sequence[tuple[bytes, bytes]]) -> Traceparent | None:
+    """The caller's, if it is one as https://www.w3.org/TR/trace-context/ has it; a broken one is as good as none."""
+    given = [value for name, value in headers if name == b"traceparent"]
+    found = (
+        re.fullmatch(rb"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", given[0])
+        if len(given) == 1
+        else None
+    )
+    if found is None or not int(found[1], 16) or not int(found[2], 16) or (given[0].startswith(b"00") and found[4]):
+        return None
+    return Traceparent(found[1].decode(), found[2].decode(), int(found[3], 16))
+
+
+def new_trace_id() -> str:
+    return secrets.token_hex(16)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        if record.levelno == logging.INFO:
+            return record.getMessage()
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
+        return f"{record.levelname} {record.name}: {record.message}"
+
+
+class _Json(logging.Formatter):
+    """`severity`, `message` and `time` are what Cloud Logging reads."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC),
+            "severity": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        request = current.get()
+        if request is not None:
+            line |= {"request_id": request.request_id, "trace_id": request.trace_id}
+        fields: Mapping[str, Any] = getattr(record, "fields", {})
+        line |= fields
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
