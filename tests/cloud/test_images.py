@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "dockerfiles").glob("*.dockerfile"))
+BAKED = ROOT / "dockerfiles/serve_baked.dockerfile"  # on top of serve; its context is a bundle
+FILES = sorted(set((ROOT / "dockerfiles").glob("*.dockerfile")) - {BAKED})
 HADOLINT = Path(sysconfig.get_path("scripts")) / f"hadolint{'.exe' if sys.platform == 'win32' else ''}"
 
 
@@ -59,11 +60,26 @@ def test_an_image_holds_its_own_group_and_runs_as_nobody(dockerfile: Path) -> No
     text = dockerfile.read_text()
     syncs = re.findall(r"uv sync (.*)$", text, re.MULTILINE)
     flags = f"--locked --no-default-groups --group {dockerfile.stem}"
-    assert syncs == [f"{flags} --no-install-project", f"{flags} --no-editable"]
-    assert text.index("COPY pyproject.toml uv.lock ./") < text.index("--no-install-project") < text.index("COPY src src")
+    if dockerfile.stem == "frontend":  # imports nothing of the package, so the package stays out
+        assert syncs == ["--locked --only-group frontend"]
+        assert "COPY src" not in text
+    else:
+        assert syncs == [f"{flags} --no-install-project", f"{flags} --no-editable"]
+        assert text.index("COPY pyproject.toml uv.lock ./") < text.index("--no-install-project") < text.index("COPY src src")
     assert "USER 10001:10001" in text.split("FROM ${BASE}\n")[1]
-    assert re.search(r'^ENTRYPOINT \["[\w-]+"\]$', text, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["[\w-]+"(, "[\w-]+")*\]$', text, re.MULTILINE)
     assert not re.search(r"(?i)api_key|secret|token|password", text)
+
+
+def test_a_bundle_is_baked_in_by_its_seal_alone() -> None:
+    text = BAKED.read_text()
+    assert re.findall(r"^(?:FROM|COPY|ENV|USER|ENTRYPOINT) .*$", text, re.MULTILINE) == [
+        "FROM ${BASE}",
+        "COPY . /bundle/",
+        "ENV PIGEONHOLE_BUNDLE=/bundle",
+    ]
+    assert hadolint(BAKED).stdout == ""
+    assert "open_bundle('/bundle').manifest.seal; assert found == os.environ['SEAL']" in text
 
 
 def test_an_entry_point_is_a_command_of_the_project(dockerfile: Path) -> None:

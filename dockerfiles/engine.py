@@ -1,0 +1,230 @@
+"""What builds and runs an image: Docker where its engine runs, else buildah and bubblewrap, which need no engine.
+
+Both start a container as Cloud Run does: the entry point is process 1, its files are read-only but for /tmp, its user is the
+image's, and SIGTERM ends it. buildah cannot reach the pinned base without an image registry, so it builds on a stand-in: Debian
+bookworm with its own Python 3.11, made by debootstrap. Knows nothing of what an image is for.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pigeonhole.command import say
+from pigeonhole.errors import ConfigError, RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+STAND_IN = "localhost/pigeonhole-stand-in-for-python:3.11-slim-bookworm"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+PATIENCE_S = 20  # Cloud Run kills ten seconds after SIGTERM; two shared cores get twice that
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to build: a dockerfile's name, the folder that it may copy from, and a stage where it is not the last one."""
+
+    name: str
+    context: Path = ROOT
+    target: str = ""
+    arguments: Mapping[str, str] | None = None
+
+    @property
+    def dockerfile(self) -> Path:
+        return ROOT / f"dockerfiles/{self.name}.dockerfile"
+
+    @property
+    def reference(self) -> str:
+        return f"localhost/pigeonhole-{self.name}"
+
+    def words(self, **more: str) -> list[str]:
+        given = {**more, **(self.arguments or {})}
+        arguments = [word for key, value in given.items() for word in ("--build-arg", f"{key}={value}")]
+        target = ["--target", self.target] if self.target else []
+        return [*arguments, *target, "--file", str(self.dockerfile), "--tag", self.reference, str(self.context)]
+
+
+@dataclass(frozen=True)
+class Container:
+    """A running image. `pid` is its process 1, as this machine counts; `process` prints what it prints and ends as it ends."""
+
+    process: "subprocess.Popen[str]"
+    pid: int
+
+    def stop(self) -> int:
+        """SIGTERM to process 1; its exit code. Raises RunError where it stays."""
+        os.kill(self.pid, signal.SIGTERM)
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired as error:
+            raise RunError(f"still there {PATIENCE_S} s after SIGTERM") from error
+
+
+class Engine(Protocol):
+    name: str
+
+    def build(self, build: Build) -> None: ...
+
+    def over_base_mb(self, build: Build) -> float: ...
+
+    def run(
+        self, build: Build, words: Sequence[str], variables: Mapping[str, str], mounts: Mapping[Path, str]
+    ) -> contextlib.AbstractContextManager[Container]: ...
+
+
+def find_engine() -> Engine:
+    """Raises ConfigError where neither is here."""
+    if shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0:
+        return Docker()
+    if all(map(shutil.which, ("buildah", "debootstrap", "bwrap"))):
+        return Buildah()
+    raise ConfigError(
+        "neither a Docker engine nor buildah is here; apt-get install buildah debootstrap bubblewrap, or start Docker"
+    )
+
+
+class Docker:
+    name = "docker"
+
+    def build(self, build: Build) -> None:
+        do(["docker", "build", "--platform", "linux/amd64", *build.words()])
+
+    def over_base_mb(self, build: Build) -> float:
+        found = re.search(r"^ARG BASE=(\S+)$", build.dockerfile.read_text(encoding="utf-8"), re.MULTILINE)
+        assert found, f"{build.dockerfile} has no ARG BASE"
+        sizes = [int(do(["docker", "image", "inspect", "--format", "{{.Size}}", each])) for each in (build.reference, found[1])]
+        return round((sizes[0] - sizes[1]) / 1e6, 1)
+
+    @contextlib.contextmanager
+    def run(
+        self, build: Build, words: Sequence[str], variables: Mapping[str, str], mounts: Mapping[Path, str]
+    ) -> Iterator[Container]:
+        line = ["docker", "run", "--rm", "--read-only", "--mount", "type=tmpfs,destination=/tmp", "--network", "host"]
+        line += [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
+        line += [word for host, inside in mounts.items() for word in ("--volume", f"{host}:{inside}:ro")]
+        process = _start([*line, build.reference, *words])
+        with _ended(process):
+            yield Container(process, process.pid)  # the client hands signals on to process 1
+
+
+class Buildah:
+    name = "buildah"
+
+    def __init__(self) -> None:
+        self._base = ["buildah", "--storage-driver", _storage_driver()]
+
+    def build(self, build: Build) -> None:
+        self._make_stand_in()
+        # One layer a stage: a copy of all files after each line takes longer than the lines.
+        do([*self._base, "build", "--isolation", "chroot", "--layers=false", *build.words(BASE=STAND_IN)])
+
+    def over_base_mb(self, build: Build) -> float:
+        return round((self._size_bytes(build.reference) - self._size_bytes(STAND_IN)) / 1e6, 1)
+
+    @contextlib.contextmanager
+    def run(
+        self, build: Build, words: Sequence[str], variables: Mapping[str, str], mounts: Mapping[Path, str]
+    ) -> Iterator[Container]:
+        config = self._config(build.reference)
+        user, _, group = config["User"].partition(":")
+        given: dict[str, str] = {**dict(line.split("=", 1) for line in config["Env"]), **variables}
+        with self._mounted(build.reference) as files, tempfile.TemporaryFile() as about:
+            line = ["bwrap", "--ro-bind", files, "/", "--perms", "1777", "--tmpfs", "/tmp"]  # noqa: S108
+            line += ["--proc", "/proc", "--dev", "/dev"]
+            line += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--as-pid-1", "--die-with-parent", "--clearenv"]
+            line += [word for host, inside in mounts.items() for word in ("--ro-bind", str(host), inside)]
+            line += [word for name, value in given.items() for word in ("--setenv", name, value)]
+            line += ["--chdir", config["WorkingDir"], "--info-fd", str(about.fileno()), "--"]
+            line += ["setpriv", "--reuid", user, "--regid", group, "--clear-groups", "--no-new-privs"]
+            process = _start([*line, *config["Entrypoint"], *words], pass_fds=(about.fileno(),))
+            with _ended(process):
+                yield Container(process, _first_process(process, about.fileno()))
+
+    def _config(self, reference: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(do([*self._base, "inspect", "--type", "image", reference]))["OCIv1"]["config"]
+        return found
+
+    def _size_bytes(self, reference: str) -> int:
+        """What the files of an image take, without counting hard links twice."""
+        with self._mounted(reference) as files:
+            return int(do(["du", "--bytes", "--summarize", files]).split()[0])
+
+    @contextlib.contextmanager
+    def _mounted(self, reference: str) -> Iterator[str]:
+        container = do([*self._base, "from", "--pull-never", reference]).strip()
+        try:
+            yield do([*self._base, "mount", container]).strip()
+        finally:
+            do([*self._base, "rm", container])
+
+    def _make_stand_in(self) -> None:
+        """Debian bookworm with its own Python 3.11, called `python` as in the official image, and this host's roots of trust."""
+        if subprocess.run([*self._base, "inspect", STAND_IN], capture_output=True, check=False).returncode == 0:
+            return
+        say("making the stand-in base by debootstrap")
+        with tempfile.TemporaryDirectory() as scratch:
+            root = Path(scratch) / "root"
+            packages = "--include=ca-certificates,python3,python3-pip,python3-venv"
+            do(["debootstrap", "--variant=minbase", packages, "bookworm", str(root)])
+            (root / "usr/bin/python").symlink_to("python3")
+            for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
+                marker.unlink()  # the official image's pip installs without asking, too
+            if CERTIFICATES.exists():
+                shutil.copy(CERTIFICATES, root / "etc/ssl/certs/ca-certificates.crt")
+            shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
+            container = do([*self._base, "from", "scratch"]).strip()
+            do([*self._base, "add", "--quiet", container, str(root), "/"])
+            path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+            trust = [f"{name}=/etc/ssl/certs/ca-certificates.crt" for name in ("SSL_CERT_FILE", "PIP_CERT")]
+            do([*self._base, "config", *(word for line in (path, *trust) for word in ("--env", line)), container])
+            do([*self._base, "commit", "--quiet", "--rm", container, STAND_IN])
+
+
+@functools.cache
+def _storage_driver() -> str:
+    """`overlay` where the kernel lets us; `vfs`, a full copy a layer, works everywhere."""
+    probe = subprocess.run(
+        ["buildah", "--storage-driver", "overlay", "from", "scratch"], capture_output=True, text=True, check=False
+    )
+    if probe.returncode:
+        return "vfs"
+    do(["buildah", "--storage-driver", "overlay", "rm", probe.stdout.strip()])
+    return "overlay"
+
+
+def _first_process(process: "subprocess.Popen[str]", about: int) -> int:
+    """The pid that bubblewrap tells of the process that it made. Raises RunError where it ended before that."""
+    while not (told := os.pread(about, 4096, 0)).rstrip().endswith(b"}"):
+        if process.poll() is not None:
+            raise RunError(f"no container: {process.stdout.read() if process.stdout else ''}")
+    pid: int = json.loads(told)["child-pid"]
+    return pid
+
+
+def _start(line: Sequence[str], pass_fds: Sequence[int] = ()) -> "subprocess.Popen[str]":
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, pass_fds=pass_fds)
+
+
+@contextlib.contextmanager
+def _ended(process: "subprocess.Popen[str]") -> Iterator[None]:
+    with process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def do(line: Sequence[str]) -> str:
+    """Run a program; what it prints on stdout. Raises RunError with the end of what it said."""
+    ran = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "BUILDAH_FORMAT": "oci"})
+    if ran.returncode:
+        raise RunError(f"{' '.join(line[:6])} … ended with {ran.returncode}: {(ran.stderr or ran.stdout).strip()[-2000:]}")
+    return ran.stdout
