@@ -4,8 +4,11 @@
 """
 
 import os
+import re
 import shlex
 import sys
+import tomllib
+from pathlib import Path
 
 from invoke.collection import Collection
 from invoke.context import Context
@@ -20,6 +23,7 @@ MATERIALISE = "uv run python -m pigeonhole.dataset.materialise"
 # Refuses data that differ from data.dvc, and puts equal data into DVC's cache, so that `dvc status` and `dvc push` work.
 COMMIT = "uv run dvc commit --quiet data.dvc"
 STATUS = "uv run dvc status"
+TICKETS = "src/pigeonhole/dataset/tickets/tickets.csv"
 TEST = "uv run pytest --cov=pigeonhole"
 # In an environment of its own: Ray brings a command `serve` that would take the place of ours.
 TEST_SCORING = "uv run --isolated --group score pytest tests/scoring"
@@ -28,8 +32,20 @@ RULES = (
     "promtool test rules monitoring/rules_test.yaml",
 )
 
+SECRETS = "uv run python .github/secret_scan.py ."
+# What goes into an image, by the group that its dockerfile installs; frontend holds nothing of the package.
+IMAGE_GROUPS = {name: f"--no-default-groups --group {name}" for name in ("serve", "drift", "train", "score")} | {
+    "frontend": "--only-group frontend"
+}
+AUDITOR = "uvx pip-audit@2.10.1 --strict --disable-pip --requirement artefacts/audit.txt"
+# The oldest torch that pyproject.toml allows, in the place of the lock's.
+TORCH = "2.8.0"
+TORCH_VERSION = 'uv run --no-sync python -c "import torch; print(torch.__version__)"'
+TRAINING_TESTS = "uv run --no-sync pytest tests/training"
+FUZZ = "uv run pytest -m hypothesis --hypothesis-profile=nightly"
+
 # What CI has no way to install: a test that is skipped there for any other reason fails the run.
-MAY_SKIP = ("needs the score group", "needs a GPU", "needs the shared folder", "needs Windows")
+MAY_SKIP = ("needs the score group", "needs a GPU", "needs the shared folder", "needs Windows", "needs Linux")
 
 
 def show(context: Context, line: str) -> str:
@@ -62,6 +78,15 @@ def status(context: Context) -> None:
 def remote(context: Context, url: str) -> None:
     """Let `dvc push` and `dvc pull` use a bucket of yours (kept in .dvc/config.local, which git ignores)."""
     show(context, f"uv run dvc remote add --local --force --default gcs {shlex.quote(url)}")
+
+
+@task(help={"base": "a commit", "out": "where the report goes"})
+def change(context: Context, base: str, out: str = "artefacts/data-change.md") -> None:
+    """Compare the data with those of another commit; a change over a limit fails."""
+    before = f"artefacts/{Path(TICKETS).name}"
+    Path(before).parent.mkdir(parents=True, exist_ok=True)
+    show(context, f"git show {shlex.quote(f'{base}:{TICKETS}')} > {before}")
+    show(context, f"uv run compare-data before={before} after={TICKETS} report={shlex.quote(out)}")
 
 
 @task
@@ -114,11 +139,73 @@ def serve(context: Context) -> None:
     show(context, "uv run serve")
 
 
-@task(help={"which": "serve, drift, train, or several in quotes", "bundle": "a bundle's folder that serve is to answer from"})
-def images(context: Context, which: str = "serve", bundle: str = "") -> None:
+@task(
+    help={"which": "serve, drift, frontend, train, or several in quotes", "bundle": "the folder that serve and drift work with"}
+)
+def images(context: Context, which: str = "serve drift frontend", bundle: str = "", until: str = "") -> None:
     """Build images with Docker or buildah, start them and ask them something (minutes; no part of check)."""
-    given = [*which.split(), *([f"bundle={bundle}"] if bundle else [])]
-    show(context, f"uv run python dockerfiles/build.py {shlex.join(given)}")
+    given = [*which.split(), *([f"bundle={bundle}"] if bundle else []), *([f"until={until}"] if until else [])]
+    show(context, f"uv run python -m dockerfiles.build {shlex.join(given)}")
+
+
+@task
+def secrets(context: Context) -> None:
+    """Look for secrets in every line that was ever committed (offline)."""
+    show(context, SECRETS)
+
+
+@task
+def sbom(context: Context, out: str = "artefacts/sbom") -> None:
+    """Write what the lock puts into each image, as CycloneDX."""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for name, groups in IMAGE_GROUPS.items():
+        file = shlex.quote(f"{out}/{name}.cdx.json")
+        show(context, f"uv export --quiet --frozen --preview {groups} --format cyclonedx1.5 --output-file {file}")
+
+
+@task
+def audit(context: Context) -> None:
+    """Ask pip-audit about what the lock puts into each image (needs the network)."""
+    Path("artefacts").mkdir(exist_ok=True)
+    for groups in IMAGE_GROUPS.values():
+        show(context, f"uv export --quiet --frozen --no-emit-project {groups} --output-file artefacts/audit.txt")
+        show(context, AUDITOR)
+
+
+@task(help={"version": "what is installed in the place of the lock's"})
+def torch(context: Context, version: str = TORCH) -> None:
+    """Install another torch, print which one it is, and run training's tests with it (`uv sync` brings the lock's back)."""
+    show(context, f"uv pip install torch=={shlex.quote(version)}")
+    found = show(context, TORCH_VERSION).strip()
+    if found.partition("+")[0] != version:
+        raise Exit(f"torch {found} is installed, not {version}", code=1)
+    show(context, TRAINING_TESTS)
+
+
+@task
+def fuzz(context: Context) -> None:
+    """Run the property tests with thousands of examples each."""
+    show(context, FUZZ)
+
+
+@task(help={"tag": "vX.Y.Z, as in pyproject.toml"})
+def release(context: Context, tag: str) -> None:
+    """Make what a release holds: the wheel, a bill of materials for each image, the changelog's section."""
+    version = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    if tag != f"v{version}":
+        raise Exit(f"tag {tag}: pyproject.toml says version {version}; tag v{version}, or change the version first", code=2)
+    notes = section(Path("CHANGELOG.md").read_text(encoding="utf-8"), version)
+    show(context, "uv build --out-dir artefacts/release")
+    sbom(context, "artefacts/release")
+    Path("artefacts/notes.md").write_text(notes, encoding="utf-8")
+
+
+def section(changelog: str, version: str) -> str:
+    """What the changelog says of a version. Raises Exit where it says nothing."""
+    found = re.search(rf"^## \[{re.escape(version)}\][^\n]*\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    if not found or not found[1].strip():
+        raise Exit(f"CHANGELOG.md has no section [{version}]; rename [Unreleased] to it", code=2)
+    return found[1].strip() + "\n"
 
 
 @task
@@ -141,5 +228,6 @@ def ci(context: Context) -> None:
 
 
 namespace = Collection(
-    lint, format_, types, contracts, test, check, train, serve, up, images, rules, ci, data=Collection(write, status, remote)
-)
+    lint, format_, types, contracts, test, check, train, serve, up, images, rules, ci, secrets, sbom, audit, torch, fuzz, release,
+    data=Collection(write, status, remote, change),
+)  # fmt: skip

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from pigeonhole.training.train import run
+
+hypothesis.settings.register_profile("nightly", max_examples=5_000, deadline=None)
 
 OBJECTS = {
     "delivery": ["parcel", "courier", "tracking number", "doorstep", "depot"],

@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_pre_commit_hooks_run_the_lines_of_check_in_order() -> None:
 
 def test_github_workflow_runs_the_lines_of_check_in_order() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/check.yaml").read_text())
-    runs = [step["run"] for step in workflow["jobs"]["check"]["steps"] if "run" in step]
+    runs = [step["run"] for step in workflow["jobs"]["check"]["steps"] if "run" in step and "if" not in step]
     assert runs[0] == "uv sync --locked"
     assert [line for run in runs[1:] for line in lines_of_words(run)] == CHECK
 
@@ -104,3 +105,44 @@ def test_a_forbidden_skip_fails_the_test_task_on_ci_alone(ci: str, refused: bool
         return
     with pytest.raises(Exit, match="could not import 'onnx'"):
         tasks.test(context)
+
+
+def test_the_data_of_another_commit_are_compared_with_todays() -> None:
+    git, compare = lines_of("data.change", base="abc; rm -rf .", out="a b.md")
+    assert git.startswith("git show 'abc; rm -rf .:src/pigeonhole/dataset/tickets/tickets.csv' > ")
+    assert compare.endswith(" report='a b.md'")
+
+
+def test_another_torch_is_told_by_its_own_words() -> None:
+    context = MockContext(run=[Result(), Result(stdout="2.15.0+cpu\n")])
+    with pytest.raises(Exit, match=r"torch 2\.15\.0\+cpu is installed, not 2\.8\.0"):
+        tasks.torch(context)
+
+
+def test_another_torch_is_the_oldest_that_the_project_allows() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    assert f"torch>={tasks.TORCH.removesuffix('.0')}" in groups["train"]
+
+
+def test_every_image_has_a_bill_of_materials_of_the_group_that_it_installs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = {path.stem for path in (ROOT / "dockerfiles").glob("*.dockerfile")} - {"serve_baked"}
+    assert images <= set(tasks.IMAGE_GROUPS)
+    assert len(lines_of("sbom", out="sbom")) == len(tasks.IMAGE_GROUPS)
+    for name in images:
+        assert tasks.IMAGE_GROUPS[name] in (ROOT / f"dockerfiles/{name}.dockerfile").read_text(encoding="utf-8")
+
+
+def test_a_tag_is_the_version_or_nothing_is_released() -> None:
+    with pytest.raises(Exit, match=r"tag v9\.9\.9: pyproject\.toml says version"):
+        tasks.release(MockContext(), tag="v9.9.9")
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
+    changelog = "# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - today\n\n### Added\n\n- A\n\n## [1.1.0]\n\n- B\n"
+    assert tasks.section(changelog, "1.2.0") == "### Added\n\n- A\n"
+    assert tasks.section(changelog, "1.1.0") == "- B\n"
+    with pytest.raises(Exit, match="no section"):
+        tasks.section(changelog, "1.3.0")

