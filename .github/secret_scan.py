@@ -15,7 +15,7 @@ from detect_secrets.settings import transient_settings
 
 # Those that know a form; the guesses by entropy find 100,000 "secrets" in checksums and words.
 FORMS = (
-    "ArtifactoryDetector", "AWSKeyDetector", "AzureStorageKeyDetector", "BasicAuthDetector", "DiscordBotTokenDetector",
+    "AWSKeyDetector", "AzureStorageKeyDetector", "BasicAuthDetector", "DiscordBotTokenDetector",
     "GitHubTokenDetector", "GitLabTokenDetector", "JwtTokenDetector", "MailchimpDetector", "NpmDetector",
     "OpenAIDetector", "PrivateKeyDetector", "PypiTokenDetector", "SendGridDetector", "SlackDetector", "StripeDetector",
     "TelegramBotTokenDetector", "TwilioKeyDetector",
