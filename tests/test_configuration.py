@@ -51,6 +51,10 @@ def test_every_model_composes(name: str) -> None:
         ("tracking.backend=mlflow", "tracking.backend=mlflow: expected str one of wandb, jsonl, none"),
         ("tracking=mlflow", "tracking=mlflow: there is no such tracking; allowed: jsonl, none, wandb"),
         ("experiment=fats", "experiment=fats: there is no such experiment; did you mean fast. allowed: "),
+        ("experiment=null", "experiment=null: there is no such experiment"),
+        ("hydra.run.dir=/tmp/x", "there is no key hydra.run.dir"),
+        ("data.val=0", "data.val=0: a run selects and measures on these rows"),
+        ("data.test=0", "data.test=0: a run selects and measures on these rows"),
         ("_target_=os.system", "_target_=os.system: there is no key _target_"),
         ("+model._target_=joblib.load", "there is no key model._target_"),
         ("model.max_length", "model.max_length: a value is missing"),
@@ -61,7 +65,7 @@ def test_every_model_composes(name: str) -> None:
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(argument: str, message: str) -> None:
-    arguments = argument.split(" data.") if argument.startswith("data.val") else [argument]
+    arguments = argument.split(" data.")
     arguments = [arguments[0], *(f"data.{rest}" for rest in arguments[1:])]
     with pytest.raises(ConfigError, match=message) as caught:
         compose_train(*arguments)
@@ -78,6 +82,8 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(argument
         ("trainer:\n  epochs: many", "trainer.epochs"),
         ("trainer:\n  eposch: 3", "eposch"),
         ("seed: [1", "seed|expected"),
+        ("trainer:\n\tepochs: 3", "mine.yaml: while scanning"),
+        ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", "mine.yaml: holds a YAML alias"),
     ],
 )
 def test_a_yaml_file_of_ones_own_is_held_to_the_same_rules(tmp_path: Path, content: str, message: str) -> None:
@@ -86,6 +92,17 @@ def test_a_yaml_file_of_ones_own_is_held_to_the_same_rules(tmp_path: Path, conte
     with pytest.raises(ConfigError, match=message):
         compose_train("--config-dir", str(tmp_path), "experiment=mine")
     assert not Path("evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe\x00", r"not UTF-8 text \(byte 1\)"), (b"seed: 1\n", "the first line has to be '# @package _global_'")],
+)
+def test_an_experiment_of_ones_own_is_text_and_says_that_it_is_global(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        compose_train("--config-dir", str(tmp_path), "experiment=mine")
 
 
 def test_an_experiment_of_ones_own_is_found_in_its_folder(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -16,7 +17,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import Allowed, Setting, check_ranges, key_lines, nearest, setting, settings_of, to_flat
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+PACKAGE_LINE = "# @package _global_"
 
 
 def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
@@ -51,9 +52,10 @@ def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
     shown = _take_option(arguments, "--cfg")
     folder = _take_option(arguments, "--config-dir")
     settings = {found.key: found for found in settings_of(schema)}
+    own = _own_files(folder) if folder is not None else {}
     for argument in arguments:
         _check_key(argument, settings)
-        _check_choice(argument, folder)
+        _check_choice(argument, own)
     config = _compose(schema, name, arguments, folder, settings)
     check_ranges(config)
     if shown is not None:
@@ -106,7 +108,7 @@ def _take_option(arguments: list[str], option: str) -> str | None:
 def _check_key(argument: str, settings: dict[str, Setting]) -> None:
     key, equals, _ = argument.partition("=")
     key = key.lstrip("+~")
-    if key in settings or (equals and (key in groups() or key.startswith("hydra."))):
+    if key in settings or (equals and key in groups()):
         if not equals:
             raise ConfigError(f"{key}: a value is missing, write {key}=VALUE ({settings[key].expected})")
         return
@@ -117,29 +119,50 @@ def _check_key(argument: str, settings: dict[str, Setting]) -> None:
     raise ConfigError(f"{argument}: there is no key {key}; {near}allowed are the keys that --help lists")
 
 
-def _check_choice(argument: str, folder: str | None) -> None:
+def _check_choice(argument: str, own: dict[str, list[str]]) -> None:
     group, _, choice = argument.partition("=")
-    choices = set(groups().get(group, ()))
-    if folder is not None:
-        choices |= {file.stem for file in Path(folder, group).glob("*.yaml")}
-    if choices and choice not in {*choices, "null"}:
-        near = nearest(choice, sorted(choices))
-        raise ConfigError(f"{argument}: there is no such {group}; {near}allowed: {', '.join(sorted(choices))}")
+    choices = sorted({*groups().get(group, ()), *own.get(group, ())})
+    if choices and choice not in choices:
+        raise ConfigError(f"{argument}: there is no such {group}; {nearest(choice, choices)}allowed: {', '.join(choices)}")
+
+
+def _own_files(folder: str) -> dict[str, list[str]]:
+    """The choices that a user's folder adds to each group, each file checked."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    files = {group: sorted(Path(folder, group).glob("*.yaml")) for group in groups()}
+    for group, paths in files.items():
+        for path in paths:
+            _check_file(path, group)
+    return {group: [path.stem for path in paths] for group, paths in files.items()}
+
+
+def _check_file(path: Path, group: str) -> None:
+    """What Hydra would hang on or misread: not text, a bomb of aliases (nine lines stand for 9**9 values), no package line."""
+    try:
+        content = path.read_text(encoding="utf-8")
+        aliases = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start + 1})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    if aliases:
+        raise ConfigError(f"{path}: holds a YAML alias (*name); write the values out")
+    if group == "experiment" and not content.startswith(PACKAGE_LINE):
+        raise ConfigError(f"{path}: the first line has to be {PACKAGE_LINE!r}: an experiment sets the keys of all groups")
 
 
 def _compose(schema: type[T], name: str, arguments: list[str], folder: str | None, settings: dict[str, Setting]) -> T:
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     overrides = [_quoted(argument, settings) for argument in arguments]
     if folder is not None:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"--config-dir {folder}: there is no such folder")
         overrides.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
             composed = hydra_compose(config_name=name, overrides=overrides)
         return cast(T, OmegaConf.to_object(composed))
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(_explain(error, settings, arguments)) from error
 
 

@@ -22,6 +22,7 @@ from pigeonhole.errors import NotFoundError, StorageError
 if TYPE_CHECKING:
     import fsspec
 
+REMOTE = ("gs", "s3", "az", "http", "https", "memory")  # all but gs need a package that is not in the lock, or are read only
 ABSENT = ""  # the version of a file that is not there
 
 
@@ -125,6 +126,13 @@ def swap(url: str, data: bytes, version: str) -> bool:
             return True
 
 
+def require_writable(url: str) -> None:
+    """Write a file into a folder and delete it again. Raises StorageError where that is not possible."""
+    probe = join(url, ".writable")
+    write(probe, b"")
+    delete(probe)
+
+
 def delete(url: str) -> None:
     path = local_path(url)
     with _explained(url):
@@ -190,13 +198,15 @@ def _package_path(url: str) -> Path:
 
 @functools.cache
 def _filesystem_of(scheme: str) -> "fsspec.AbstractFileSystem":
+    if scheme not in REMOTE:
+        raise StorageError(f"{scheme}:// cannot be used here; use a path, file://, package:// or one of {', '.join(REMOTE)}")
     # fsspec and a cloud client take 0.1 to 1 s to import: a laptop on file:// never pays for them.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
     try:
         return fsspec.filesystem(scheme)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise StorageError(f"{scheme}:// cannot be used here: {error}") from error
 
 

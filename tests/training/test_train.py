@@ -94,6 +94,8 @@ def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
     ("argument", "message"),
     [
         ("out=/proc/x", "out=/proc/x: cannot be written"),
+        ("registry=/proc/x", "registry=/proc/x: cannot be written"),
+        ("registry=ftp://x/y", "registry=ftp://x/y: cannot be written"),
         ("out=gs://bucket/run", "a run works in a local folder"),
         ("model.pretrained=../../etc", "no model is there"),
         ("name=../evil", "name=../evil: expected lower-case letters"),

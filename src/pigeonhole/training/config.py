@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pigeonhole.configuration import setting
 from pigeonhole.dataset.config import DataConfig
+from pigeonhole.errors import ConfigError
 
 
 @dataclass
@@ -67,3 +68,11 @@ class TrainConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+
+    def __post_init__(self) -> None:
+        for key, share, file in (
+            ("val", self.data.val, self.data.validation_path),
+            ("test", self.data.test, self.data.test_path),
+        ):
+            if not share and not file:
+                raise ConfigError(f"data.{key}={share:g}: a run selects and measures on these rows; give a share, or a file")

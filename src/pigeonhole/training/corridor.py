@@ -74,6 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     pretrained = locate(config.model.pretrained, config.model.sha256)
     pretrained = replace(pretrained, revision=config.model.revision)
     out = _open_run_folder(config.out, name)
+    _require_writable("registry", config.registry)
     watch = Stopwatch()
     threads = trainer.set_determinism(config.seed, config.trainer.threads)
     _check_export(config)
@@ -163,8 +164,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _model_name(config: TrainConfig) -> str:
     stem = config.name or Path(config.data.path.split(":")[-1]).stem
-    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")
-    if not name or (config.name is not None and name != config.name):
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"
+    if config.name is not None and name != config.name:
         raise ConfigError(f"name={config.name}: expected lower-case letters, digits, '.', '_' and '-'")
     return name
 
@@ -176,12 +177,15 @@ def _open_run_folder(out: str | None, name: str) -> Path:
         raise ConfigError(f"out={out}: a run works in a local folder; the registry is what may be remote (registry=gs://…)")
     if (path / RESULT).exists():
         raise ConfigError(f"out={out}: holds a finished run; choose another folder")
-    try:
-        storage.write(str(path / ".writable"), b"")
-        storage.delete(str(path / ".writable"))
-    except StorageError as error:
-        raise ConfigError(f"out={out}: cannot be written ({error}); choose a folder that you may write to") from error
+    _require_writable("out", str(path))
     return path.resolve()
+
+
+def _require_writable(key: str, url: str) -> None:
+    try:
+        storage.require_writable(url)
+    except StorageError as error:
+        raise ConfigError(f"{key}={url}: cannot be written ({error}); choose a folder that you may write to") from error
 
 
 def _check_export(config: TrainConfig) -> None:
