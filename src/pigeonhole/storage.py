@@ -91,7 +91,7 @@ def create(url: str, data: bytes) -> bool:
             return False
         finally:
             aside.unlink()
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return True
 
 
@@ -186,6 +186,17 @@ def expand(url: str) -> list[str]:
         return sorted(to_url(name) for name in names if Path(name).is_file())
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in it survive the host, as fsync does for the bytes of a file."""
+    if os.name == "nt":
+        return  # Windows cannot open a folder to sync it
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _package_path(url: str) -> Path:
     module, _, inside = url.removeprefix("package://").partition("/")
     if not module.isidentifier() or ".." in inside.split("/"):
@@ -250,17 +261,7 @@ def _write_aside(path: Path, data: bytes) -> Path:
 
 def _replace(path: Path, data: bytes) -> None:
     _write_aside(path, data).replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows cannot open a folder to sync it
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(path.parent)
 
 
 def _create_remote(url: str, data: bytes) -> bool:

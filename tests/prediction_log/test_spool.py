@@ -16,8 +16,8 @@ LINE = b"0123456789\n"
 
 def test_appended_lines_stand_in_the_segment_at_once_and_in_order(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    assert spool.append([b"a\n", b"b\n"]) == 2
-    assert spool.append([b"c\n"]) == 3
+    assert spool.append([b"a\n", b"b\n"]).records == 2
+    assert spool.append([b"c\n"]).records == 3
     (segment,) = spool.all_segments()
     assert segment.name == f"{spool.writer}-00000001.jsonl"
     assert segment.read_bytes() == b"a\nb\nc\n"
@@ -101,7 +101,7 @@ def test_a_segment_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "spool" / f"{spool.writer}-00000001.jsonl").mkdir()
     with pytest.raises(LogError, match="cannot be written"):
         spool.append([LINE])
-    assert spool.append([LINE]) == 1
+    assert spool.append([LINE]).records == 1
     spool.close()
 
 

@@ -110,7 +110,6 @@ def test_damaged_lines_are_shipped_as_evidence_and_counted(tmp_path: Path, make_
     good = [encode_line(make_record(at=NOON)), encode_line(make_record(at=NOON + timedelta(hours=1)))]
     segment.write_bytes(b"garbage\n" + good[0] + b"{torn\n" + good[1] + good[0][:40])
     ship_segment(segment, str(tmp_path / "log" / "predictions"))
-    assert not segment.exists()
     hours = [
         read_window(str(tmp_path / "log"), NOON + timedelta(hours=hour), NOON + timedelta(hours=hour + 1)) for hour in (0, 1)
     ]
@@ -126,11 +125,24 @@ def test_a_segment_without_one_good_line_is_kept_in_the_hour_it_was_written(tmp_
     assert (window.records, window.counts.torn) == ([], 1)
 
 
+def test_an_object_of_another_content_under_the_same_name_is_neither_overwritten_nor_taken_for_this_one(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
+    store = str(tmp_path / "log" / "predictions")
+    segment = tmp_path / "0123456789abcdef-00000001.jsonl"
+    records = [make_record(), make_record()]
+    for record in records:
+        segment.write_bytes(encode_line(record))
+        ship_segment(segment, store)
+    assert len(storage.list_files(store)) == 2
+    assert sorted(ids_in(tmp_path / "log")) == sorted(record.prediction_id for record in records)
+
+
 def test_an_empty_segment_leaves_no_object(tmp_path: Path) -> None:
     segment = tmp_path / "0123456789abcdef-00000001.jsonl"
     segment.touch()
     ship_segment(segment, str(tmp_path / "log" / "predictions"))
-    assert storage.list_files(str(tmp_path)) == []
+    assert storage.list_files(str(tmp_path / "log")) == []
 
 
 def test_a_failing_store_keeps_the_spool_and_is_tried_again_until_it_works(
@@ -187,12 +199,15 @@ def test_a_stuck_store_does_not_hold_up_the_end(tmp_path: Path, make_record: Mak
 
 def test_the_backlog_tells_bytes_and_age(slow_log: LogWriter, tmp_path: Path, make_record: MakeRecord) -> None:
     assert slow_log.backlog() == writer.Backlog(size_bytes=0, oldest_s=0.0, failures=0)
-    slow_log.append([make_record()])
+    now = datetime.now(UTC)
+    slow_log.append([make_record(at=now - timedelta(seconds=60)), make_record(at=now)])
     (segment,) = (tmp_path / "spool" / "predictions").glob("*.jsonl")
-    os.utime(segment, (time.time() - 60,) * 2)
     backlog = slow_log.backlog()
     assert backlog.size_bytes == segment.stat().st_size
     assert backlog.oldest_s == pytest.approx(60, abs=5)
+    segment.write_bytes(b"damaged")
+    os.utime(segment, (time.time() - 120,) * 2)
+    assert slow_log.backlog().oldest_s == pytest.approx(120, abs=5)
 
 
 def test_records_of_another_day_go_where_their_time_says(slow_log: LogWriter, tmp_path: Path, make_record: MakeRecord) -> None:

@@ -158,8 +158,8 @@ Start = Callable[..., "contextlib.AbstractContextManager[Running]"]
 def run_service(classifier: Classifier, log: Path, settings: Settings, followed: Registry | None = None) -> Iterator[Running]:
     with (
         bind("127.0.0.1", 0) as listener,
-        LogWriter(str(log), interval_s=0.2) as writer,
-        LogWriter(str(log), "feedback", interval_s=0.2) as feedback,
+        LogWriter(str(log), interval_s=0.2, durability=settings.level, when_full=settings.spool_full) as writer,
+        LogWriter(str(log), "feedback", interval_s=0.2, durability=settings.level, when_full=settings.spool_full) as feedback,
     ):
         server = make_server(create_app(settings, classifier, writer, feedback, followed))
         thread = threading.Thread(target=server.run, args=([listener],))

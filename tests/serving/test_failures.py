@@ -68,14 +68,40 @@ def test_a_deadline_of_the_service_holds_without_the_header(start: Start, classi
         held.let_go.set()
 
 
-def test_a_prediction_that_cannot_be_written_down_is_not_given_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the log's records; pipes and sockets go on."""
     write = os.write
 
     def full(handle: int, data: bytes) -> int:
         return write(handle, data[:40]) if data.startswith(b'{"schema_version"') else write(handle, data)
 
+    monkeypatch.setattr(os, "write", full)
+
+
+@pytest.mark.parametrize("level", ["none", "process", "host", "remote"])
+def test_an_answer_names_the_level_of_its_records(level: str, start: Start) -> None:
+    with start(durability=level) as service:
+        answered = service.http.post("/predict", json={"text": "parcel"})
+        said = {"prediction_id": answered.json()["prediction_id"], "label": "refund", "source": "agent"}
+        assert answered.headers["x-log-durability"] == level
+        assert service.http.post("/feedback", json=said).headers["x-log-durability"] == level
+        assert "x-log-durability" not in service.http.post("/explain", json={"text": "parcel"}).headers
+
+
+def test_a_dropped_record_is_counted_and_its_answer_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start(spool_full="drop") as service:
+        with monkeypatch.context() as disk:
+            fill_disk(disk)
+            dropped = service.http.post("/predict", json={"texts": ["parcel", "refund"]})
+        assert (dropped.status_code, dropped.headers["x-log-durability"]) == (200, "none")
+        assert service.http.post("/predict", json={"text": "parcel"}).headers["x-log-durability"] == "process"
+        assert "pigeonhole_log_dropped_total 2.0" in service.http.get("/metrics").text
+        assert len(service.records()) == 1
+
+
+def test_a_prediction_that_cannot_be_written_down_is_not_given_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as disk:
-        disk.setattr(os, "write", full)
+        fill_disk(disk)
         refused = running.http.post("/predict", json={"text": "parcel"})
     assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "not_recorded", "1")
     assert running.http.post("/predict", json={"text": "refund"}).status_code == 200

@@ -20,6 +20,9 @@ def test_every_variable_reaches_its_setting() -> None:
         "PIGEONHOLE_LOG": "gs://b/log",
         "PIGEONHOLE_SPOOL": "/spool",
         "PIGEONHOLE_DURABILITY": "host",
+        "PIGEONHOLE_STRICT": "yes",
+        "PIGEONHOLE_SPOOL_MB": "64",
+        "PIGEONHOLE_SPOOL_FULL": "drop",
         "PIGEONHOLE_TEXT": "hash",
         "PIGEONHOLE_TEXT_KEY": "secret",
         "PIGEONHOLE_THREADS": "2",
@@ -28,11 +31,32 @@ def test_every_variable_reaches_its_setting() -> None:
     }
     settings = read_settings(environment)
     assert settings == Settings(
-        "::", 9000, "gs://b/x", "gs://b/registry", "tickets", 0.5, "gs://b/log", "/spool", "host", "hash", "secret", 2, 512, 2.5
+        "::",
+        9000,
+        "gs://b/x",
+        "gs://b/registry",
+        "tickets",
+        0.5,
+        "gs://b/log",
+        "/spool",
+        "host",
+        "yes",
+        64,
+        "drop",
+        "hash",
+        "secret",
+        2,
+        512,
+        2.5,
     )
     assert "secret" not in repr(settings)
     assert unknown_variables(environment) == []
     assert all(name in describe() for name in environment)
+
+
+def test_strict_is_remote_whatever_the_durability_says() -> None:
+    assert Settings().level == "process"
+    assert Settings(durability="none", strict="yes").level == "remote"
 
 
 @pytest.mark.parametrize("value", ["abc", "0", "70000", "-1", "8080.0", "\uff18\uff10", " 8080", "1e3", "9" * 20])
@@ -46,7 +70,7 @@ def test_a_port_that_is_none_is_refused_with_its_name_its_value_and_the_range(va
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("PIGEONHOLE_DURABILITY", "remote", "process | host"),
+        ("PIGEONHOLE_DURABILITY", "disk", "none | process | host | remote"),
         ("PIGEONHOLE_TEXT", "redact", "full | hash | none"),
         ("PIGEONHOLE_THREADS", "0", "a whole number from 1 to 256"),
         ("PIGEONHOLE_MAX_WAITING", "255", "a whole number from 256 to 1000000"),

@@ -8,7 +8,7 @@ duplicates and counts what it could not read. None of this knows of HTTP or of m
 from pigeonhole.prediction_log.record import Decision, Features, Feedback, Kind, Record, TextPolicy, kept_text, new_id
 from pigeonhole.prediction_log.spool import Durability
 from pigeonhole.prediction_log.window import Counts, Window, read_window
-from pigeonhole.prediction_log.writer import Backlog, LogWriter
+from pigeonhole.prediction_log.writer import Backlog, LogWriter, WhenFull
 
 __all__ = [
     "Backlog",
@@ -21,6 +21,7 @@ __all__ = [
     "LogWriter",
     "Record",
     "TextPolicy",
+    "WhenFull",
     "Window",
     "kept_text",
     "new_id",

@@ -105,6 +105,16 @@ def is_intact(line: bytes) -> bool:
     return suffix == b',"crc32":"%08x"}' % zlib.crc32(body)
 
 
+def read_head(line: bytes) -> Head | None:
+    """Of a line given without its newline; None where it is damaged."""
+    if not is_intact(line):
+        return None
+    try:
+        return msgspec.json.decode(line, type=Head)
+    except msgspec.DecodeError:
+        return None
+
+
 def partition_of(at: datetime) -> str:
     at = at.astimezone(UTC)
     return f"date={at.date().isoformat()}/hour={at.hour:02d}"

@@ -13,22 +13,32 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from pigeonhole import storage
 from pigeonhole.errors import LogError, StorageError
 
-Durability = Literal["process", "host"]
-"""What an appended record survives: the end of this process by any signal (write(2)), or of its host (and fdatasync).
+Durability = Literal["none", "process", "host", "remote"]
+"""What a record survives once `LogWriter.append` has returned, and how:
 
-Two more names are reserved: `none` (may be lost with the process) and `remote` (acknowledged by the store).
+none      nothing: what came since the last shipping goes with the process
+process   the end of the process by any signal: write(2)
+host      a power cut: and fdatasync, one for all records of an append
+remote    the loss of the host with its disk: the store has acknowledged it
 """
 
 
+class Appended(NamedTuple):
+    """Where lines went, and how many records are there now."""
+
+    segment: Path
+    records: int
+
+
 class Spool:
-    """One writer's segments; at most one of them is open."""
+    """One writer's segments; at most one of them is open. What is not yet written down (`none`) is the writer's business."""
 
     def __init__(self, folder: Path, durability: Durability = "process") -> None:
         """Raises StorageError where the folder cannot be written."""
@@ -39,8 +49,9 @@ class Spool:
         self._sequence = itertools.count(1)
         self._segment: Path | None = None
         self._handle = -1
-        self._size_bytes = 0
+        self._segment_bytes = 0
         self._records = 0
+        self._total_bytes = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._lock_path(self.writer), thread_local=False)
@@ -48,18 +59,19 @@ class Spool:
         except (OSError, Timeout) as error:
             raise StorageError(f"{folder}: the prediction log cannot be written here ({error}); choose another folder") from error
 
-    def append(self, lines: Sequence[bytes]) -> int:
-        """Write all lines or none, and return how many records the open segment holds. Raises LogError (a full disk)."""
+    def append(self, lines: Sequence[bytes]) -> Appended:
+        """Write all lines or none. Raises LogError (a full disk)."""
         data = b"".join(lines)
         with self._mutex:
             try:
-                self._write(data)
+                segment = self._write(data)
             except OSError as error:
                 self._take_back()
                 raise LogError(f"{self.folder}: the prediction log cannot be written: {error.strerror}") from error
-            self._size_bytes += len(data)
+            self._segment_bytes += len(data)
+            self._total_bytes += len(data)
             self._records += len(lines)
-            return self._records
+            return Appended(segment, self._records)
 
     def rotate(self) -> None:
         """Close the open segment, so that it can be shipped."""
@@ -85,27 +97,43 @@ class Spool:
         """Of every writer in this folder, the open ones too."""
         return sorted(self.folder.glob("*.jsonl"))
 
+    @property
+    def size_bytes(self) -> int:
+        """Of every writer in this folder: as `measure` found it, and what this one has written and removed since."""
+        return self._total_bytes
+
+    def measure(self) -> None:
+        with self._mutex:
+            self._total_bytes = sum(map(_size_of, self.all_segments()))
+
+    def remove(self, segment: Path) -> None:
+        """After it was shipped; one that another process removed is gone already."""
+        with self._mutex:
+            self._total_bytes = max(0, self._total_bytes - _size_of(segment))
+            segment.unlink(missing_ok=True)
+
     def close(self) -> None:
         self.rotate()
         self._lock.release()
         with contextlib.suppress(OSError):
             self._lock_path(self.writer).unlink(missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
-        if self._segment is None:
-            self._open_segment()
+    def _write(self, data: bytes) -> Path:
+        segment = self._segment or self._open_segment()
         written = os.write(self._handle, data)
         if written < len(data):
             raise OSError(0, f"{written} of {len(data)} bytes written, the disk is full")
         if self._sync:
             getattr(os, "fdatasync", os.fsync)(self._handle)
+        return segment
 
-    def _open_segment(self) -> None:
+    def _open_segment(self) -> Path:
         path = self.folder / f"{self.writer}-{next(self._sequence):08d}.jsonl"
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-        self._segment, self._size_bytes, self._records = path, 0, 0
+        self._segment, self._segment_bytes, self._records = path, 0, 0
         if self._sync:
-            _sync_folder(self.folder)
+            storage.sync_folder(self.folder)
+        return path
 
     def _close_segment(self) -> None:
         os.close(self._handle)
@@ -116,7 +144,7 @@ class Spool:
         if self._segment is None:
             return
         try:
-            os.ftruncate(self._handle, self._size_bytes)
+            os.ftruncate(self._handle, self._segment_bytes)
         except OSError:
             self._close_segment()
 
@@ -139,6 +167,13 @@ def spool_folder(url: str, spool: str | None = None) -> Path:
     return private / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
+def _size_of(segment: Path) -> int:
+    try:
+        return segment.stat().st_size
+    except FileNotFoundError:  # shipped meanwhile
+        return 0
+
+
 def _writer_of(segment: Path) -> str:
     return segment.name.partition("-")[0]
 
@@ -159,13 +194,3 @@ def _remove_stale_lock(path: Path) -> None:
         if time.time() - path.stat().st_mtime > 3600 and not any(path.parent.glob(f"{path.stem}-*.jsonl")):
             with FileLock(path, blocking=False):
                 path.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows cannot open a folder to sync it
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

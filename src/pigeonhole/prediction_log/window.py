@@ -16,7 +16,7 @@ import msgspec
 
 from pigeonhole import storage
 from pigeonhole.errors import ConfigError, NotFoundError, StorageError
-from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Head, Kind, Record, is_intact, partition_of
+from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Kind, Record, partition_of, read_head
 
 COMPACTED = ".parquet"  # objects of compacted hours; this module cannot read them, and says so
 CompactedReader = Callable[[str], Iterator[bytes]]
@@ -32,7 +32,7 @@ class Counts:
     records: int = 0
     duplicates: int = 0  # shipped twice, or met both in the spool and in the store
     torn: int = 0  # lines whose checksum or shape is wrong
-    unknown_versions: int = 0  # written by a newer release
+    unknown_versions: int = 0  # of the schema: written by a newer release, mostly
     misplaced: int = 0  # lines in the partition of another hour
     damaged_objects: int = 0  # objects that stop being gzip somewhere; the lines before that point are read
 
@@ -94,11 +94,11 @@ class Window(Generic[RecordT]):
                     yield record
 
     def _decode(self, line: bytes) -> RecordT | None:
-        head = _head(line)
+        head = read_head(line)
         if head is None:
             self.counts.torn += 1
             return None
-        if head.schema_version > SCHEMA_VERSION:
+        if not 1 <= head.schema_version <= SCHEMA_VERSION:
             self.counts.unknown_versions += 1
             return None
         try:
@@ -117,7 +117,7 @@ class Window(Generic[RecordT]):
             except FileNotFoundError:
                 continue  # shipped meanwhile
             for line in filter(None, finished.split(b"\n")):
-                head = _head(line)
+                head = read_head(line)
                 if head is None:
                     self.counts.torn += 1
                 elif self.start <= head.at < self.end:
@@ -170,15 +170,6 @@ class Window(Generic[RecordT]):
                 raise EOFError
         except (gzip.BadGzipFile, EOFError, zlib.error):
             self.counts.damaged_objects += 1
-
-
-def _head(line: bytes) -> Head | None:
-    if not is_intact(line):
-        return None
-    try:
-        return msgspec.json.decode(line, type=Head)
-    except msgspec.DecodeError:
-        return None
 
 
 @overload

@@ -1,4 +1,4 @@
-"""The door for writing: `append` puts records into the spool; a shipper thread moves closed segments to the store.
+"""The door for writing: `append` returns when records are as safe as promised; a shipper thread moves them on to the store.
 
 A segment becomes one gzip object per hour of its records, create-only under a name that follows from the segment, and is deleted
 after that. Whatever goes wrong on the way, the segment is still there and is shipped again, to the same names.
@@ -6,6 +6,7 @@ after that. Whatever goes wrong on the way, the segment is still there and is sh
 
 import contextlib
 import gzip
+import hashlib
 import logging
 import threading
 import time
@@ -13,16 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
-
-import msgspec
+from typing import Literal, Self
 
 from pigeonhole import storage
-from pigeonhole.prediction_log.record import Feedback, Head, Kind, Record, encode_line, is_intact, partition_of
+from pigeonhole.errors import LogError
+from pigeonhole.prediction_log.record import Feedback, Kind, Record, encode_line, partition_of, read_head
 from pigeonhole.prediction_log.spool import Durability, Spool, spool_folder
 
-MAX_BACKOFF_S = 30.0
+MAX_BACKOFF_S = 5.0  # a cloud client has tried for half a minute by itself before a failure comes here
 ADOPT_EVERY_S = 30.0
+MAX_SPOOL_BYTES = 1 << 30
+
+WhenFull = Literal["shed", "drop"]
+"""What happens to records that there is no room for: `append` refuses them, or counts them and goes on without them."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +36,9 @@ class Backlog:
     """What is not yet in the store, of all writers that share the spool."""
 
     size_bytes: int
-    oldest_s: float  # since the last write to the oldest segment; its first record is at most one interval older
+    oldest_s: float  # since the first record of the oldest segment
     failures: int  # attempts to ship that failed since the last one that did not
+    dropped: int = 0  # records that this writer has given up, as `drop` or the level `none` allows
 
 
 class LogWriter:
@@ -48,52 +53,90 @@ class LogWriter:
         durability: Durability = "process",
         interval_s: float = 1.0,
         segment_records: int = 500,
+        max_spool_bytes: int = MAX_SPOOL_BYTES,
+        when_full: WhenFull = "shed",
+        patience_s: float = 5.0,
     ) -> None:
-        """Ships every `interval_s` or `segment_records`. Raises StorageError where the spool cannot be written."""
+        """Ships every `interval_s` or `segment_records`. Raises StorageError where the spool cannot be written.
+
+        `patience_s`: how long `append` waits for the store at the level `remote`.
+        """
+        self.durability: Durability = durability
+        self.dropped = 0
         self._store = storage.join(storage.to_url(url), kind)
         self._spool = Spool(spool_folder(url, spool) / kind, durability)
         self._interval_s = interval_s
         self._segment_records = segment_records
+        self._max_spool_bytes = max_spool_bytes
+        self._when_full = when_full
+        self._patience_s = patience_s
+        self._unwritten: list[bytes] = []  # at the level `none` alone
+        self._mutex = threading.Lock()  # of `dropped` and `_unwritten`
         self._failures = 0
         self._adopted_at = float("-inf")
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._shipping = threading.Lock()
+        self._tried = threading.Condition()
         self._shipper = threading.Thread(target=self._ship_until_stopped, name=f"ship-{kind}", daemon=True)
+        self._spool.measure()
         self._shipper.start()
 
     def append(self, records: Sequence[Record | Feedback]) -> None:
-        """Return when all records are as safe as the durability says. Raises LogError, and then none of them is in the log."""
-        if self._spool.append([encode_line(record) for record in records]) >= self._segment_records:
+        """Return when all records are as safe as the durability says, or dropped and counted where that is allowed.
+
+        Raises LogError: none of them is in the log then, but at the level `remote`, where the store may take them later.
+        """
+        lines = [encode_line(record) for record in records]
+        if self.durability == "remote" and self._failures:
+            raise LogError(f"{self._store}: the store has failed {self._failures} times running; it is tried again by itself")
+        try:
+            self._check_room(sum(map(len, lines)))
+            if self.durability == "none":
+                self._hold(lines)
+                return
+            appended = self._spool.append(lines)
+        except LogError:
+            if self._when_full == "shed":
+                raise
+            self._drop(lines)
+            return
+        if appended.records >= self._segment_records:
             self._spool.rotate()
             self._wake.set()
+        if self.durability == "remote":
+            self._wait_for_store(appended.segment)
 
     def flush(self) -> None:
         """Ship what is there now, and now and then what dead processes left. Raises what the store raises."""
         with self._shipping:
+            self._write_down()
             self._spool.rotate()
+            self._spool.measure()
             for segment in self._spool.closed_segments():
-                ship_segment(segment, self._store)
+                self._ship(segment)
             if time.monotonic() - self._adopted_at >= ADOPT_EVERY_S:
                 with self._spool.abandoned_segments() as segments:
                     for segment in segments:
-                        ship_segment(segment, self._store)
+                        self._ship(segment)
                 self._adopted_at = time.monotonic()
 
     def backlog(self) -> Backlog:
-        sizes, ages = [0], [0.0]
+        """Looks at every segment: for a scrape, not for a request."""
+        sizes = {}
         for segment in self._spool.all_segments():
             with contextlib.suppress(FileNotFoundError):  # shipped meanwhile
                 found = segment.stat()
-                sizes.append(found.st_size)
-                ages.append(time.time() - found.st_mtime)
-        return Backlog(size_bytes=sum(sizes), oldest_s=max(ages), failures=self._failures)
+                sizes[found.st_mtime, segment] = found.st_size
+        oldest_s = max(0.0, time.time() - _began_at(*min(sizes))) if sizes else 0.0
+        return Backlog(sum(sizes.values()), oldest_s, self._failures, self.dropped)
 
     def close(self, patience_s: float = 1.5) -> None:
         """Ship once more; what a slow or failing store does not take stays in the spool, for the next process to adopt."""
         self._stop.set()
         self._wake.set()
         self._shipper.join(patience_s)
+        self._write_down()
         self._spool.close()
 
     def __enter__(self) -> Self:
@@ -101,6 +144,52 @@ class LogWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_room(self, size_bytes: int) -> None:
+        if self._spool.size_bytes + size_bytes > self._max_spool_bytes:
+            raise LogError(
+                f"{self._spool.folder}: the spool is full, {self._max_spool_bytes} bytes are allowed; the store takes nothing now"
+            )
+
+    def _hold(self, lines: list[bytes]) -> None:
+        with self._mutex:
+            self._unwritten += lines
+            full = len(self._unwritten) >= self._segment_records
+        if full:
+            self._wake.set()
+
+    def _write_down(self) -> None:
+        """What the level `none` held in memory; a disk that does not take it costs the records, and they are counted."""
+        with self._mutex:
+            lines, self._unwritten = self._unwritten, []
+        try:
+            if lines:
+                self._spool.append(lines)
+        except LogError as error:
+            logger.warning("%d records are lost, as the durability none allows: %s", len(lines), error)
+            self._drop(lines)
+
+    def _drop(self, lines: list[bytes]) -> None:
+        with self._mutex:
+            self.dropped += len(lines)
+
+    def _wait_for_store(self, segment: Path) -> None:
+        """A segment goes from the spool when the store has acknowledged it. All who wait share one upload."""
+        self._wake.set()
+        failures = self._failures
+        deadline = time.monotonic() + self._patience_s
+        with self._tried:
+            while segment.exists():
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or self._failures > failures:
+                    raise LogError(f"{self._store}: the store did not acknowledge the records; they stay in the spool")
+                self._tried.wait(left_s)
+
+    def _ship(self, segment: Path) -> None:
+        ship_segment(segment, self._store)
+        self._spool.remove(segment)
+        with self._tried:
+            self._tried.notify_all()
 
     def _ship_until_stopped(self) -> None:
         while not self._stop.is_set():
@@ -123,19 +212,37 @@ class LogWriter:
             if self._failures:
                 logger.warning("the prediction log is shipped again, after %d failures", self._failures)
             self._failures = 0
+        with self._tried:
+            self._tried.notify_all()
+
+
+def _began_at(written_at: float, segment: Path) -> float:
+    """When the first record of a segment was made, in Unix seconds; when it was last written to, where that line is damaged."""
+    try:
+        with segment.open("rb") as stream:
+            head = read_head(stream.readline().removesuffix(b"\n"))
+    except FileNotFoundError:  # shipped meanwhile
+        return written_at
+    return head.at.timestamp() if head else written_at
 
 
 def ship_segment(segment: Path, store: str) -> None:
-    """Move a closed segment to its objects. Raises StorageError, and whatever a cloud client raises."""
+    """Copy a closed segment into its objects. Raises StorageError, and whatever a cloud client raises."""
     try:
         lines = segment.read_bytes().removesuffix(b"\n").split(b"\n")
         written_at = datetime.fromtimestamp(segment.stat().st_mtime, UTC)
     except FileNotFoundError:
         return  # a process that adopted it was faster
     for partition, part in _by_partition(lines, partition_of(written_at)).items():
-        url = storage.join(store, partition, f"{segment.stem}.jsonl.gz")
-        storage.create(url, gzip.compress(b"\n".join(part) + b"\n", compresslevel=6, mtime=0))
-    segment.unlink(missing_ok=True)
+        _create(storage.join(store, partition, segment.stem), b"\n".join(part) + b"\n")
+
+
+def _create(stem: str, lines: bytes) -> None:
+    """An object that is there already is this one, shipped by who did not live to remove its segment; else nothing is lost."""
+    packed = gzip.compress(lines, compresslevel=6, mtime=0)
+    if storage.create(f"{stem}.jsonl.gz", packed) or storage.read(f"{stem}.jsonl.gz") == packed:
+        return
+    storage.create(f"{stem}-{hashlib.sha256(lines).hexdigest()[:16]}.jsonl.gz", packed)
 
 
 def _by_partition(lines: list[bytes], fallback: str) -> dict[str, list[bytes]]:
@@ -149,9 +256,5 @@ def _by_partition(lines: list[bytes], fallback: str) -> dict[str, list[bytes]]:
 
 
 def _partition(line: bytes) -> str | None:
-    if not is_intact(line):
-        return None
-    try:
-        return partition_of(msgspec.json.decode(line, type=Head).at)
-    except msgspec.DecodeError:
-        return None
+    head = read_head(line)
+    return partition_of(head.at) if head else None

@@ -104,10 +104,11 @@ def _add_predict(routes: APIRouter, service: Service, settings: Settings, access
         async def answer() -> bytes:
             return await service.answer(question, request.state.request_id, request.state.began, limit_s)
 
+        dropped = service.dropped()
         if key is None:
-            return _json(await answer())
+            return _logged(await answer(), service, dropped)
         whose = f"predict {caller_of(request.headers)} {key}"
-        return _json(await service.replies.once(whose, hashlib.sha256(body).digest(), answer))
+        return _logged(await service.replies.once(whose, hashlib.sha256(body).digest(), answer), service, dropped)
 
     @routes.post("/explain", dependencies=needed, responses=openapi.EXPLAIN_RESPONSES, openapi_extra=openapi.EXPLAIN_BODY)
     async def explain(request: Request) -> Response:
@@ -124,7 +125,8 @@ def _add_feedback(routes: APIRouter, service: Service, access: Access) -> None:
     async def feedback(request: Request) -> Response:
         """The true label of a prediction; it is in the log before the answer, and the same one twice is one."""
         check_content(request.headers)
-        return _json(await service.take_feedback(read_feedback(await request.body())))
+        dropped = service.dropped()
+        return _logged(await service.take_feedback(read_feedback(await request.body())), service, dropped)
 
 
 def _add_vertex(app: FastAPI, routes: APIRouter, settings: Settings) -> None:
@@ -198,6 +200,11 @@ def _add_pages(routes: APIRouter, app: FastAPI) -> None:
 
 def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
+
+
+def _logged(body: bytes, service: Service, dropped: tuple[int, int]) -> Response:
+    """The answer names how safe its records are: what they survive, as PIGEONHOLE_DURABILITY says."""
+    return Response(body, media_type="application/json", headers={"x-log-durability": service.kept_since(dropped)})
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

@@ -1,11 +1,12 @@
 """What /openapi.json says beyond what FastAPI sees: the bodies of schemas.py, the limits, the refusals."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from pigeonhole.prediction_log import Durability
 from pigeonhole.serving import explain, schemas
 from pigeonhole.serving.problem import MEDIA_TYPE
 from pigeonhole.serving.replies import KEEP_S
@@ -41,12 +42,20 @@ def _responses(shape: str, description: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": description, "content": content}, **problems(400, 401, 403, 413, 415, 422, 429, 503)}
 
 
+LEVEL = {
+    "X-Log-Durability": {
+        "description": "What the records of this answer survive: the end of the process, of the host, of its disk, or nothing",
+        "schema": {"type": "string", "enum": list(get_args(Durability))},
+    }
+}
+
 EXPLAIN_BODY = _body("ExplainRequest", {"text": "Where is my parcel?"})
 EXPLAIN_RESPONSES = _responses("ExplainReply", f"The first {explain.MAX_WORDS} words, within {explain.MAX_S:g} s")
 FEEDBACK_BODY = _body(
     "FeedbackRequest", {"prediction_id": "019ca92d-8a00-7000-8000-000000000001", "label": "delivery", "source": "agent"}
 )
 FEEDBACK_RESPONSES = _responses("FeedbackReply", "It is in the prediction log")
+FEEDBACK_RESPONSES[200]["headers"] = LEVEL
 
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -86,6 +95,7 @@ _NESTED = {"type": "array", "items": {"type": "array", "items": _reference("Labe
 PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "In the shape of the request; every prediction in it is in the prediction log",
+        "headers": LEVEL,
         "content": {
             "application/json": {"schema": {"oneOf": [_reference("PredictReply"), _reference("PredictManyReply"), _NESTED]}}
         },

@@ -67,7 +67,15 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
 
 
 def open_log(settings: Settings, kind: Kind) -> LogWriter:
-    return LogWriter(settings.log, kind, spool=settings.spool, durability=settings.durability)
+    return LogWriter(
+        settings.log,
+        kind,
+        spool=settings.spool,
+        durability=settings.level,
+        max_spool_bytes=settings.spool_mb << 20,
+        when_full=settings.spool_full,
+        patience_s=settings.deadline_s,
+    )
 
 
 def open_app(settings: Settings, bundle: Bundle, log: LogWriter, feedback: LogWriter, followed: Registry | None) -> FastAPI:

@@ -41,6 +41,7 @@ class Service:
     ) -> None:
         self.classifier = classifier
         self.replies = Replies()
+        self._log = log
         self._labels = set(classifier.labels)  # of every version that ever answered here: feedback is for those too
         self._feedback = feedback
         self._tracing = tracing
@@ -61,6 +62,14 @@ class Service:
     def ready(self) -> bool:
         """A model that gives no numbers several times running needs another look before it is asked more."""
         return self.batcher.alive and self._failures < MAX_FAILURES
+
+    def dropped(self) -> tuple[int, int]:
+        """Records of predictions and of feedback that were given up so far."""
+        return self._log.dropped, self._feedback.dropped
+
+    def kept_since(self, dropped: tuple[int, int]) -> str:
+        """How safe the records of an answer are that was begun when so many had been dropped; rather too little than too much."""
+        return self._log.durability if dropped == self.dropped() else "none"
 
     async def answer(self, question: Question, request_id: str, began: float, deadline_s: float) -> bytes:
         """The body of the 200; when it returns, its predictions are in the log. Raises Problem."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pigeonhole.environment import describe_variables, one_of, read_variables, seconds, variable, variables, whole_number
 from pigeonhole.errors import ConfigError
-from pigeonhole.prediction_log import Durability, TextPolicy
+from pigeonhole.prediction_log import Durability, TextPolicy, WhenFull
 from pigeonhole.serving.journal import Form
 
 
@@ -36,8 +36,20 @@ class Settings:
     durability: Durability = variable(  # noqa: RUF009  it makes a field
         "PIGEONHOLE_DURABILITY",
         "process",
-        "what a record survives once its answer is out: the end of the process or of the host",
-        one_of("process", "host"),
+        "what a record survives once its answer is out: nothing, the end of the process, of the host (a power cut), of its disk",
+        one_of("none", "process", "host", "remote"),
+    )
+    strict: str = variable(
+        "PIGEONHOLE_STRICT", "no", "yes: PIGEONHOLE_DURABILITY is remote, whatever it says", one_of("no", "yes")
+    )
+    spool_mb: int = variable(
+        "PIGEONHOLE_SPOOL_MB", 1024, "how much may wait in the spool while the store takes nothing", whole_number(1, 1_000_000)
+    )
+    spool_full: WhenFull = variable(  # noqa: RUF009  it makes a field
+        "PIGEONHOLE_SPOOL_FULL",
+        "shed",
+        "what comes then: 503, or answers whose records are dropped and counted",
+        one_of("shed", "drop"),
     )
     text_policy: TextPolicy = variable(  # noqa: RUF009  it makes a field
         "PIGEONHOLE_TEXT", "full", "what the log keeps of a text: full, hash or none", one_of("full", "hash", "none")
@@ -57,6 +69,10 @@ class Settings:
     traces: Literal["off", "otlp"] = variable(
         "PIGEONHOLE_TRACES", "off", "off, or otlp: OpenTelemetry spans, as the OTEL_* variables say", one_of("off", "otlp")
     )
+
+    @property
+    def level(self) -> Durability:
+        return "remote" if self.strict == "yes" else self.durability
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:

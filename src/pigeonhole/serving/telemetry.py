@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -99,3 +99,4 @@ class _BacklogCollector(Collector):
         yield GaugeMetricFamily(
             "pigeonhole_log_failures", "Failed attempts since the log was last shipped", value=backlog.failures
         )
+        yield CounterMetricFamily("pigeonhole_log_dropped", "Records given up, as the settings allow", value=backlog.dropped)
