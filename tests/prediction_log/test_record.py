@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from pigeonhole.errors import ConfigError
-from pigeonhole.prediction_log import Record, kept_text, new_id
+from pigeonhole.prediction_log import Record, is_sampled, kept_text, new_id
 from pigeonhole.prediction_log.record import encode_line, is_intact, partition_of
 
 
@@ -70,5 +70,14 @@ def test_the_text_is_kept_as_the_policy_says() -> None:
     assert kept_text("my text", "hash", b"key") == f"hmac-sha256:{expected}"
     with pytest.raises(ConfigError, match="needs a key"):
         kept_text("my text", "hash")
-    with pytest.raises(ConfigError, match="redact is not available yet; use full, hash or none"):
-        kept_text("my text", "redact")
+    assert kept_text("call +49 30 1234567, or jo@ex.com", "redact") == "call [number], or [email]"
+
+
+def test_a_sample_is_even_and_a_smaller_one_is_a_part_of_it() -> None:
+    ids = [new_id() for _ in range(4000)]
+    tenth, half = ([id_ for id_ in ids if is_sampled(id_, share)] for share in (0.1, 0.5))
+    assert 300 < len(tenth) < 500
+    assert 1850 < len(half) < 2150
+    assert set(tenth) <= set(half)
+    assert all(is_sampled(id_, 1.0) for id_ in ids)
+    assert not any(is_sampled(id_, 0.0) for id_ in ids)

@@ -88,6 +88,11 @@ def test_an_answer_names_the_level_of_its_records(level: str, start: Start) -> N
         assert "x-log-durability" not in service.http.post("/explain", json={"text": "parcel"}).headers
 
 
+def test_an_answer_says_that_only_a_share_is_written_down(start: Start) -> None:
+    with start(sample=0.25) as service:
+        assert service.http.post("/predict", json={"text": "parcel"}).headers["x-log-durability"] == "process; sample=0.25"
+
+
 def test_a_dropped_record_is_counted_and_its_answer_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(spool_full="drop") as service:
         with monkeypatch.context() as disk:

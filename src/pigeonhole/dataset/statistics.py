@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pigeonhole.dataset.digest import normalise, text_key
 from pigeonhole.dataset.near_duplicates import Sketches
-from pigeonhole.dataset.personal_data import kinds_of
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.token_outliers import WordSample
 from pigeonhole.errors import DataError
+from pigeonhole.personal_data import kinds_of
 
 MAX_LABELS = 10_000
 SHOWN_LINES = 5

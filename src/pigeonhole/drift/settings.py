@@ -1,23 +1,10 @@
 """What the environment says about the drift service. `uv run drift --help` prints this table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pigeonhole.drift.detectors import MIN_ROWS
-from pigeonhole.environment import one_of, read_variables, variable, whole_number
-
-
-def share(least: float, most: float) -> Callable[[str], float]:
-    def read(value: str) -> float:
-        try:
-            found = float(value)
-        except ValueError:
-            found = float("nan")
-        if not least <= found <= most:
-            raise ValueError(f"a number from {least:g} to {most:g}")
-        return found
-
-    return read
+from pigeonhole.environment import one_of, read_variables, share, variable, whole_number
 
 
 @dataclass(frozen=True)

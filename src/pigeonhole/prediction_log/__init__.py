@@ -5,7 +5,7 @@
 duplicates and counts what it could not read. None of this knows of HTTP or of models.
 """
 
-from pigeonhole.prediction_log.record import Decision, Features, Feedback, Kind, Record, TextPolicy, kept_text, new_id
+from pigeonhole.prediction_log.record import Decision, Features, Feedback, Kind, Record, TextPolicy, is_sampled, kept_text, new_id
 from pigeonhole.prediction_log.spool import Durability
 from pigeonhole.prediction_log.window import Counts, Window, read_window
 from pigeonhole.prediction_log.writer import Backlog, LogWriter, WhenFull
@@ -23,6 +23,7 @@ __all__ = [
     "TextPolicy",
     "WhenFull",
     "Window",
+    "is_sampled",
     "kept_text",
     "new_id",
     "read_window",

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from pigeonhole.errors import ConfigError
+from pigeonhole.personal_data import redacted
 
 SCHEMA_VERSION = 1
 
@@ -85,11 +86,16 @@ def kept_text(text: str, policy: TextPolicy, key: bytes = b"") -> str | None:
         return text
     if policy == "none":
         return None
-    if policy == "hash" and key:
-        return "hmac-sha256:" + hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
-    if policy == "hash":
+    if policy == "redact":
+        return redacted(text)
+    if not key:
         raise ConfigError("text policy hash needs a key: without one, the hash of a short text can be guessed back")
-    raise ConfigError(f"text policy {policy} is not available yet; use full, hash or none")
+    return "hmac-sha256:" + hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def is_sampled(prediction_id: str, share: float) -> bool:
+    """Whether an evenly drawn share of all predictions holds this one; a smaller share is a part of a larger one."""
+    return int.from_bytes(hashlib.sha256(prediction_id.encode()).digest()[:8]) < share * 2**64
 
 
 def encode_line(record: Record | Feedback) -> bytes:

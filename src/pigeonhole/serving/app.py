@@ -106,9 +106,10 @@ def _add_predict(routes: APIRouter, service: Service, settings: Settings, access
 
         dropped = service.dropped()
         if key is None:
-            return _logged(await answer(), service, dropped)
+            return _logged(await answer(), service.kept_since(dropped, settings.sample))
         whose = f"predict {caller_of(request.headers)} {key}"
-        return _logged(await service.replies.once(whose, hashlib.sha256(body).digest(), answer), service, dropped)
+        reply = await service.replies.once(whose, hashlib.sha256(body).digest(), answer)
+        return _logged(reply, service.kept_since(dropped, settings.sample))
 
     @routes.post("/explain", dependencies=needed, responses=openapi.EXPLAIN_RESPONSES, openapi_extra=openapi.EXPLAIN_BODY)
     async def explain(request: Request) -> Response:
@@ -126,7 +127,8 @@ def _add_feedback(routes: APIRouter, service: Service, access: Access) -> None:
         """The true label of a prediction; it is in the log before the answer, and the same one twice is one."""
         check_content(request.headers)
         dropped = service.dropped()
-        return _logged(await service.take_feedback(read_feedback(await request.body())), service, dropped)
+        reply = await service.take_feedback(read_feedback(await request.body()))
+        return _logged(reply, service.kept_since(dropped))
 
 
 def _add_vertex(app: FastAPI, routes: APIRouter, settings: Settings) -> None:
@@ -202,9 +204,9 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _logged(body: bytes, service: Service, dropped: tuple[int, int]) -> Response:
+def _logged(body: bytes, level: str) -> Response:
     """The answer names how safe its records are: what they survive, as PIGEONHOLE_DURABILITY says."""
-    return Response(body, media_type="application/json", headers={"x-log-durability": service.kept_since(dropped)})
+    return Response(body, media_type="application/json", headers={"x-log-durability": level})
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

@@ -44,8 +44,9 @@ def _responses(shape: str, description: str) -> dict[int | str, dict[str, Any]]:
 
 LEVEL = {
     "X-Log-Durability": {
-        "description": "What the records of this answer survive: the end of the process, of the host, of its disk, or nothing",
-        "schema": {"type": "string", "enum": list(get_args(Durability))},
+        "description": "What the records of this answer survive: the end of the process, of the host, of its disk, or nothing; "
+        "`; sample=` where a share of them is written down",
+        "schema": {"type": "string", "pattern": f"^({'|'.join(get_args(Durability))})(; sample=[0-9.e-]+)?$"},
     }
 }
 

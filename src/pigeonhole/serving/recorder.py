@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pigeonhole.classifier import Classifier, Prediction
-from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, kept_text
+from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, is_sampled, kept_text
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -38,14 +38,19 @@ class Variant:
 class Recorder:
     """Writes a batch with one append: on the level `host` its records share one sync."""
 
-    def __init__(self, log: LogWriter, policy: TextPolicy, key: bytes) -> None:
+    def __init__(self, log: LogWriter, policy: TextPolicy, key: bytes, share: float = 1.0) -> None:
+        """`share` of the predictions are written down; which ones, their ids say."""
         self._log = log
+        self._share = share
         self._policy: TextPolicy = policy
         self._key = key
 
     def record(self, asked: Sequence[AskedText], predictions: Sequence[Prediction]) -> None:
         now = time.perf_counter()
-        self._log.append([self._record(*pair, now) for pair in zip(asked, predictions, strict=True)])
+        pairs = zip(asked, predictions, strict=True)
+        records = [self._record(*pair, now) for pair in pairs if is_sampled(pair[0].prediction_id, self._share)]
+        if records:
+            self._log.append(records)
 
     def _record(self, asked: AskedText, prediction: Prediction, now: float) -> Record:
         manifest = asked.classifier.manifest

@@ -49,7 +49,7 @@ class Service:
         self.batcher = Batcher(self._work, settings.max_waiting, self.telemetry.worker_deaths.inc)
         self.telemetry.waiting.set_function(lambda: self.batcher.waiting_texts)
         self._failures = 0  # of the model, since it last gave an answer
-        self._recorder = Recorder(log, settings.text_policy, settings.text_key.encode())
+        self._recorder = Recorder(log, settings.text_policy, settings.text_key.encode(), settings.sample)
 
     def swap(self, classifier: Classifier) -> None:
         """Questions asked from now on are the new one's; the old one is gone when its last question is answered. Any thread."""
@@ -67,9 +67,10 @@ class Service:
         """Records of predictions and of feedback that were given up so far."""
         return self._log.dropped, self._feedback.dropped
 
-    def kept_since(self, dropped: tuple[int, int]) -> str:
+    def kept_since(self, dropped: tuple[int, int], sample: float = 1.0) -> str:
         """How safe the records of an answer are that was begun when so many had been dropped; rather too little than too much."""
-        return self._log.durability if dropped == self.dropped() else "none"
+        level = self._log.durability if dropped == self.dropped() else "none"
+        return level if sample == 1 else f"{level}; sample={sample:g}"
 
     async def answer(self, question: Question, request_id: str, began: float, deadline_s: float) -> bytes:
         """The body of the 200; when it returns, its predictions are in the log. Raises Problem."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pigeonhole.environment import describe_variables, one_of, read_variables, seconds, variable, variables, whole_number
+from pigeonhole.environment import describe_variables, one_of, read_variables, seconds, share, variable, variables, whole_number
 from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Durability, TextPolicy, WhenFull
 from pigeonhole.serving.journal import Form
@@ -52,9 +52,13 @@ class Settings:
         one_of("shed", "drop"),
     )
     text_policy: TextPolicy = variable(  # noqa: RUF009  it makes a field
-        "PIGEONHOLE_TEXT", "full", "what the log keeps of a text: full, hash or none", one_of("full", "hash", "none")
+        "PIGEONHOLE_TEXT",
+        "full",
+        "what the log keeps of a text: all, all but e-mails and long numbers, a keyed hash, nothing",
+        one_of("full", "redact", "hash", "none"),
     )
     text_key: str = variable("PIGEONHOLE_TEXT_KEY", "", "the secret key of PIGEONHOLE_TEXT=hash", secret=True)
+    sample: float = variable("PIGEONHOLE_SAMPLE", 1.0, "share of the predictions that the log keeps, evenly drawn", share(0, 1))
     threads: int = variable("PIGEONHOLE_THREADS", 1, "cores for one forward pass", whole_number(1, 256))
     max_waiting: int = variable("PIGEONHOLE_MAX_WAITING", 1024, "texts that may wait; beyond: 503", whole_number(256, 1_000_000))
     deadline_s: float = variable("PIGEONHOLE_DEADLINE_S", 10.0, "longest wait for an answer; beyond: 503", seconds(0.1, 300))
