@@ -1,96 +1,27 @@
-import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import fsspec.config
 import pytest
 
 from pigeonhole import storage
+from pigeonhole.chaos.bucket import Bucket
 from pigeonhole.errors import NotFoundError, StorageError
 
 
-class Bucket(BaseHTTPRequestHandler):
-    """As much of Cloud Storage's JSON API as storage.py meets, with real generation preconditions."""
-
-    objects: dict[str, tuple[bytes, int]]
-    lock: threading.Lock
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        if url.path.endswith("/o"):
-            self.answer(200, self.listing(query.get("prefix", ""), query.get("delimiter", "")))
-            return
-        name = unquote(url.path.split("/o/")[1])
-        if name not in self.objects:
-            self.answer(404, {"error": {"code": 404, "message": "Not Found"}})
-        elif name.endswith("locked"):
-            self.answer(401, {"error": {"code": 401, "message": "no role for you"}})
-        elif query.get("alt") == "media":
-            self.send(200, self.objects[name][0])
-        else:
-            self.answer(200, self.resource(name))
-
-    def do_POST(self) -> None:
-        query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if query["uploadType"] == "multipart":
-            _, header, body = body.split(b"--==0==\nContent-Type: ", 2)
-            query["name"] = json.loads(header.partition(b"\n\n")[2])["name"]
-            body = body.partition(b"\n\n")[2].removesuffix(b"\n--==0==--")
-        name = query["name"]
-        with self.lock:
-            generation = self.objects.get(name, (b"", 0))[1]
-            if int(query.get("ifGenerationMatch", generation)) != generation:
-                self.answer(412, {"error": {"code": 412, "message": "conditionNotMet"}})
-                return
-            self.objects[name] = (body, generation + 1)
-        self.answer(200, self.resource(name))
-
-    def do_DELETE(self) -> None:
-        found = self.objects.pop(unquote(self.path.split("/o/")[1].partition("?")[0]), None)
-        self.send(204 if found else 404, b"")
-
-    def listing(self, prefix: str, delimiter: str) -> dict[str, object]:
-        below = {name: name.removeprefix(prefix) for name in self.objects if name.startswith(prefix)}
-        inside = {name: rest.split(delimiter)[0] for name, rest in below.items() if delimiter and delimiter in rest}
-        items = [self.resource(name) for name in sorted(below) if name not in inside]
-        return {"items": items, "prefixes": sorted({f"{prefix}{folder}{delimiter}" for folder in inside.values()})}
-
-    def resource(self, name: str) -> dict[str, object]:
-        data, generation = self.objects[name]
-        return {"name": name, "bucket": "bucket", "size": str(len(data)), "generation": str(generation)}
-
-    def answer(self, code: int, value: object) -> None:
-        self.send(code, json.dumps(value).encode())
-
-    def send(self, code: int, data: bytes) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty bucket on this machine."""
-    handler = type("OneBucket", (Bucket,), {"objects": {}, "lock": threading.Lock()})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, pytest.MonkeyPatch.context() as patch:
+    with Bucket(tmp_path_factory.mktemp("bucket")) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
         patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        storage._filesystem_of.cache_clear()
+        storage.forget_clients()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield "gs://bucket"
         server.shutdown()
-        storage._filesystem_of.cache_clear()
+        storage.forget_clients()
 
 
 @pytest.fixture(params=["file", "path", "gs"])

@@ -186,6 +186,11 @@ def expand(url: str) -> list[str]:
         return sorted(to_url(name) for name in names if Path(name).is_file())
 
 
+def forget_clients() -> None:
+    """The next URL makes a new client, by the environment as it is then."""
+    _filesystem_of.cache_clear()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in it survive the host, as fsync does for the bytes of a file."""
     if os.name == "nt":
@@ -215,8 +220,14 @@ def _filesystem_of(scheme: str) -> "fsspec.AbstractFileSystem":
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
+    options: dict[str, Any] = {}
+    if scheme in ("gs", "gcs"):
+        import aiohttp
+
+        # gcsfs waits five minutes for a store that has gone quiet, six times over; a large file may take as long as it likes.
+        options["requests_timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
     try:
-        return fsspec.filesystem(scheme)
+        return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise StorageError(f"{scheme}:// cannot be used here: {error}") from error
 
