@@ -39,7 +39,7 @@ def test_what_a_policy_takes_out_of_the_text_is_nowhere_in_the_log_and_drift_has
     policies: tuple[TextPolicy, ...] = ("redact", "hash", "none")
     for policy in policies:
         now = datetime.now(UTC)
-        asked = [AskedText(text, new_id(), "r-1", now, time.perf_counter(), classifier)]
+        asked = [AskedText(text, new_id(), "r-1", now, time.perf_counter(), classifier, time.perf_counter())]
         with LogWriter(str(tmp_path / policy), interval_s=3600) as log:
             Recorder(log, policy, b"secret").record(asked, classifier.predict([text]))
             (record,) = read_window(str(tmp_path / policy), now, now + timedelta(hours=1))
@@ -52,7 +52,7 @@ def test_what_a_policy_takes_out_of_the_text_is_nowhere_in_the_log_and_drift_has
 
 def test_only_the_drawn_share_is_written_down(classifier: Classifier, tmp_path: Path) -> None:
     now = datetime.now(UTC)
-    asked = [AskedText("parcel", new_id(), "r-1", now, time.perf_counter(), classifier) for _ in range(400)]
+    asked = [AskedText("parcel", new_id(), "r-1", now, time.perf_counter(), classifier, time.perf_counter()) for _ in range(400)]
     predictions = classifier.predict(["parcel"]) * 400
     with LogWriter(str(tmp_path)) as log:
         Recorder(log, "none", b"", share=0.25).record(asked, predictions)
