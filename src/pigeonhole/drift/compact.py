@@ -25,7 +25,7 @@ from pigeonhole.command import command, say
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import ConfigError, NotFoundError, RunError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Kind, is_intact, partition_of
-from pigeonhole.prediction_log.window import COMPACTED
+from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError
 
 BATCH_ROWS = 10_000
 
@@ -102,46 +102,55 @@ def compact_hour(folder: str, partition: str, tally: Tally) -> None:
             lines.update((head.identity, line) for head, line in found)
     if not lines or (not any(name.endswith(".jsonl.gz") for name in sources) and len(sources) < 2):
         return
-    rows = [(identity, lines[identity]) for identity in sorted(lines)]
-    target = f"compact-{hashlib.sha256(b''.join(line for _, line in rows)).hexdigest()[:24]}{COMPACTED}"
-    _create(storage.join(folder, target), rows)
+    target = create_compacted(folder, [lines[identity] for identity in sorted(lines)])
     for name in sources:
         if name != target:
             with contextlib.suppress(NotFoundError):  # another run was faster
                 storage.delete(storage.join(folder, name))
                 tally.sources_deleted += 1
     tally.hours += 1
-    tally.records += len(rows)
-    tally.duplicates += met - len(rows)
+    tally.records += len(lines)
+    tally.duplicates += met - len(lines)
 
 
 def compacted_lines(url: str) -> Iterator[bytes]:
-    """What `read_window` needs to read compacted hours. Raises NotFoundError before the first line."""
+    """What `read_window` needs to read compacted hours. Raises NotFoundError before the first line, and DamagedObjectError."""
     with storage.open_read(url) as stream:
-        yield from _lines_of(pq.ParquetFile(stream))
+        try:
+            yield from _lines_of(pq.ParquetFile(stream))
+        except (pa.ArrowException, KeyError) as error:
+            raise DamagedObjectError(f"{url}: {error}") from error
 
 
 def _lines_of(file: pq.ParquetFile) -> Iterator[bytes]:
+    if not pa.types.is_binary(file.schema_arrow.field("line").type):
+        raise pa.ArrowTypeError("its lines are no bytes")
     for batch in file.iter_batches(BATCH_ROWS, columns=["line"]):
-        yield from batch.column("line").to_pylist()
+        yield from (line or b"" for line in batch.column("line").to_pylist())
 
 
-def _create(url: str, rows: list[tuple[str, bytes]]) -> None:
-    """Create-only: one that is there already has the same content by its name. Raises RunError where it does not read back."""
-    heads = [msgspec.json.decode(line, type=Head) for _, line in rows]
+def create_compacted(folder: str, lines: list[bytes]) -> str:
+    """One object of sound lines, sorted by their ids. Its name follows from its content: one that is there already is this one.
+
+    Raises RunError where it does not read back.
+    """
+    name = f"compact-{hashlib.sha256(b''.join(lines)).hexdigest()[:24]}{COMPACTED}"
+    url = storage.join(folder, name)
+    heads = [msgspec.json.decode(line, type=Head) for line in lines]
     table = pa.table(
         {
-            "id": pa.array([identity for identity, _ in rows], pa.string()),
+            "id": pa.array([head.identity for head in heads], pa.string()),
             "prediction_id": pa.array([head.prediction_id for head in heads], pa.string()),
             "at": pa.array([head.at for head in heads], pa.timestamp("us", "UTC")),
-            "line": pa.array([line for _, line in rows], pa.binary()),
+            "line": pa.array(lines, pa.binary()),
         }
     )
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=BATCH_ROWS, use_dictionary=False)
     storage.create(url, buffer.getvalue())
-    if list(compacted_lines(url)) != [line for _, line in rows]:
+    if list(compacted_lines(url)) != lines:
         raise RunError(f"{url}: does not read back as it was written; its sources are kept, delete it and run again")
+    return name
 
 
 def _sound_lines(url: str, partition: str) -> list[tuple[Head, bytes]] | None:
@@ -149,7 +158,7 @@ def _sound_lines(url: str, partition: str) -> list[tuple[Head, bytes]] | None:
     try:
         lines = list(compacted_lines(url)) if url.endswith(COMPACTED) else _unpacked(url)
         found = [(msgspec.json.decode(line, type=Head), line) for line in lines if is_intact(line)]
-    except (OSError, EOFError, zlib.error, pa.ArrowException, msgspec.DecodeError, NotFoundError):
+    except (OSError, EOFError, zlib.error, DamagedObjectError, msgspec.DecodeError, NotFoundError):
         return None
     sound = all(head.schema_version <= SCHEMA_VERSION and partition_of(head.at) == partition for head, _ in found)
     return found if sound and found and len(found) == len(lines) else None

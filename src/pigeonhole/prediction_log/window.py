@@ -20,7 +20,7 @@ from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Kind, Rec
 
 COMPACTED = ".parquet"  # objects of compacted hours; this module cannot read them, and says so
 CompactedReader = Callable[[str], Iterator[bytes]]
-"""The lines of a compacted object, by its URL. Raises NotFoundError before the first line, or never."""
+"""The lines of a compacted object, by its URL. Raises NotFoundError before the first line or never, and DamagedObjectError."""
 
 LINE_LIMIT_BYTES = 4 << 20  # a record has a few KB; what is longer is damage, and must not fill the memory
 
@@ -38,6 +38,10 @@ class Counts:
 
 
 RecordT = TypeVar("RecordT", Record, Feedback)
+
+
+class DamagedObjectError(Exception):
+    """An object whose bytes make no sense; readers count it."""
 
 
 class Window(Generic[RecordT]):
@@ -156,7 +160,10 @@ class Window(Generic[RecordT]):
         if url.endswith(COMPACTED):
             if self._read_compacted is None:
                 raise StorageError(f"{url}: is compacted; only what has the drift group installed reads compacted hours")
-            yield from self._read_compacted(url)
+            try:
+                yield from self._read_compacted(url)
+            except DamagedObjectError:
+                self.counts.damaged_objects += 1
         else:
             with storage.open_read(url) as stream:
                 yield from self._unpacked_lines(stream)
