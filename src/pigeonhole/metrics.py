@@ -109,8 +109,11 @@ def brier_score(probabilities: Floats, true_ids: Ids) -> float:
     return float(np.mean(np.sum(probabilities**2, axis=1) - 2 * chosen + 1))  # |p - e|² = |p|² - 2 p·e + 1
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """The 95 % score interval of a proportion (Wilson 1927); it keeps to [0, 1] and holds for few trials. 0 of 0 is [0, 1]."""
+def wilson_interval(successes: float, trials: float) -> Interval:
+    """The 95 % score interval of a proportion (Wilson 1927); it keeps to [0, 1] and holds for few trials. 0 of 0 is [0, 1].
+
+    Weighed trials may be no whole number.
+    """
     assert 0 <= successes <= trials
     if trials == 0:
         return Interval(0.0, 0.0, 1.0)

@@ -87,4 +87,36 @@ def test_what_cannot_be_joined_is_counted_and_left_out(
     give([(older[0].prediction_id, "billing"), (strange[0].prediction_id, "nobody's"), (new_id(), "billing")])
     found = measure(settings, reference)
     assert (found["n"], found["accuracy"]) == (0, None)
-    assert (found["other_versions"], found["unknown_labels"], found["unknown_predictions"]) == (1, 1, 1)
+    assert (found["other_versions"], found["unknown_labels"], found["other_spans"]) == (1, 1, 1)
+
+
+def test_late_words_words_on_other_spans_and_on_nothing_are_told_apart(
+    settings: Settings,
+    reference: Reference,
+    records_of: Callable[..., list[Record]],
+    write_log: Callable[[list[Record]], None],
+    give: Callable[..., None],
+) -> None:
+    """Ids carry their time: what was made in the span and is not in the log is unknown, the rest is of another span."""
+    records = records_of(TEXTS[:2])
+    write_log(records)
+    milliseconds = int((NOON + HOUR / 2).timestamp() * 1000)
+    never_logged = f"{milliseconds:012x}"[:8] + "-" + f"{milliseconds:012x}"[8:] + "-7000-8000-000000000001"
+    give([(records[0].prediction_id, "billing"), (never_logged, "billing"), (new_id(), "billing"), ("no id at all", "billing")])
+    give([(records[1].prediction_id, "billing")], at=NOON + 26 * HOUR)
+    found = live_accuracy(settings.log, NOON, NOON + HOUR, reference, NOON + 48 * HOUR)
+    assert (found["n"], found["late"], found["unknown_predictions"], found["other_spans"]) == (2, 1, 1, 2)
+
+
+def test_the_latest_word_counts_also_where_somebody_went_back_to_the_first(
+    settings: Settings,
+    reference: Reference,
+    records_of: Callable[..., list[Record]],
+    write_log: Callable[[list[Record]], None],
+    give: Callable[..., None],
+) -> None:
+    (record,) = records_of(TEXTS[:1], label="billing")
+    write_log([record])
+    give([(record.prediction_id, label) for label in ("billing", "delivery", "billing")])
+    found = measure(settings, reference)
+    assert (found["n"], found["accuracy"], found["contradicted"]) == (1, 1.0, 1)

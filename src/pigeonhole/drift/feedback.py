@@ -1,40 +1,54 @@
 """Feedback joined to predictions: how often the live version was right, with intervals, in all and by true label and source.
 
-This is what sees concept drift. It is an estimate of the traffic only as far as the judged predictions are drawn from it evenly;
-therefore each source (a random audit, a person's correction) stands by itself too.
+This is what sees concept drift. What people correct of themselves is no estimate of the traffic, so each source stands by itself,
+and what was said in answer to the review queue is weighed back to all predictions.
 """
 
-from collections import Counter
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pigeonhole.drift.compact import compacted_lines
+from pigeonhole.drift.review import SOURCE, Judged, by_label, estimate, is_drawn, probability_drawn
+from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.drift.window import Reference
 from pigeonhole.metrics import wilson_interval
-from pigeonhole.prediction_log import Feedback, read_window
+from pigeonhole.prediction_log import Feedback, moment_of, read_window
+
+LATE = timedelta(days=1)
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-def live_accuracy(log: str, start: datetime, end: datetime, reference: Reference, until: datetime) -> dict[str, Any]:
+def live_accuracy(
+    log: str, start: datetime, end: datetime, reference: Reference, until: datetime, audit_share: float = AUDIT_SHARE
+) -> dict[str, Any]:
     """Of predictions made between `start` and `end`, by what was said of them until `until` (feedback comes late).
 
     The latest word on a prediction counts; another one before it is a contradiction. Predictions of other versions, and labels
-    that the version does not have, are counted and left out.
+    that the version does not have, are counted and left out. `reviewed` is the estimate for all of the traffic, from what was
+    said in answer to the review queue (review.py) alone.
     """
-    latest, contradicted, feedback_counts = _latest_words(log, start, until)
+    said, feedback_counts = _words(log, start, until)
     judged: list[tuple[str, str, str]] = []  # predicted label, true label, source
-    other_versions = unknown_labels = met = 0
+    reviewed: list[Judged] = []
+    other_versions = unknown_labels = met = late = contradicted = 0
     for record in read_window(log, start, end, read_compacted=compacted_lines):
-        word = latest.get(record.prediction_id)
-        if word is None:
+        words = said.pop(record.prediction_id, [])
+        if not words:
             continue
         met += 1
+        late += words[-1].at - record.at > LATE
+        contradicted += len({word.label for word in words}) > 1
+        answers = [word for word in words if word.source == SOURCE]
         if (record.model, record.version) != (reference.model, reference.version):
             other_versions += 1
-        elif word.label not in reference.labels:
+        elif words[-1].label not in reference.labels:
             unknown_labels += 1
         else:
-            judged.append((record.label, word.label, word.source))
+            judged.append((record.label, words[-1].label, words[-1].source))
+            if answers and answers[-1].label in reference.labels and is_drawn(record, audit_share):
+                reviewed.append(Judged(record.label, answers[-1].label, probability_drawn(record, audit_share)))
+    in_span = sum(start <= (moment_of(prediction_id) or NEVER) < end for prediction_id in said)
     labels = sorted({true for _, true, _ in judged})
     sources = sorted({source for *_, source in judged})
     return {
@@ -42,25 +56,26 @@ def live_accuracy(log: str, start: datetime, end: datetime, reference: Reference
         **_share(judged),
         "by_label": {label: _share([each for each in judged if each[1] == label]) for label in labels},
         "by_source": {source: _share([each for each in judged if each[2] == source]) for source in sources},
+        "reviewed": {**estimate(reviewed), "by_label": by_label(reviewed), "audit_share": audit_share},
         "contradicted": contradicted,
-        "unknown_predictions": len(latest) - met,  # not made in this span, or not in the log
+        "late": late,  # said more than a day after the prediction
+        "unknown_predictions": in_span,  # made in this span by their ids, and not in the log
+        "other_spans": len(said) - in_span,
         "other_versions": other_versions,
         "unknown_labels": unknown_labels,
         "feedback": feedback_counts,
     }
 
 
-def _latest_words(log: str, start: datetime, until: datetime) -> tuple[dict[str, Feedback], int, dict[str, Any]]:
-    latest: dict[str, Feedback] = {}
-    said: dict[str, set[str]] = {}
+def _words(log: str, start: datetime, until: datetime) -> tuple[dict[str, list[Feedback]], dict[str, Any]]:
+    """All that was said of each prediction, in its order. The same said twice, on two replicas too, is one word."""
+    said: dict[str, list[Feedback]] = {}
     window = read_window(log, start, until, "feedback", compacted_lines)
     for word in window:
-        said.setdefault(word.prediction_id, set()).add(word.label)
-        known = latest.get(word.prediction_id)
-        if known is None or (known.at, known.feedback_id) < (word.at, word.feedback_id):
-            latest[word.prediction_id] = word
-    contradicted = Counter(len(labels) > 1 for labels in said.values())[True]
-    return latest, contradicted, asdict(window.counts)
+        said.setdefault(word.prediction_id, []).append(word)
+    for words in said.values():
+        words.sort(key=lambda word: (word.at, word.feedback_id))
+    return said, asdict(window.counts)
 
 
 def _share(judged: list[tuple[str, str, str]]) -> dict[str, Any]:

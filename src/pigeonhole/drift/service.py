@@ -22,6 +22,7 @@ from pigeonhole.drift import report as reporting
 from pigeonhole.drift.detectors import DETECTORS
 from pigeonhole.drift.feedback import live_accuracy
 from pigeonhole.drift.report import Reports
+from pigeonhole.drift.review import queue
 from pigeonhole.drift.settings import Settings, read_settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
 from pigeonhole.environment import describe_variables
@@ -31,6 +32,7 @@ LINKS = {
     "run": "POST /runs",
     "reports": "/reports/latest /reports/latest.json /reports/{n} /reports/{n}.json /reports/{n}/evidently",
     "stats": "/stats",
+    "review": "/review?n=20",
     "health": "/health",
     "metrics": "/metrics",
 }
@@ -50,6 +52,13 @@ class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     end: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     draw: bool | None = None
+
+
+class Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query of GET /review: how many predictions, of the last hours."""
+
+    n: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
+    hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] | None = None
 
 
 class BusyError(PigeonholeError):
@@ -100,7 +109,12 @@ class Watch:
     def live_accuracy(self) -> dict[str, Any]:
         """Raises what the registry, the bundle and the log raise."""
         start, end = self._span(Span())
-        return live_accuracy(self.settings.log, start, end, self._live_reference(), end)
+        return live_accuracy(self.settings.log, start, end, self._live_reference(), end, self.settings.audit_share)
+
+    def review(self, asked: Page) -> dict[str, Any]:
+        """Raises what the registry, the bundle and the log raise."""
+        start, end = self._span(Span(hours=asked.hours))
+        return queue(self.settings.log, start, end, end, self._live_reference(), asked.n, self.settings.audit_share)
 
     def _live_reference(self) -> Reference:
         """A version never changes: its bundle is verified and read once."""
@@ -165,6 +179,11 @@ def create_app(settings: Settings) -> FastAPI:
         """The verdicts so far, and how often the live version was right by the feedback on the latest hours."""
         return {"reports": watch.reports.history(), "live_accuracy": watch.live_accuracy()}
 
+    @app.get("/review")
+    def review(request: Request) -> Response:
+        """Predictions for a person to look at; the answer to each is feedback with its `source`."""
+        return Response(msgspec.json.encode(watch.review(_read_page(request.query_params))), media_type="application/json")
+
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -196,6 +215,13 @@ def _read_span(body: bytes) -> Span:
         return msgspec.json.decode(body, type=Span)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f'the body: {error}; allowed is nothing, {{"hours": 24}} or {{"start": …, "end": …}}') from error
+
+
+def _read_page(query: Mapping[str, str]) -> Page:
+    try:
+        return msgspec.convert(dict(query), Page, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the query: {error}; allowed are n (1 to 200) and hours") from error
 
 
 def _add_reports(app: FastAPI, reports: Reports) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pigeonhole.drift.detectors import MIN_ROWS
 from pigeonhole.environment import one_of, read_variables, share, variable, whole_number
 
+AUDIT_SHARE = 0.02
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,6 +25,9 @@ class Settings:
         "PIGEONHOLE_ALARM_BUDGET", 0.01, "share of runs that may alarm though nothing has changed", share(0.002, 0.5)
     )
     min_rows: int = variable("PIGEONHOLE_MIN_ROWS", MIN_ROWS, "fewer rows get no verdict", whole_number(2, 10_000))
+    audit_share: float = variable(
+        "PIGEONHOLE_AUDIT_SHARE", AUDIT_SHARE, "least chance of a prediction to come into the review queue", share(0.0001, 1)
+    )
     draw: str = variable("PIGEONHOLE_DRAW", "yes", "let Evidently draw each report (10 to 25 s)", one_of("yes", "no"))
 
 

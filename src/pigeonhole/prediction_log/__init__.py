@@ -5,7 +5,18 @@
 duplicates and counts what it could not read. None of this knows of HTTP or of models.
 """
 
-from pigeonhole.prediction_log.record import Decision, Features, Feedback, Kind, Record, TextPolicy, is_sampled, kept_text, new_id
+from pigeonhole.prediction_log.record import (
+    Decision,
+    Features,
+    Feedback,
+    Kind,
+    Record,
+    TextPolicy,
+    is_sampled,
+    kept_text,
+    moment_of,
+    new_id,
+)
 from pigeonhole.prediction_log.spool import Durability
 from pigeonhole.prediction_log.window import Counts, Window, read_window
 from pigeonhole.prediction_log.writer import Backlog, LogWriter, WhenFull
@@ -25,6 +36,7 @@ __all__ = [
     "Window",
     "is_sampled",
     "kept_text",
+    "moment_of",
     "new_id",
     "read_window",
 ]

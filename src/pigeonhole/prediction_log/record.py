@@ -80,6 +80,15 @@ def new_id() -> str:
     return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1))
 
 
+def moment_of(prediction_id: str) -> datetime | None:
+    """When an id of `new_id` was made; None for any other string."""
+    try:
+        value = uuid.UUID(prediction_id)
+        return datetime.fromtimestamp((value.int >> 80) / 1000, UTC) if value.version == 7 else None
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def kept_text(text: str, policy: TextPolicy, key: bytes = b"") -> str | None:
     """The text as the log keeps it. A keyed hash still shows which texts are equal, to those alone who hold the key."""
     if policy == "full":

@@ -127,7 +127,7 @@ def _add_feedback(routes: APIRouter, service: Service, access: Access) -> None:
         """The true label of a prediction; it is in the log before the answer, and the same one twice is one."""
         check_content(request.headers)
         dropped = service.dropped()
-        reply = await service.take_feedback(read_feedback(await request.body()))
+        reply = await service.feedback.take(read_feedback(await request.body()))
         return _logged(reply, service.kept_since(dropped))
 
 

@@ -4,8 +4,6 @@ The model may be replaced at any time. A question stays with the one that it was
 are of one version, whatever happens meanwhile.
 """
 
-import asyncio
-import hashlib
 import itertools
 import logging
 import operator
@@ -17,13 +15,14 @@ import msgspec
 
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.errors import InferenceError, LogError
-from pigeonhole.prediction_log import Feedback, LogWriter, new_id
+from pigeonhole.prediction_log import LogWriter, new_id
 from pigeonhole.serving.batcher import Batcher, DeadError, LateError, OverloadedError, StoppedError
 from pigeonhole.serving.explain import MAX_S, MAX_WORDS, weights, without, words_of
+from pigeonhole.serving.feedback import FeedbackDesk
 from pigeonhole.serving.problem import Problem
 from pigeonhole.serving.recorder import AskedText, Recorder, Variant
 from pigeonhole.serving.replies import Replies
-from pigeonhole.serving.schemas import ExplainReply, ExplainRequest, FeedbackReply, FeedbackRequest, Question, answer, reply
+from pigeonhole.serving.schemas import ExplainReply, ExplainRequest, Question, answer, reply
 from pigeonhole.serving.settings import Settings
 from pigeonhole.serving.telemetry import Telemetry
 from pigeonhole.serving.tracing import Tracing, span_of_request
@@ -41,11 +40,10 @@ class Service:
     ) -> None:
         self.classifier = classifier
         self.replies = Replies()
-        self._log = log
-        self._labels = set(classifier.labels)  # of every version that ever answered here: feedback is for those too
-        self._feedback = feedback
+        self._log, self._feedback_log = log, feedback
         self._tracing = tracing
         self.telemetry = Telemetry(classifier.manifest, log.backlog)
+        self.feedback = FeedbackDesk(classifier.labels, feedback, self.replies, self.telemetry)
         self.batcher = Batcher(self._work, settings.max_waiting, self.telemetry.worker_deaths.inc)
         self.telemetry.waiting.set_function(lambda: self.batcher.waiting_texts)
         self._failures = 0  # of the model, since it last gave an answer
@@ -55,7 +53,7 @@ class Service:
         """Questions asked from now on are the new one's; the old one is gone when its last question is answered. Any thread."""
         self.telemetry.model(classifier.manifest)
         self.classifier = classifier
-        self._labels.update(classifier.labels)
+        self.feedback.add_labels(classifier.labels)
         self._failures = 0
 
     @property
@@ -65,7 +63,7 @@ class Service:
 
     def dropped(self) -> tuple[int, int]:
         """Records of predictions and of feedback that were given up so far."""
-        return self._log.dropped, self._feedback.dropped
+        return self._log.dropped, self._feedback_log.dropped
 
     def kept_since(self, dropped: tuple[int, int], sample: float = 1.0) -> str:
         """How safe the records of an answer are that was begun when so many had been dropped; rather too little than too much."""
@@ -104,23 +102,6 @@ class Service:
             request_id=request_id,
         )
         return msgspec.json.encode(found)
-
-    async def take_feedback(self, feedback: FeedbackRequest) -> bytes:
-        """The body of the 200; when it returns, the feedback is in the log. Raises Problem."""
-        if feedback.label not in self._labels:
-            raise Problem(422, "unknown_label", "label is none of the model's labels; see /model")
-        said = msgspec.json.encode(feedback)
-        feedback_id = hashlib.sha256(said).hexdigest()[:32]
-        return await self.replies.once(f"feedback {feedback_id}", b"", lambda: self._write_feedback(feedback_id, feedback))
-
-    async def _write_feedback(self, feedback_id: str, given: FeedbackRequest) -> bytes:
-        known = msgspec.structs.asdict(given)
-        try:
-            await asyncio.to_thread(self._feedback.append, [Feedback(feedback_id=feedback_id, at=datetime.now(UTC), **known)])
-        except LogError as error:
-            raise _later("not_recorded", "the feedback could not be written down") from error
-        self.telemetry.feedback.labels(given.label).inc()
-        return msgspec.json.encode(FeedbackReply(feedback_id=feedback_id, **known))
 
     async def _predictions(self, asked: Sequence[AskedText | Variant], deadline_s: float) -> list[Prediction]:
         try:

@@ -17,6 +17,7 @@ SCORES = tuple(step / 20 for step in range(1, 21))
 TEXTS = (1, 2, 4, 8, 16, 32)
 TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 STALLS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+FEEDBACK = ("new", "repeated", "changed", "late", "unknown_label", "unknown_prediction")  # a late one is new or changed too
 ROLLOUTS = ("swapped", "refused", "unreachable")
 
 
@@ -44,6 +45,9 @@ class Telemetry:
         ).observe
         self.waiting = Gauge("pigeonhole_waiting_texts", "Texts in the queue before the model", registry=registry)
         self.feedback = Counter("pigeonhole_feedback", "True labels written down", ["label"], registry=registry)
+        self.feedback_outcomes = Counter(
+            "pigeonhole_feedback_outcomes", "Words on predictions, by what became of them", ["outcome"], registry=registry
+        )
         self.worker_deaths = Counter("pigeonhole_worker_deaths", "Deaths of the batcher's worker", registry=registry)
         self.model_failures = Counter("pigeonhole_model_failures", "Batches with logits that are no numbers", registry=registry)
         self._model = Gauge("pigeonhole_model_info", "The model that answers", ["model", "version"], registry=registry)
@@ -53,6 +57,8 @@ class Telemetry:
         )
         for outcome in ROLLOUTS:
             self.rollouts.labels(outcome)
+        for outcome in FEEDBACK:
+            self.feedback_outcomes.labels(outcome)
         self.model(manifest)
         registry.register(_BacklogCollector(backlog))
         ProcessCollector(registry=registry)

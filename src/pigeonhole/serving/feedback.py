@@ -1,0 +1,82 @@
+"""What somebody says was right: written down before the answer, and once however often it is said.
+
+The same source may change its mind, also back again. What this process cannot know (a prediction of long ago, what another
+replica was told) is for the reader of the log to join.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from pigeonhole.errors import LogError
+from pigeonhole.prediction_log import Feedback, LogWriter, moment_of
+from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.replies import Replies
+from pigeonhole.serving.schemas import FeedbackReply, FeedbackRequest
+from pigeonhole.serving.telemetry import Telemetry
+
+REMEMBERED = 10_000  # latest words, of as many predictions and sources
+LATE = timedelta(days=1)
+SKEW = timedelta(days=1)  # how far ahead the clock of another replica may be
+
+
+class FeedbackDesk:
+    """Takes the words on predictions, of every version that ever answered here. Belongs to one event loop."""
+
+    def __init__(self, labels: Iterable[str], log: LogWriter, replies: Replies, telemetry: Telemetry) -> None:
+        self._labels = set(labels)
+        self._log = log
+        self._replies = replies
+        self._telemetry = telemetry
+        self._latest: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()  # who on what -> label, feedback id
+
+    def add_labels(self, labels: Iterable[str]) -> None:
+        self._labels.update(labels)
+
+    async def take(self, given: FeedbackRequest) -> bytes:
+        """The body of the 200; when it returns, the feedback is in the log. Raises Problem."""
+        now = datetime.now(UTC)
+        if given.label not in self._labels:
+            raise self._refused("unknown_label", "label is none of the model's labels; see /model")
+        made_at = moment_of(given.prediction_id)
+        if made_at is None or made_at > now + SKEW:
+            raise self._refused("unknown_prediction", "prediction_id is none that this service has given out")
+        key = (given.prediction_id, given.source)
+        label, before = self._latest.get(key, (given.label, ""))
+        feedback_id = before if before and label == given.label else feedback_id_of(given, before)
+        outcome = "repeated" if feedback_id == before else "changed" if before else "new"
+        body = await self._replies.once(f"feedback {feedback_id}", b"", lambda: self._write(feedback_id, given, now))
+        self._remember(key, (given.label, feedback_id))
+        self._telemetry.feedback_outcomes.labels(outcome).inc()
+        if outcome != "repeated" and now - made_at > LATE:
+            self._telemetry.feedback_outcomes.labels("late").inc()
+        return body
+
+    async def _write(self, feedback_id: str, given: FeedbackRequest, now: datetime) -> bytes:
+        known = msgspec.structs.asdict(given)
+        try:
+            await asyncio.to_thread(self._log.append, [Feedback(feedback_id=feedback_id, at=now, **known)])
+        except LogError as error:
+            detail = "the feedback could not be written down"
+            raise Problem(503, "not_recorded", detail, {"retry-after": "1"}) from error
+        self._telemetry.feedback.labels(given.label).inc()
+        return msgspec.json.encode(FeedbackReply(feedback_id=feedback_id, **known))
+
+    def _remember(self, key: tuple[str, str], word: tuple[str, str]) -> None:
+        self._latest[key] = word
+        self._latest.move_to_end(key)
+        if len(self._latest) > REMEMBERED:
+            self._latest.popitem(last=False)
+
+    def _refused(self, outcome: str, detail: str) -> Problem:
+        self._telemetry.feedback_outcomes.labels(outcome).inc()
+        return Problem(422, outcome, detail)
+
+
+def feedback_id_of(given: FeedbackRequest, before: str) -> str:
+    """The same words have the same id; said again after others (`before`), they are a new one."""
+    return hashlib.sha256(msgspec.json.encode(given) + before.encode()).hexdigest()[:32]

@@ -1,0 +1,69 @@
+"""What becomes of the words on predictions."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from tests.serving.conftest import Running
+
+from pigeonhole.prediction_log import moment_of, new_id, read_window
+
+
+def outcomes(service: Running) -> dict[str, int]:
+    line = r'^pigeonhole_feedback_outcomes_total\{outcome="(\w+)"\} (\S+)$'
+    found = re.findall(line, service.http.get("/metrics").text, re.MULTILINE)
+    return {name: int(float(count)) for name, count in found if float(count)}
+
+
+def say(service: Running, prediction_id: str, label: str, source: str = "agent") -> str:
+    answered = service.http.post("/feedback", json={"prediction_id": prediction_id, "label": label, "source": source})
+    assert answered.status_code == 200
+    return str(answered.json()["feedback_id"])
+
+
+def logged(service: Running) -> list[str]:
+    now = datetime.now(UTC)
+    window = read_window(str(service.log), now - timedelta(hours=1), now + timedelta(hours=1), "feedback")
+    return [word.label for word in sorted(window, key=lambda word: word.at)]
+
+
+def test_who_changes_their_mind_and_changes_it_back_is_written_down_each_time_and_who_repeats_is_not(running: Running) -> None:
+    prediction_id = running.http.post("/predict", json={"text": "parcel"}).json()["prediction_id"]
+    ids = [say(running, prediction_id, label) for label in ("refund", "refund", "billing", "refund", "refund")]
+    assert ids[0] == ids[1]
+    assert ids[3] == ids[4]
+    assert len(set(ids)) == 3
+    assert logged(running) == ["refund", "billing", "refund"]
+    assert outcomes(running) == {"new": 1, "repeated": 2, "changed": 2}
+
+
+def test_two_sources_have_a_word_each(running: Running) -> None:
+    prediction_id = new_id()
+    say(running, prediction_id, "refund", "agent")
+    say(running, prediction_id, "billing", "review")
+    assert sorted(logged(running)) == ["billing", "refund"]
+    assert outcomes(running) == {"new": 2}
+
+
+def id_of(at: datetime) -> str:
+    milliseconds = f"{int(at.timestamp() * 1000):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000001"
+
+
+def test_a_late_word_is_taken_and_counted(running: Running) -> None:
+    say(running, id_of(datetime.now(UTC) - timedelta(days=40)), "refund")
+    assert outcomes(running) == {"new": 1, "late": 1}
+
+
+def test_an_id_from_the_future_is_refused_but_for_a_clock_that_is_a_day_ahead(running: Running) -> None:
+    ahead, beyond = (id_of(datetime.now(UTC) + timedelta(hours=hours)) for hours in (23, 25))
+    say(running, ahead, "refund")
+    refused = running.http.post("/feedback", json={"prediction_id": beyond, "label": "refund", "source": "agent"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "unknown_prediction")
+    assert outcomes(running) == {"new": 1, "unknown_prediction": 1}
+
+
+@pytest.mark.parametrize("text", ["", "no id", "019ca92d-8a00-4000-8000-000000000001"])
+def test_only_an_id_of_ours_has_a_moment(text: str) -> None:
+    assert moment_of(text) is None
+    assert abs((moment_of(new_id()) or datetime.min.replace(tzinfo=UTC)) - datetime.now(UTC)) < timedelta(minutes=1)
