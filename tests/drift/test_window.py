@@ -1,6 +1,8 @@
+import gzip
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import live_url, read_reference, read_sample
 from pigeonhole.errors import BundleError, RegistryError
 from pigeonhole.prediction_log import Record
+from pigeonhole.prediction_log.record import encode_line, partition_of
 
 HOUR = timedelta(hours=1)
 TEXTS = [text for text, _ in tiny_rows()]
@@ -92,3 +95,38 @@ def test_a_large_window_is_sampled_evenly(
 def test_an_empty_log_gives_an_empty_sample(settings: Settings, bundle: Bundle) -> None:
     found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
     assert (found.found, len(found.rows)) == (0, 0)
+
+
+def test_whatever_is_wrong_in_the_log_the_numbers_are_those_of_the_sound_records(
+    settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]]
+) -> None:
+    """Broken objects of both kinds, torn and doubled lines, other schemas, another hour's, tomorrow's, another version's."""
+    sound = records_of(TEXTS[:40])
+    lines = [encode_line(record) for record in sound]
+    tomorrow = encode_line(records_of(["x"], datetime.now(UTC) + timedelta(days=1))[0])
+    body = encode_line(records_of(["x"])[0]).rpartition(b',"crc32"')[0]
+    schemas = [body.replace(b'"schema_version":1', b'"schema_version":%d' % version) for version in (0, 2, -1)]
+    objects = {
+        "good.jsonl.gz": gzip.compress(b"".join(lines)),
+        "torn.jsonl.gz": gzip.compress(b"".join([lines[0][:90], b"\n", lines[1].replace(b'"score"', b'"scare"')])),
+        "half.jsonl.gz": gzip.compress(b"".join(lines))[:-200],
+        "nothing.jsonl.gz": b"",
+        "nonsense.parquet": b"PAR1 and then nothing",
+        "schemas.jsonl.gz": gzip.compress(b"".join(b'%b,"crc32":"%08x"}\n' % (each, zlib.crc32(each)) for each in schemas)),
+        "misplaced.jsonl.gz": gzip.compress(tomorrow + encode_line(records_of(["x"], NOON + HOUR)[0])),
+        "another.jsonl.gz": gzip.compress(encode_line(records_of(["x"], version="another")[0])),
+    }
+    folder = Path(settings.log) / "predictions" / partition_of(NOON)
+    folder.mkdir(parents=True)
+    for name, data in objects.items():
+        (folder / name).write_bytes(data)
+    for table, name in ((pa.table({"line": ["text"]}), "text"), (pa.table({"row": [b"x"]}), "row")):
+        pq.write_table(table, folder / f"{name}.parquet")
+    pq.write_table(pa.table({"line": pa.array([lines[2].strip(), None], pa.binary())}), folder / "null.parquet")
+    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
+    assert found.found == 40
+    assert sorted(found.rows.scores.tolist()) == sorted(record.score for record in sound)
+    counts = found.counts
+    assert (found.other_versions, counts["unknown_versions"], counts["misplaced"], counts["damaged_objects"]) == (1, 3, 2, 5)
+    assert counts["torn"] == 3
+    assert counts["duplicates"] >= 1

@@ -207,3 +207,17 @@ def test_a_record_of_the_first_release_stays_readable(tmp_path: Path) -> None:
     assert record.at == NOON + timedelta(milliseconds=500)
     assert record.features.unknown_tokens == 1
     assert record.decision == "review"
+
+
+def test_a_writer_whose_clock_is_a_day_ahead_is_noticed_and_is_in_no_window_of_today(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
+    now = datetime.now(UTC)
+    right = make_record(at=now)
+    with LogWriter(str(tmp_path), interval_s=3600) as log:
+        log.append([right, make_record(at=now + timedelta(days=1)), make_record(at=now + timedelta(days=2))])
+    (tmp_path / "predictions" / "date=unheard of").mkdir()
+    for _ in range(2):
+        window = read_window(str(tmp_path), now - HOUR, now + timedelta(seconds=1))
+        assert window.records == [right]
+        assert window.counts.hours_ahead == 2

@@ -6,10 +6,11 @@ A wrong number never comes out: what is torn, doubled, misplaced or too new is l
 import gzip
 import itertools
 import operator
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import IO, Any, Generic, Literal, TypeVar, overload
 
 import msgspec
@@ -34,7 +35,8 @@ class Counts:
     torn: int = 0  # lines whose checksum or shape is wrong
     unknown_versions: int = 0  # of the schema: written by a newer release, mostly
     misplaced: int = 0  # lines in the partition of another hour
-    damaged_objects: int = 0  # objects that stop being gzip somewhere; the lines before that point are read
+    damaged_objects: int = 0  # objects that stop being gzip or Parquet somewhere; the lines before that point are read
+    hours_ahead: int = 0  # hours of the store that have not begun: some writer's clock is ahead, and its records are not in here
 
 
 RecordT = TypeVar("RecordT", Record, Feedback)
@@ -129,14 +131,17 @@ class Window(Generic[RecordT]):
         return lines
 
     def _partitions(self) -> Iterator[str]:
-        """The hours that the window touches and that the store has."""
+        """The hours that the window touches and that the store has. Those that have not begun yet are counted on the way."""
         if self.start >= self.end:
             return
         root = storage.join(self.url, self._kind)
         first, last = partition_of(self.start), partition_of(self.end - timedelta(microseconds=1))
-        for date in storage.list_folders(root):
-            if first[: len(date)] <= date <= last[: len(date)]:
+        now = partition_of(datetime.now(UTC))
+        for date in filter(re.compile(r"date=\d{4}-\d\d-\d\d").fullmatch, storage.list_folders(root)):
+            touched = first[: len(date)] <= date <= last[: len(date)]
+            if touched or date >= now[: len(date)]:
                 hours = [f"{date}/{hour}" for hour in storage.list_folders(storage.join(root, date))]
+                self.counts.hours_ahead += sum(hour > now for hour in hours)
                 yield from (hour for hour in hours if first <= hour <= last)
 
     def _shipped_lines(self, partition: str) -> Iterator[bytes]:
