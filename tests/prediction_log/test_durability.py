@@ -95,6 +95,24 @@ def test_what_level_none_cannot_write_down_is_counted(
         assert (log.dropped, log.backlog().dropped) == (2, 2)
 
 
+def test_level_none_holds_no_more_than_a_segment_or_an_interval_in_memory_while_the_store_hangs(
+    held_store: threading.Event, tmp_path: Path, make_record: MakeRecord
+) -> None:
+    with LogWriter(str(tmp_path), durability="none", interval_s=NEVER_S, segment_records=3) as log:
+        log.append([make_record()])
+        assert ids_in(tmp_path) == []
+        log.append([make_record(), make_record()])
+        assert len(ids_in(tmp_path)) == 3
+        held_store.set()
+    with LogWriter(str(tmp_path), durability="none", interval_s=0.01, segment_records=1000) as log:
+        held_store.clear()
+        log.append([make_record()])
+        time.sleep(0.1)  # the shipper hangs now
+        log.append([make_record()])
+        assert len(ids_in(tmp_path)) == 5
+        held_store.set()
+
+
 class Disk:
     """A disk with a cache: after a power cut a file has what was synced, and nothing behind it."""
 

@@ -79,6 +79,36 @@ def test_a_full_disk_is_an_error_and_leaves_only_whole_lines(tmp_path: Path) -> 
     assert segment.read_bytes() == LINE * 9 + b"after\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file size limits")
+def test_a_disk_that_is_full_at_any_byte_holds_whole_records_and_all_that_were_acknowledged(tmp_path: Path) -> None:
+    """Every byte of two records is the last one once; half of the time what is torn cannot be cut off either."""
+    program = textwrap.dedent("""
+        import os, resource, sys
+        from pathlib import Path
+        from pigeonhole.errors import LogError
+        from pigeonhole.prediction_log.spool import Spool
+
+        cut = os.ftruncate
+        lines = [b"%d%s\\n" % (number, b"x" * 10) for number in range(9)]
+        for limit in range(24, 50):
+            folder = Path(sys.argv[1]) / str(limit)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            if limit % 2:
+                os.ftruncate = lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+            spool, kept = Spool(folder), []
+            for line in lines:
+                try:
+                    spool.append([line])
+                    kept.append(line)
+                except LogError:  # and then there is room again
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            os.ftruncate = cut
+            whole = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_bytes().splitlines(True)]
+            assert kept and [line for line in whole if line in lines] == kept, (limit, whole, kept)
+    """)
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True)
+
+
 def test_a_torn_end_that_cannot_be_cut_ends_its_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool(tmp_path)
     spool.append([LINE])

@@ -71,6 +71,7 @@ class LogWriter:
         self._when_full = when_full
         self._patience_s = patience_s
         self._unwritten: list[bytes] = []  # at the level `none` alone
+        self._written_at = time.monotonic()
         self._mutex = threading.Lock()  # of `dropped` and `_unwritten`
         self._failures = 0
         self._adopted_at = float("-inf")
@@ -152,9 +153,12 @@ class LogWriter:
             )
 
     def _hold(self, lines: list[bytes]) -> None:
+        """In memory, for an interval or a segment at most: the shipper may hang in a store that does not answer."""
         with self._mutex:
             self._unwritten += lines
             full = len(self._unwritten) >= self._segment_records
+        if full or time.monotonic() - self._written_at >= self._interval_s:
+            self._write_down()
         if full:
             self._wake.set()
 
@@ -162,6 +166,7 @@ class LogWriter:
         """What the level `none` held in memory; a disk that does not take it costs the records, and they are counted."""
         with self._mutex:
             lines, self._unwritten = self._unwritten, []
+        self._written_at = time.monotonic()
         try:
             if lines:
                 self._spool.append(lines)

@@ -15,7 +15,7 @@ import msgspec
 
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.errors import InferenceError, LogError
-from pigeonhole.prediction_log import LogWriter, new_id
+from pigeonhole.prediction_log import Backlog, LogWriter, new_id
 from pigeonhole.serving.batcher import Batcher, DeadError, LateError, OverloadedError, StoppedError
 from pigeonhole.serving.explain import MAX_S, MAX_WORDS, weights, without, words_of
 from pigeonhole.serving.feedback import FeedbackDesk
@@ -42,7 +42,7 @@ class Service:
         self.replies = Replies()
         self._log, self._feedback_log = log, feedback
         self._tracing = tracing
-        self.telemetry = Telemetry(classifier.manifest, log.backlog)
+        self.telemetry = Telemetry(classifier.manifest, self._backlog)
         self.feedback = FeedbackDesk(classifier.labels, feedback, self.replies, self.telemetry)
         self.batcher = Batcher(self._work, settings.max_waiting, self.telemetry.worker_deaths.inc)
         self.telemetry.waiting.set_function(lambda: self.batcher.waiting_texts)
@@ -60,6 +60,16 @@ class Service:
     def ready(self) -> bool:
         """A model that gives no numbers several times running needs another look before it is asked more."""
         return self.batcher.alive and self._failures < MAX_FAILURES
+
+    def _backlog(self) -> Backlog:
+        """Of predictions and feedback together."""
+        found = [log.backlog() for log in (self._log, self._feedback_log)]
+        return Backlog(
+            size_bytes=sum(each.size_bytes for each in found),
+            oldest_s=max(each.oldest_s for each in found),
+            failures=max(each.failures for each in found),
+            dropped=sum(each.dropped for each in found),
+        )
 
     def dropped(self) -> tuple[int, int]:
         """Records of predictions and of feedback that were given up so far."""
