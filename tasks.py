@@ -148,6 +148,36 @@ def images(context: Context, which: str = "serve drift frontend", bundle: str = 
     show(context, f"uv run python -m dockerfiles.build {shlex.join(given)}")
 
 
+def cloud(context: Context, line: str, **flags: bool) -> None:
+    given = "".join(f" --{name.replace('_', '-')}" for name, wanted in flags.items() if wanted)
+    show(context, f"uv run --no-default-groups --group cloud --group dev python -m pigeonhole.cloud.{line}{given}")
+
+
+@task
+def setup(context: Context, dry_run: bool = False) -> None:
+    """Make what a Google Cloud project lacks: APIs, accounts, roles, bucket, images, secrets, identity, alerts, schedule."""
+    cloud(context, "setup setup", dry_run=dry_run)
+
+
+@task(help={"image": "a commit whose images are looked at", "machine": "cpu or gpu: the quota that is looked at"})
+def preflight(context: Context, dry_run: bool = False, image: str = "", machine: str = "cpu") -> None:
+    """Name each thing that a project lacks, with the line that makes it."""
+    given = f" machine={shlex.quote(machine)}" + (f" image={shlex.quote(image)}" if image else "")
+    cloud(context, f"setup preflight{given}", dry_run=dry_run)
+
+
+@task(help={"data": "take away bucket, images and secrets too"})
+def teardown(context: Context, dry_run: bool = False, data: bool = False) -> None:
+    """Take away what cloud.setup made; what holds data stays unless --data."""
+    cloud(context, "setup teardown", dry_run=dry_run, data=data)
+
+
+@task(help={"assume": "key=value assumptions in quotes; python -m pigeonhole.cloud.cost --help lists them"})
+def cost(context: Context, assume: str = "") -> None:
+    """Estimate a month's cost from assumptions that are all in sight."""
+    cloud(context, " ".join(["cost", *map(shlex.quote, assume.split())]))
+
+
 @task
 def secrets(context: Context) -> None:
     """Look for secrets in every line that was ever committed (offline)."""
@@ -229,5 +259,5 @@ def ci(context: Context) -> None:
 
 namespace = Collection(
     lint, format_, types, contracts, test, check, train, serve, up, images, rules, ci, secrets, sbom, audit, torch, fuzz, release,
-    data=Collection(write, status, remote, change),
+    data=Collection(write, status, remote, change), cloud=Collection(setup, preflight, teardown, cost),
 )  # fmt: skip

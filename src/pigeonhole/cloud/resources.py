@@ -1,0 +1,349 @@
+"""Everything that a project has to have, described once: each thing knows the gcloud lines that look for it, make it, delete it.
+
+Promises: no line makes a thing twice; roles are given on the smallest thing that they work on. Knows nothing of running a line.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pigeonhole.cloud.project import METRICS_SECRET, WANDB_SECRET, Project, read_project
+from pigeonhole.errors import ConfigError
+
+Line = tuple[str, ...]
+
+REPOSITORY = "PIGEONHOLE_GITHUB"
+BILLING = "PIGEONHOLE_BILLING_ACCOUNT"
+BUDGET = "PIGEONHOLE_BUDGET"
+NUMBER = "PROJECT_NUMBER"  # what a dry run prints where the real one is asked for
+POOL = "pigeonhole-github"
+APIS = (
+    "aiplatform", "artifactregistry", "billingbudgets", "cloudbuild", "cloudquotas", "cloudscheduler", "iamcredentials",
+    "logging", "monitoring", "run", "secretmanager", "storage", "sts",
+)  # fmt: skip
+ACCOUNTS = {
+    "serve": "answers questions",
+    "drift": "watches the log",
+    "frontend": "the page",
+    "train": "jobs of Vertex AI",
+    "deploy": "builds, deploys, moves the production alias",
+    "schedule": "asks drift for its runs",
+}
+# Role on the project, for want of anything smaller that it could be given on.
+PROJECT_ROLES = {
+    "serve": ("roles/logging.logWriter", "roles/monitoring.metricWriter"),
+    "drift": ("roles/logging.logWriter", "roles/monitoring.metricWriter"),
+    "frontend": ("roles/logging.logWriter",),
+    "train": ("roles/logging.logWriter",),
+    "deploy": ("roles/aiplatform.user", "roles/cloudbuild.builds.editor", "roles/logging.logWriter", "roles/run.developer"),
+}
+# What each account may write in the bucket, by prefix; all of them may read it.
+WRITES = {"serve": ("log",), "drift": ("drift-reports",), "train": ("registry", "jobs"), "deploy": ("registry", "dvc")}
+READS = ("serve", "drift", "train", "deploy")
+SECRETS = {METRICS_SECRET: ("serve", "drift"), WANDB_SECRET: ("train",)}
+ACTS_AS = ("serve", "drift", "frontend", "train")
+INVOKES = (("schedule", "drift"), ("frontend", "drift"), ("frontend", "serve"), ("deploy", "serve"))
+SCHEDULE = "17 * * * *"  # a run an hour, as the hours of the log close
+LIFECYCLE = "cloudbuild/lifecycle.json"
+CLEANUP = "cloudbuild/cleanup.json"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A project with all that its set-up has to know: its number, the GitHub repository that may deploy, who pays how much."""
+
+    project: Project
+    number: str = NUMBER
+    repository: str = ""
+    billing: str = ""
+    budget: int = 100
+
+    def url(self, service: str) -> str:
+        """Where a Cloud Run service will answer, before it is there."""
+        return f"https://pigeonhole-{service}-{self.number}.{self.project.region}.run.app"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Who may do what, where a condition's title says for which part."""
+
+    member: str
+    role: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """`find` prints something where the thing is there: a line `word`, or a policy (JSON) with `binding`, where they are set.
+
+    `delete` is empty for what stays; `by_hand`: only a person can make it; `holds_data`: deleting it loses something.
+    """
+
+    what: str
+    find: Line
+    make: Line
+    delete: Line = ()
+    binding: "Binding | None" = None
+    word: str = ""
+    needs: Line = ()  # prints something where the step can be done at all
+    by_hand: bool = False
+    holds_data: bool = False
+
+
+def read_site(environment: Mapping[str, str], number: str = NUMBER) -> Site:
+    """Raises ConfigError naming the variable and what is allowed."""
+    repository, billing = environment.get(REPOSITORY, ""), environment.get(BILLING, "")
+    budget = environment.get(BUDGET, "") or "100"
+    if repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ConfigError(f"{REPOSITORY}={repository!r}: expected OWNER/NAME of the repository that may deploy, or nothing")
+    if billing and not re.fullmatch(r"[0-9A-F]{6}(-[0-9A-F]{6}){2}", billing):
+        raise ConfigError(f"{BILLING}={billing!r}: expected XXXXXX-XXXXXX-XXXXXX; see `gcloud billing accounts list`")
+    if not re.fullmatch(r"[1-9][0-9]{0,6}", budget):
+        raise ConfigError(f"{BUDGET}={budget!r}: expected a whole amount a month, in the account's currency")
+    return Site(read_project(environment), number, repository, billing, int(budget))
+
+
+def steps(site: Site, folder: Path) -> Iterator[Step]:
+    """In an order in which each finds what it needs; `folder` is the repository, whose policies are set up too."""
+    yield from _apis(site)
+    yield from _accounts(site)
+    yield from _bucket(site)
+    yield from _images(site)
+    yield from _secrets(site)
+    yield from _roles(site)
+    yield from _github(site)
+    yield from _watching(site, folder)
+    yield from _services(site)
+
+
+def _gcloud(site: Site, *words: str, **flags: str) -> Line:
+    named = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    return ("gcloud", *words, *named, f"--project={site.project.id}")
+
+
+def _apis(site: Site) -> Iterator[Step]:
+    enabled = _gcloud(site, "services", "list", format="value(config.name)")
+    for api in APIS:
+        name = f"{api}.googleapis.com"
+        yield Step(f"API {name}", enabled, _gcloud(site, "services", "enable", name), word=name)
+
+
+def _accounts(site: Site) -> Iterator[Step]:
+    accounts = ("iam", "service-accounts")
+    for role, purpose in ACCOUNTS.items():
+        email = site.project.account(role)
+        yield Step(
+            f"account {email}",
+            _gcloud(site, *accounts, "describe", email, format="value(email)"),
+            _gcloud(site, *accounts, "create", f"pigeonhole-{role}", display_name=f"Pigeonhole: {purpose}"),
+            _gcloud(site, *accounts, "delete", email, "--quiet"),
+        )
+
+
+def _bucket(site: Site) -> Iterator[Step]:
+    url, buckets = f"gs://{site.project.bucket}", ("storage", "buckets")
+    safe = ("--uniform-bucket-level-access", "--public-access-prevention")
+    yield Step(
+        f"bucket {url}",
+        _gcloud(site, *buckets, "describe", url, format="value(name)"),
+        _gcloud(site, *buckets, "create", url, *safe, location=site.project.region),
+        _gcloud(site, "storage", "rm", url, "--recursive"),
+        holds_data=True,
+    )
+    yield Step(
+        f"lifecycle of {url}",
+        _gcloud(site, *buckets, "describe", url, format="value(lifecycle_config)"),
+        _gcloud(site, *buckets, "update", url, lifecycle_file=LIFECYCLE),
+    )
+
+
+def _images(site: Site) -> Iterator[Step]:
+    repositories, region = ("artifacts", "repositories"), site.project.region
+    about = "Images of Pigeonhole, one tag a commit"
+    yield Step(
+        f"image repository {site.project.repository}",
+        _gcloud(site, *repositories, "describe", "pigeonhole", location=region, format="value(name)"),
+        _gcloud(
+            site,
+            *(*repositories, "create", "pigeonhole", "--immutable-tags"),
+            repository_format="docker",
+            location=region,
+            description=about,
+        ),
+        _gcloud(site, *repositories, "delete", "pigeonhole", "--quiet", location=region),
+        holds_data=True,
+    )
+    yield Step(
+        "clean-up of old images",
+        _gcloud(site, *repositories, "describe", "pigeonhole", location=region, format="value(cleanupPolicies)"),
+        _gcloud(site, *repositories, "set-cleanup-policies", "pigeonhole", "--no-dry-run", location=region, policy=CLEANUP),
+    )
+
+
+def _secrets(site: Site) -> Iterator[Step]:
+    place = {"replication_policy": "user-managed", "locations": site.project.region}
+    contents = {METRICS_SECRET: {"data_file": "cloudrun/run_monitoring.yaml"}, WANDB_SECRET: {}}
+    for name, content in contents.items():
+        yield Step(
+            f"secret {name}",
+            _gcloud(site, "secrets", "describe", name, format="value(name)"),
+            _gcloud(site, "secrets", "create", name, **place, **content),
+            _gcloud(site, "secrets", "delete", name, "--quiet"),
+            holds_data=True,
+        )
+    versions = ("secrets", "versions")
+    yield Step(
+        f"value of secret {WANDB_SECRET} (without it jobs keep their runs offline)",
+        _gcloud(site, *versions, "list", WANDB_SECRET, filter="state=ENABLED", format="value(name)", limit="1"),
+        _gcloud(site, *versions, "add", WANDB_SECRET, data_file="-"),
+        by_hand=True,
+    )
+
+
+def _roles(site: Site) -> Iterator[Step]:
+    project = site.project
+    for account, roles in PROJECT_ROLES.items():
+        for role in roles:
+            yield _binding(site, ("projects",), project.id, account, role)
+    for account in READS:
+        yield _binding(site, ("storage", "buckets"), f"gs://{project.bucket}", account, "roles/storage.objectViewer")
+    for account, prefixes in WRITES.items():
+        for prefix in prefixes:
+            start = f"projects/_/buckets/{project.bucket}/objects/{prefix}/"
+            condition = f"expression=resource.name.startsWith('{start}'),title={prefix}"
+            yield _binding(
+                site, ("storage", "buckets"), f"gs://{project.bucket}", account, "roles/storage.objectUser", condition, prefix
+            )
+    for name, accounts in SECRETS.items():
+        for account in accounts:
+            yield _binding(site, ("secrets",), name, account, "roles/secretmanager.secretAccessor")
+    yield _binding(
+        site,
+        ("artifacts", "repositories"),
+        "pigeonhole",
+        "deploy",
+        "roles/artifactregistry.writer",
+        place=f"--location={project.region}",
+    )
+    for other in ACTS_AS:
+        yield _binding(site, ("iam", "service-accounts"), project.account(other), "deploy", "roles/iam.serviceAccountUser")
+    own = project.account("deploy")
+    yield _binding(site, ("iam", "service-accounts"), own, "deploy", "roles/iam.serviceAccountOpenIdTokenCreator")
+
+
+def _binding(
+    site: Site, kind: Line, thing: str, account: str, role: str, condition: str = "None", title: str = "", place: str = ""
+) -> Step:
+    member = f"serviceAccount:{site.project.account(account)}"
+    return _member_binding(site, kind, thing, member, role, condition, title, place)
+
+
+def _member_binding(
+    site: Site, kind: Line, thing: str, member: str, role: str, condition: str = "None", title: str = "", place: str = ""
+) -> Step:
+    where = (place,) if place else ()
+    changed = {"member": member, "role": role}
+    if kind != ("artifacts", "repositories"):  # which takes no condition
+        changed["condition"] = condition
+    return Step(
+        f"{role} on {thing}{f' below {title}/' if title else ''} for {member.removeprefix('serviceAccount:')}",
+        _gcloud(site, *kind, "get-iam-policy", thing, *where, format="json"),
+        _gcloud(site, *kind, "add-iam-policy-binding", thing, *where, **changed),
+        _gcloud(site, *kind, "remove-iam-policy-binding", thing, *where, **changed),
+        Binding(member, role, title),
+    )
+
+
+def _github(site: Site) -> Iterator[Step]:
+    """Tokens of GitHub's own instead of a key: good for one repository, and in it for main alone."""
+    if not site.repository:
+        return
+    pools = ("iam", "workload-identity-pools")
+    yield Step(
+        f"identity pool {POOL}",
+        _gcloud(site, *pools, "describe", POOL, location="global", format="value(name)"),
+        _gcloud(site, *pools, "create", POOL, location="global", display_name="GitHub"),
+        _gcloud(site, *pools, "delete", POOL, "--quiet", location="global"),
+    )
+    place = {"location": "global", "workload_identity_pool": POOL}
+    yield Step(
+        f"identity provider {POOL}/github for {site.repository}, main only",
+        _gcloud(site, *pools, "providers", "describe", "github", **place, format="value(name)"),
+        _gcloud(
+            site,
+            *(*pools, "providers", "create-oidc", "github"),
+            **place,
+            issuer_uri="https://token.actions.githubusercontent.com",
+            attribute_mapping="google.subject=assertion.sub,attribute.repository=assertion.repository",
+            attribute_condition=f"assertion.repository=='{site.repository}' && assertion.ref=='refs/heads/main'",
+        ),
+    )
+    pool = f"projects/{site.number}/locations/global/workloadIdentityPools/{POOL}"
+    member = f"principalSet://iam.googleapis.com/{pool}/attribute.repository/{site.repository}"
+    account = site.project.account("deploy")
+    yield _member_binding(site, ("iam", "service-accounts"), account, member, "roles/iam.workloadIdentityUser")
+
+
+def _watching(site: Site, folder: Path) -> Iterator[Step]:
+    names: dict[str, tuple[Line, str, str]] = {
+        "dashboard Pigeonhole": (("monitoring", "dashboards"), "config_from_file", "monitoring/dashboard.json")
+    }
+    for path in sorted((folder / "monitoring/alert_policies").glob("*.json")):
+        title = json.loads(path.read_text(encoding="utf-8"))["displayName"]
+        file = f"monitoring/alert_policies/{path.name}"
+        names[f"alert policy {title}"] = (("alpha", "monitoring", "policies"), "policy_from_file", file)
+    for what, (kind, flag, file) in names.items():
+        title = what.rsplit(" ", 1)[-1]
+        yield Step(
+            what,
+            _gcloud(site, *kind, "list", filter=f'displayName="{title}"', format="value(name)"),
+            _gcloud(site, *kind, "create", **{flag: file}),
+        )
+    if site.billing:
+        budgets, account = ("billing", "budgets"), {"billing_account": site.billing}
+        yield Step(
+            f"budget of {site.budget} a month, told at 50, 90 and 100 %",
+            _gcloud(site, *budgets, "list", **account, filter="displayName=pigeonhole", format="value(name)"),
+            _gcloud(
+                site,
+                *(*budgets, "create", *(f"--threshold-rule=percent={share}" for share in ("0.5", "0.9", "1.0"))),
+                **account,
+                display_name="pigeonhole",
+                budget_amount=str(site.budget),
+                filter_projects=f"projects/{site.project.id}",
+            ),
+        )
+
+
+def _services(site: Site) -> Iterator[Step]:
+    """What can be done only once `uv run deploy` has made the services."""
+    region = site.project.region
+    for account, service in INVOKES:
+        name = f"pigeonhole-{service}"
+        found = _binding(site, ("run", "services"), name, account, "roles/run.invoker", place=f"--region={region}")
+        yield replace(found, needs=_service(site, service))
+    jobs, audience = ("scheduler", "jobs"), site.url("drift")
+    yield Step(
+        f"hourly drift run ({SCHEDULE})",
+        _gcloud(site, *jobs, "describe", "pigeonhole-drift", location=region, format="value(name)"),
+        _gcloud(
+            site,
+            *(*jobs, "create", "http", "pigeonhole-drift"),
+            location=region,
+            schedule=SCHEDULE,
+            uri=f"{audience}/runs",
+            http_method="POST",
+            attempt_deadline="300s",
+            oidc_service_account_email=site.project.account("schedule"),
+            oidc_token_audience=audience,
+        ),
+        _gcloud(site, *jobs, "delete", "pigeonhole-drift", "--quiet", location=region),
+        needs=_service(site, "drift"),
+    )
+
+
+def _service(site: Site, service: str) -> Line:
+    name = f"pigeonhole-{service}"
+    return _gcloud(site, "run", "services", "describe", name, region=site.project.region, format="value(metadata.name)")

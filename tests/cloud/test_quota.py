@@ -1,0 +1,62 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.cloud.conftest import Answer, StandIn
+
+from pigeonhole.cloud import quota
+from pigeonhole.cloud.project import Project
+from pigeonhole.cloud.resources import Site
+from pigeonhole.errors import ConfigError, RunError
+
+SITE = Site(Project("some-project", "europe-west4"), "1")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def info(value: str, *regions: str) -> dict[str, Any]:
+    return {"quotaId": "Q", "dimensionsInfos": [{"applicableLocations": list(regions), "details": {"value": value}}]}
+
+
+@pytest.mark.parametrize(
+    ("infos", "limit"),
+    [
+        ([], 0),
+        ([info("8", "europe-west4")], 8),
+        ([info("8", "us-east1")], 0),
+        ([info("-1", "europe-west4")], 2**31),
+        ([{"quotaId": "Q", "dimensionsInfos": [{"details": {"value": "3"}}]}], 3),
+    ],
+)
+def test_the_limit_of_a_region_is_read(infos: list[dict[str, Any]], limit: int) -> None:
+    assert quota.allowed(infos, "europe-west4") == limit
+
+
+def test_a_machine_without_a_rule_is_refused() -> None:
+    with pytest.raises(ConfigError, match="machine=tpu: allowed is cpu"):
+        quota.missing(SITE, lambda _: "[]", "tpu")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "told"), [("amd64", []), ("arm64", ["is for linux/arm64, not for linux/amd64"]), ("", ["is not there"])]
+)
+def test_an_image_of_another_platform_is_found_before_it_is_deployed(
+    architecture: str, told: list[str], stand_in: Callable[[Answer], StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        assert path.startswith("/v2/some-project/pigeonhole/serve/")
+        if path.endswith(f"manifests/{COMMIT}") and architecture:
+            return 200, {"config": {"digest": "sha256:1"}}
+        return (200, {"os": "linux", "architecture": architecture}) if architecture else (404, {})
+
+    server = stand_in(answer)
+    monkeypatch.setattr(quota, "IMAGES", ("serve",))
+    get = quota.fetch("token", "http")
+    found = quota.images(SITE, COMMIT, lambda image, part: get(f"{server.host}/{image.partition('/')[2]}", part))
+    assert [thing["what"].partition(COMMIT + " ")[2] for thing in found] == told
+    assert all(COMMIT in thing["line"] and thing["line"].startswith("gcloud builds submit") for thing in found)
+
+
+def test_a_registry_that_says_no_is_told(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(lambda *_: (403, {}))
+    with pytest.raises(RunError, match=r"answered 403; does this account have roles/artifactregistry.reader"):
+        quota.fetch("token", "http")(f"{server.host}/p/r/serve:{COMMIT}", f"manifests/{COMMIT}")

@@ -1,0 +1,257 @@
+"""cloud.setup, preflight and teardown against a gcloud of this test's own, which keeps what it made and answers honestly.
+
+What it cannot show: that Google takes the lines. Their form is held to gcloud's own offline linter where gcloud is installed.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pigeonhole.cloud import setup
+from pigeonhole.cloud.project import Project
+from pigeonhole.cloud.resources import Line, Site, read_site, steps
+from pigeonhole.errors import ConfigError, GateError, RunError
+
+ROOT = Path(__file__).parents[2]
+SITE = Site(Project("some-project", "europe-west4"), "123456789012", "owner/name", "0A0A0A-0B0B0B-0C0C0C")
+VARIABLES = {
+    "PIGEONHOLE_PROJECT": "some-project",
+    "PIGEONHOLE_REGION": "europe-west4",
+    "PIGEONHOLE_GITHUB": "owner/name",
+    "PIGEONHOLE_BILLING_ACCOUNT": "0A0A0A-0B0B0B-0C0C0C",
+}
+FAKE = """#!{python}
+import json, pathlib, sys
+folder = pathlib.Path(__file__).parent
+line = sys.argv[1:]
+with (folder / "asked").open("a") as stream:
+    stream.write(json.dumps(line) + "\\n")
+known = json.loads((folder / "known.json").read_text())
+there = json.loads((folder / "there.json").read_text())
+def end(code, out="", error=""):
+    (folder / "there.json").write_text(json.dumps(there))
+    sys.stdout.write(out); sys.stderr.write(error); sys.exit(code)
+if "denied" in there:
+    end(1, error="ERROR: (gcloud) PERMISSION_DENIED: The caller does not have permission")
+verbs = [word for word in line if word.endswith("-iam-policy-binding") or word == "get-iam-policy"]
+if verbs:
+    at = line.index(verbs[0])
+    key = " ".join(line[:at] + line[at + 1 : at + 2])
+    policy = there.setdefault("policy " + key, {{"bindings": []}})
+    if verbs[0] == "get-iam-policy":
+        end(0, json.dumps(policy))
+    flags = dict(word[2:].split("=", 1) for word in line if word.startswith("--") and "=" in word)
+    title = flags.get("condition", "").partition("title=")[2]
+    binding = {{"role": flags["role"], "members": [flags["member"]], **({{"condition": {{"title": title}}}} if title else {{}})}}
+    if verbs[0].startswith("add"):
+        policy["bindings"].append(binding)
+    else:
+        policy["bindings"].remove(binding)
+    end(0)
+verb, what = known.get(" ".join(line), ("", ""))
+if verb == "answer":
+    end(0, what)
+if verb == "make":
+    if what in there:
+        end(1, error="ERROR: ALREADY_EXISTS")
+    there[what] = True
+    end(0)
+if verb == "delete":
+    del there[what]
+    end(0)
+if verb == "names":
+    end(0, "".join(name.removeprefix(what) + "\\n" for name in there if name.startswith(what)))
+if verb == "find":
+    if what in there:
+        end(0, "found\\n")
+    end(0) if "list" in line else end(1, error="ERROR: NOT_FOUND: it does not exist")
+end(2, error="ERROR: (gcloud) Invalid choice: " + " ".join(line))
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a gcloud that is first on the path; nothing is there yet, and the quota is enough."""
+    known: dict[str, tuple[str, str]] = {}
+    for step in steps(SITE, ROOT):
+        for verb, line in (("find", step.find), ("make", step.make), ("delete", step.delete), ("find", step.needs)):
+            if line:
+                known[" ".join(line[1:])] = (verb, step.what if line is not step.needs else "service")
+        if step.word:
+            known[" ".join(step.find[1:])] = ("names", "API ")
+    known["projects describe some-project --format=value(projectNumber)"] = ("answer", SITE.number)
+    dimension = {"applicableLocations": ["europe-west4"], "details": {"value": "42"}}
+    quota = [{"quotaId": "CpusPerRegion", "dimensionsInfos": [dimension]}]
+    metric = "aiplatform.googleapis.com/custom_model_training_cpus"
+    asked = "beta quotas info list --service=aiplatform.googleapis.com --project=some-project"
+    known[f"{asked} --filter=metric={metric} --format=json"] = ("answer", json.dumps(quota))
+    known[f"{asked} --filter=metric={metric.replace('cpus', 'nvidia_t4_gpus')} --format=json"] = ("answer", "[]")
+    (tmp_path / "known.json").write_text(json.dumps(known))
+    (tmp_path / "there.json").write_text("{}")
+    file = tmp_path / "gcloud"
+    file.write_text(FAKE.format(python=f"{sys.executable} -S"))
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(ROOT)
+    return tmp_path
+
+
+def everything() -> dict[str, Any]:
+    """What is there once all is set up."""
+    found: dict[str, Any] = {"service": True}
+    for step in steps(SITE, ROOT):
+        if not step.binding:
+            found[step.what] = True
+            continue
+        at = step.find.index("get-iam-policy")
+        policy = found.setdefault("policy " + " ".join([*step.find[1:at], step.find[at + 1]]), {"bindings": []})
+        condition = {"condition": {"title": step.binding.title}} if step.binding.title else {}
+        policy["bindings"].append({"role": step.binding.role, "members": [step.binding.member], **condition})
+    return found
+
+
+def there(cloud: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((cloud / "there.json").read_text())
+    return found
+
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+
+
+def test_a_dry_run_prints_every_line_and_runs_none(cloud: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = setup.run(["setup", "--dry-run"])
+    lines = capsys.readouterr().err.splitlines()
+    assert told == {"project": "some-project", "lines": len(lines)}
+    assert all(line.startswith("gcloud ") and "--project=some-project" in line for line in lines)
+    assert "projects/PROJECT_NUMBER/" in "\n".join(lines)
+    assert not (cloud / "asked").exists()
+
+
+def test_set_up_twice_makes_everything_once_and_teardown_leaves_what_holds_data(cloud: Path) -> None:
+    first = setup.run(["setup"])
+    assert first is not None
+    assert first["there"] == 0
+    left = [thing["what"] for thing in first["left"]]
+    assert left[0].startswith("value of secret wandb-api-key")
+    assert all("pigeonhole-" in what or "drift" in what for what in left[1:])
+    again = setup.run(["setup"])
+    assert again is not None
+    assert (again["made"], again["there"]) == ([], len(first["made"]))
+    kept = setup.run(["teardown"])
+    assert kept is not None
+    assert [what.split()[0] for what in kept["kept"]] == ["bucket", "image", "secret", "secret"]
+    assert set(kept["kept"]) <= there(cloud).keys()
+    gone = setup.run(["teardown", "--data"])
+    assert gone is not None
+    stays = ("policy", "API", "lifecycle", "clean-up", "identity provider", "dashboard", "alert", "budget")
+    assert [what for what in there(cloud) if not what.startswith(stays)] == []
+    assert all(not policy["bindings"] for what, policy in there(cloud).items() if what.startswith("policy"))
+
+
+def test_preflight_names_each_missing_thing_with_the_line_that_makes_it(cloud: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = everything()
+    del kept["API run.googleapis.com"], kept["secret pigeonhole-run-monitoring"], kept["bucket gs://some-project-pigeonhole"]
+    kept["policy secrets wandb-api-key"] = {"bindings": []}
+    (cloud / "there.json").write_text(json.dumps(kept))
+    with pytest.raises(GateError) as refused:
+        setup.run(["preflight", "machine=gpu"])
+    result: Any = refused.value.result
+    missing = {thing["what"]: thing["line"] for thing in result["missing"]}
+    assert missing["API run.googleapis.com"] == "gcloud services enable run.googleapis.com --project=some-project"
+    assert missing["bucket gs://some-project-pigeonhole"].startswith("gcloud storage buckets create gs://some-project-pigeonhole")
+    assert "pigeonhole-run-monitoring --replication-policy" in missing["secret pigeonhole-run-monitoring"]
+    role = "roles/secretmanager.secretAccessor on wandb-api-key for pigeonhole-train@some-project.iam.gserviceaccount.com"
+    assert "add-iam-policy-binding wandb-api-key" in missing[role]
+    assert "--preferred-value=1" in missing["quota of 1 custom_model_training_nvidia_t4_gpus in europe-west4"]
+    told = capsys.readouterr().err
+    assert all(f"missing: {what}\n  {line}" in told for what, line in missing.items())
+
+
+def test_an_account_that_may_not_look_is_told_so_and_nothing_is_made(cloud: Path) -> None:
+    (cloud / "there.json").write_text('{"denied": true}')
+    with pytest.raises(RunError, match="PERMISSION_DENIED"):
+        setup.run(["setup"])
+    assert len((cloud / "asked").read_text().splitlines()) == 1
+
+
+def test_without_gcloud_the_next_step_is_told(monkeypatch: pytest.MonkeyPatch, cloud: Path) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="install the Google Cloud CLI"):
+        setup.run(["preflight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PIGEONHOLE_GITHUB", "just-a-name", "expected OWNER/NAME"),
+        ("PIGEONHOLE_BILLING_ACCOUNT", "12", "gcloud billing accounts list"),
+        ("PIGEONHOLE_BUDGET", "a lot", "expected a whole amount"),
+    ],
+)
+def test_a_variable_that_cannot_be_right_is_named(name: str, value: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        read_site({**VARIABLES, name: value})
+
+
+@pytest.mark.parametrize("arguments", [[], ["destroy"], ["setup", "--force"], ["preflight", "tag=latest"], ["setup", "teardown"]])
+def test_a_word_that_is_not_known_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="expected one of setup, preflight, teardown"):
+        setup.run(arguments)
+
+
+def test_only_main_of_one_repository_may_deploy() -> None:
+    lines = [shlex.join(step.make) for step in steps(SITE, ROOT)]
+    (provider,) = [line for line in lines if "create-oidc" in line]
+    assert "assertion.repository==" in provider
+    assert "assertion.ref==" in provider
+    assert "refs/heads/main" in provider
+    assert [step for step in steps(Site(SITE.project), ROOT) if step.what.startswith(("identity", "budget"))] == []
+
+
+def test_nobody_gets_a_role_that_can_do_anything() -> None:
+    roles = {step.binding.role for step in steps(SITE, ROOT) if step.binding}
+    assert not {role for role in roles if re.search(r"roles/(owner|editor|viewer)$|[aA]dmin$", role)}
+
+
+def shape(line: Line) -> str:
+    """A line without its values: lines of one shape are right or wrong together."""
+    return " ".join(re.sub(r"=.*", "=", word) if word.startswith("--") else word for word in line[:6])
+
+
+needs_gcloud = pytest.mark.skipif(not shutil.which("gcloud"), reason="needs gcloud")
+
+
+def linted(lines: list[Line], folder: Path) -> list[dict[str, Any]]:
+    (folder / "lines.json").write_text(json.dumps([{"command_string": shlex.join(line)} for line in lines]))
+    line = ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={folder / 'lines.json'}"]
+    found: list[dict[str, Any]] = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    return [each for each in found if not each["success"]]
+
+
+@needs_gcloud
+def test_every_line_is_one_that_gcloud_itself_takes_and_a_planted_fault_is_none(tmp_path: Path) -> None:
+    lines = [line for step in steps(SITE, ROOT) for line in (step.find, step.make, step.delete, step.needs) if line]
+    chosen = list({shape(line): line for line in lines}.values())
+    wrong: list[Line] = [("gcloud", "run", "services", "describ", "x"), ("gcloud", "secrets", "create", "x", "--data-fil=y")]
+    refused = linted([*chosen, *wrong], tmp_path)
+    assert [each["command_string"] for each in refused] == [shlex.join(line) for line in wrong]
+
+
+@pytest.mark.parametrize("name", ["lifecycle.json", "cleanup.json"])
+def test_a_policy_keeps_what_is_needed(name: str) -> None:
+    policy = json.loads((ROOT / "cloudbuild" / name).read_text())
+    if name == "cleanup.json":
+        assert {"name": "latest", "action": {"type": "Keep"}, "mostRecentVersions": {"keepCount": 10}} in policy
+        return
+    deleted = [rule["condition"]["matchesPrefix"] for rule in policy["rule"] if rule["action"]["type"] == "Delete"]
+    assert sorted(prefix for prefixes in deleted for prefix in prefixes) == ["drift-reports/", "jobs/", "log/"]
