@@ -74,10 +74,15 @@ def status(context: Context) -> None:
         raise Exit("data/ is not what data.dvc says; `uv run invoke data` writes it again", code=1)
 
 
-@task(help={"url": "gs://BUCKET/PREFIX, or any other URL that DVC can write to"})
-def remote(context: Context, url: str) -> None:
-    """Let `dvc push` and `dvc pull` use a bucket of yours (kept in .dvc/config.local, which git ignores)."""
-    show(context, f"uv run dvc remote add --local --force --default gcs {shlex.quote(url)}")
+@task(help={"url": "gs://BUCKET/PREFIX, or any other URL that DVC can write to; unset: the bucket of PIGEONHOLE_PROJECT"})
+def remote(context: Context, url: str = "") -> None:
+    """Let `dvc push` and `dvc pull` use a bucket (kept in .dvc/config.local, which git ignores)."""
+    project = os.environ.get("PIGEONHOLE_PROJECT", "")
+    if not (url or project):
+        raise Exit("no bucket: set PIGEONHOLE_PROJECT, or give --url gs://BUCKET/PREFIX", code=2)
+    where = shlex.quote(url or f"gs://{project}-pigeonhole/dvc")
+    show(context, f"uv run dvc remote add --local --force --default gcs {where}")
+    show(context, "uv run dvc remote modify --local gcs verify true")
 
 
 @task(help={"base": "a commit", "out": "where the report goes"})

@@ -78,6 +78,14 @@ def test_a_remote_url_is_one_word_of_the_line() -> None:
     assert lines_of("data.remote", url="gs://bucket/a b")[0].endswith(" gcs 'gs://bucket/a b'")
 
 
+def test_the_remote_is_the_bucket_of_the_project_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", "some-project")
+    assert lines_of("data.remote")[0].endswith(" gcs gs://some-project-pigeonhole/dvc")
+    monkeypatch.delenv("PIGEONHOLE_PROJECT")
+    with pytest.raises(Exit, match="set PIGEONHOLE_PROJECT, or give --url"):
+        lines_of("data.remote")
+
+
 def test_changed_data_end_the_status_task_with_the_next_step() -> None:
     context = MockContext(run=Result("data.dvc:\n\tchanged outs:\n\t\tmodified: data"))
     with pytest.raises(Exit, match="uv run invoke data"):
