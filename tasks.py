@@ -250,6 +250,12 @@ def rules(context: Context) -> None:
         show(context, line)
 
 
+@task(help={"bundle": "the folder of a bundle"})
+def alarm(context: Context, bundle: str) -> None:
+    """Kill a real server and wait for Alertmanager to tell (apt-get install prometheus prometheus-alertmanager)."""
+    show(context, f"uv run python -m monitoring.alarm bundle={shlex.quote(bundle)}")
+
+
 @task
 def up(context: Context) -> None:
     """Start the service, the drift service and the page over this folder; Ctrl-C stops them."""
@@ -264,5 +270,6 @@ def ci(context: Context) -> None:
 
 namespace = Collection(
     lint, format_, types, contracts, test, check, train, serve, up, images, rules, ci, secrets, sbom, audit, torch, fuzz, release,
+    alarm,
     data=Collection(write, status, remote, change), cloud=Collection(setup, preflight, teardown, cost),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from google.cloud import monitoring_dashboard_v1, monitoring_v3
 from google.protobuf.json_format import ParseError
 
 from pigeonhole.cloud import alerts
+from pigeonhole.drift.service import Telemetry as DriftTelemetry
 from pigeonhole.prediction_log import Backlog
 from pigeonhole.serving.telemetry import Telemetry
 
@@ -36,7 +37,8 @@ def exported() -> set[str]:
     manifest: Any = SimpleNamespace(name="tickets", version="1", labels=("billing",))
     telemetry = Telemetry(manifest, lambda: Backlog(0, 0.0, 0))
     telemetry.request("/predict", 200, 0.01)
-    return set(re.findall(r"^([a-z_]+)[{ ]", telemetry.exposition().decode(), re.MULTILINE))
+    said = telemetry.exposition() + DriftTelemetry().exposition()
+    return set(re.findall(r"^([a-z_]+)[{ ]", said.decode(), re.MULTILINE))
 
 
 def metrics_of(expression: str) -> set[str]:
