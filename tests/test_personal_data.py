@@ -72,6 +72,7 @@ def test_the_package_s_own_data_hold_none(name: str) -> None:
         ("m\u00fcller@b\u00fccher.example and root@localhost", "[email] and [email]"),
         ("my iban is GB82 WEST 1234 5698 7654 32 thanks", "my iban is [iban] thanks"),
         ("nl91abna0417164300 please", "[iban] please"),
+        ("DK50\u00a00040\u00a00440\u00a01162\u00a043 and +46 - (0)64 - 28 - 84", "[iban] and [number]"),
         ("card 4111-1111-1111-1111, +49 (0) 30 / 123 45 67 ext. 12", "card [card], [number]"),
         ("tel\uff1a\u0660\u0661\u0662\u0663\u0664\u0665\u0666\u0667", "tel\uff1a[number]"),
         (

@@ -7,6 +7,7 @@ A value counts as taken out when not one of its digits, or neither its name nor 
 """
 
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,22 @@ SENTENCES = (
     "meine Angabe ist {}, bitte prüfen",
     "c'est le {}; merci",
     "{}",
+    "contact:tel:{}",
+    "<{}>",
+    "?id={}&x=",
+    "/{}/",
+    "**{}**",
 )
+DISGUISES = (
+    "\u00a0",
+    "\u2009",
+    "\u2011",
+    "\u2013",
+    ".",
+    "/",
+    "  ",
+    " - ",
+)  # what programs and people put in place of a separator
 LOCALES = [
     "en_US", "en_GB", "en_AU", "en_CA", "en_IE", "en_IN", "en_NZ", "en_BD", "de_DE", "de_AT", "de_CH", "fr_FR", "fr_CH",
     "fr_CA", "it_IT", "it_CH", "es_ES", "es_MX", "es_AR", "es_CL", "es_CO", "pt_PT", "pt_BR", "nl_NL", "nl_BE", "da_DK",
@@ -105,6 +121,15 @@ def harmless(draw: random.Random) -> tuple[str, str]:
     return kind, made[kind]
 
 
+def disguised(value: str, draw: random.Random) -> str:
+    """One in three has another separator throughout, one in twenty wide or Arabic digits."""
+    if draw.random() < 1 / 3:
+        value = re.sub("[ -]", draw.choice(DISGUISES), value)
+    if draw.random() < 1 / 20:
+        value = value.translate({ord("0") + digit: draw.choice((0xFF10, 0x0660)) + digit for digit in range(10)})
+    return value
+
+
 def is_gone(value: str, sentence: str, kind: str) -> bool:
     found = redacted(sentence.format(value)).replace("[email]", "")
     if kind == "email":
@@ -144,6 +169,7 @@ def measure(seed: int, each: int) -> Found:
         misses = []
         for _ in range(each):
             value, sentence = next(values), draw.choice(SENTENCES)
+            value = value if kind == "email" else disguised(value, draw)
             if not is_gone(value, sentence, kind):
                 misses.append(sentence.format(value))
         recall[kind] = 1 - len(misses) / each

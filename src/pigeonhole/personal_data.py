@@ -16,9 +16,9 @@ _BETWEEN = r"[\s()\[\]{}./\\|~_*#:\u00b7\u2010-\u2015\u2212\u2022\uff0d-]"  # wh
 _ANY_EMAIL = re.compile(
     r"""(?:"[^"\n]{1,64}"|[^\s@<>()\[\],;:"'|=]{1,64})[@\uff20](?:\[[0-9A-Fa-f.:]{3,45}\]|[^\W_][\w.-]{0,253}[^\W_])"""
 )
-_ANY_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ .-]{0,2}[A-Za-z0-9]){11,30}")
+_ANY_IBAN = re.compile(rf"(?<![A-Za-z\d])[A-Za-z]{{2}}\d{{2}}(?:{_BETWEEN}{{0,4}}[A-Za-z\d]){{11,30}}")
 _ANY_NUMBER = re.compile(
-    rf"(?<!\w)[+(\uff0b]{{0,2}}\d(?:{_BETWEEN}{{0,3}}\d){{6,40}}(?:\s?(?:ext\.?|x|#)\s?\d{{1,6}})?", re.IGNORECASE
+    rf"(?<!\w)[+(\uff0b]{{0,2}}\d(?:{_BETWEEN}{{0,4}}\d){{6,40}}(?:{_BETWEEN}{{0,2}}(?:ext\.?|x|#)\s?\d{{1,6}})?", re.IGNORECASE
 )
 
 _DAY, _MONTH, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:19|20)\d\d"
