@@ -1,11 +1,10 @@
-import random
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
+from benchmarks.log.review import TRUTH, measure, with_score
 from fastapi.testclient import TestClient
 from tests.conftest import tiny_rows
 from tests.drift.conftest import NOON
@@ -25,53 +24,26 @@ TEXTS = [text for text, _ in tiny_rows()]
 RecordsOf = Callable[..., list[Record]]
 
 
-@pytest.fixture
-def template(records_of: RecordsOf) -> Record:
-    return records_of(["where is it"])[0]
-
-
-def with_score(template: Record, score: float) -> Record:
-    """Of two labels, the likelier one."""
-    probabilities = {"a": score, "b": 1 - score}
-    return msgspec.structs.replace(template, prediction_id=new_id(), label="a", score=score, probabilities=probabilities)
-
-
-def test_the_probability_goes_from_the_audit_share_to_1_as_the_doubt_grows(template: Record) -> None:
-    drawn = [probability_drawn(with_score(template, score), 0.02) for score in (1.0, 0.9, 0.75, 0.6, 0.5)]
+def test_the_probability_goes_from_the_audit_share_to_1_as_the_doubt_grows() -> None:
+    drawn = [probability_drawn(with_score(score), 0.02) for score in (1.0, 0.9, 0.75, 0.6, 0.5)]
     assert (drawn[0], drawn[-1]) == (0.02, 1.0)
     assert drawn == sorted(drawn)
     assert drawn[2] == pytest.approx(0.02 + 0.98 * 0.5**4)
-    assert probability_drawn(msgspec.structs.replace(template, probabilities={"only": 1.0}), 0.02) == 0.02
+    assert probability_drawn(msgspec.structs.replace(with_score(1.0), probabilities={"only": 1.0}), 0.02) == 0.02
 
 
-def test_as_many_are_drawn_as_the_probabilities_say_whatever_the_log_s_own_sample_is(template: Record) -> None:
-    records = [with_score(template, 0.7) for _ in range(4000)]
+def test_as_many_are_drawn_as_the_probabilities_say_whatever_the_log_s_own_sample_is() -> None:
+    records = [with_score(0.7) for _ in range(4000)]
     expected = 4000 * probability_drawn(records[0], 0.02)
     assert sum(is_drawn(record, 0.02) for record in records) == pytest.approx(expected, abs=4 * expected**0.5)
 
 
-def traffic(template: Record, draw: random.Random, n: int) -> list[tuple[Record, str]]:
-    """Predictions with their true labels; the model is right as often as it says, but 0.1 less."""
-    records = [with_score(template, draw.uniform(0.5, 1.0)) for _ in range(n)]
-    return [(record, "a" if draw.random() < record.score - 0.1 else "b") for record in records]
-
-
-def test_the_estimate_is_unbiased_and_its_interval_honest_where_the_plain_share_is_far_off(template: Record) -> None:
-    """Over 100 worlds of 1500 predictions; reviewers stop after 150. The truth is 0.65 by construction."""
-    draw = random.Random(5)
-    estimates, plain, covered = [], [], 0
-    for _ in range(100):
-        drawn = [(record, true) for record, true in traffic(template, draw, 1500) if is_drawn(record, 0.02)]
-        drawn.sort(key=lambda found: found[0].prediction_id[::-1])
-        judged = [Judged("a", true, probability_drawn(record, 0.02)) for record, true in drawn[:150]]
-        found = estimate(judged)
-        estimates.append(found["accuracy"])
-        plain.append(np.mean([each.true == "a" for each in judged]))
-        covered += found["interval"][0] <= 0.65 <= found["interval"][1]
-    error = np.std(estimates) / 100**0.5
-    assert abs(np.mean(estimates) - 0.65) < 3 * error + 0.005, (np.mean(estimates), error)
-    assert np.mean(plain) < 0.58
-    assert covered >= 90
+def test_the_estimate_is_unbiased_and_its_interval_honest_where_the_plain_share_is_far_off() -> None:
+    """Simulated worlds; more of them: benchmarks/log/review.py."""
+    found = measure(audit_share=0.02, worlds=100)
+    assert abs(found.estimate - TRUTH) < 3 * found.standard_error + 0.005
+    assert found.plain_share < 0.58
+    assert found.covered >= 0.9
 
 
 def test_equal_probabilities_give_the_plain_share_and_wilsons_interval() -> None:

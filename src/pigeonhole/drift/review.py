@@ -106,7 +106,7 @@ def queue(
         "audit_share": audit_share,
         "drawn": len(drawn),
         "waiting": len(waiting),
-        "items": [_item(record, audit_share) for record in heapq.nsmallest(n, waiting, key=_place)],
+        "items": [_item(record, audit_share) for record in heapq.nsmallest(n, waiting, key=order_of)],
     }
 
 
@@ -114,7 +114,7 @@ def _of_version(records: Iterable[Record], reference: Reference) -> Iterable[Rec
     return (record for record in records if (record.model, record.version) == (reference.model, reference.version))
 
 
-def _place(record: Record) -> str:
+def order_of(record: Record) -> str:
     """Random and the same for ever: the end of a version 7 id is drawn when it is made."""
     return record.prediction_id[::-1]
 
