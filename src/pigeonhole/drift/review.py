@@ -93,7 +93,7 @@ def queue(
 ) -> dict[str, Any]:
     """`n` of the drawn predictions that nobody has reviewed yet, in an order that is drawn too.
 
-    Whoever stops half-way has then judged a fair part, and the estimate stays unbiased.
+    Whoever stops half-way has then judged a fair part, and the estimate is as good as its answers are many.
     """
     reviewed = {
         word.prediction_id for word in read_window(log, start, until, "feedback", compacted_lines) if word.source == SOURCE
