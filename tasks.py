@@ -19,6 +19,8 @@ LINT = "uv run ruff check ."
 FORMAT = "uv run ruff format --check ."
 TYPES = "uv run mypy"
 CONTRACTS = "uv run lint-imports --no-logo"
+REFERENCE = "uv run python docs/reference.py"
+SITE = "uv run zensical build --clean --strict"
 MATERIALISE = "uv run python -m pigeonhole.dataset.materialise"
 # Refuses data that differ from data.dvc, and puts equal data into DVC's cache, so that `dvc status` and `dvc push` work.
 COMMIT = "uv run dvc commit --quiet data.dvc"
@@ -119,6 +121,13 @@ def contracts(context: Context) -> None:
 
 
 @task
+def docs(context: Context) -> None:
+    """Write the reference from the code and build the documentation into site/; a broken link is a failure."""
+    show(context, REFERENCE)
+    show(context, SITE)
+
+
+@task
 def test(context: Context) -> None:
     """Run all tests and print their coverage; on CI, a skip for want of something that CI installs is a failure."""
     skips = forbidden_skips(show(context, TEST)) + forbidden_skips(show(context, TEST_SCORING))
@@ -126,7 +135,7 @@ def test(context: Context) -> None:
         raise Exit("\n".join(["skipped, though CI installs what they need:", *skips]), code=1)
 
 
-@task(lint, format_, types, contracts, write, status, test)
+@task(lint, format_, types, contracts, docs, write, status, test)
 def check(context: Context) -> None:  # noqa: ARG001  the tasks before it do the work
     """Do all that a change has to pass."""
     print("all checks passed", file=sys.stderr)
@@ -269,7 +278,7 @@ def ci(context: Context) -> None:
 
 
 namespace = Collection(
-    lint, format_, types, contracts, test, check, train, serve, up, images, rules, ci, secrets, sbom, audit, torch, fuzz, release,
-    alarm,
+    lint, format_, types, contracts, docs, test, check, ci, train, serve, up, images, rules, secrets, sbom, audit, torch, fuzz,
+    release, alarm,
     data=Collection(write, status, remote, change), cloud=Collection(setup, preflight, teardown, cost),
 )  # fmt: skip

@@ -73,7 +73,7 @@ TRAINING = [
 ]
 BETWEEN = [
     Box("retrain", "feedback becomes", "rows (later)", 0, BETWEEN_Y, later=True),
-    Box("drift/", "has the world", "changed? (later)", 1, BETWEEN_Y, later=True),
+    Box("drift/", "has the world", "changed?", 1, BETWEEN_Y),
     Box("promotion/", "the gate:", "it can say no", 4, BETWEEN_Y),
     Box("registry", "who is production:", "compare and swap", 5, BETWEEN_Y, contract=True),
 ]
@@ -129,7 +129,7 @@ def draw_arrows() -> list[str]:
         draw_sideways(gate, registry),
         draw_upright(TRAINING[-1], registry),
         draw_arrow([*down, (serving.x + middle, serving.y - 3)]),
-        draw_upright(log, drift, later=True),
+        draw_upright(log, drift),
         draw_sideways(drift, retrain, later=True),
         draw_upright(retrain, TRAINING[0], later=True),
     ]

@@ -1,4 +1,4 @@
-"""The README's command lines, run as they stand, on a model that is made in seconds.
+"""The command lines of the README and of the documentation, run as they stand, on a model that is made in seconds.
 
 Every line of every bash block is named here, with what is added to make it quick or with the reason why it is not run.
 """
@@ -24,8 +24,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS: list[str] = re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.splitlines()]
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))]
+BLOCKS: list[str] = [block for page in PAGES for block in re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+LINES = {line for block in BLOCKS for line in block.splitlines()}
 
 QUICK = ["model=tiny", "trainer.epochs=1", "export.min_agreement=0", "tracking=none"]
 TRAIN = "uv run train experiment=fast"
@@ -36,7 +37,12 @@ PROMOTE = "uv run promote candidate=BUNDLE"
 SERVE = "uv run serve"
 KEYS = "uv run keys new keys=keys.json scopes=predict,feedback rate=10 days=90"
 DRIFT = "uv run drift"
-CURL, CURL_DRIFT = (line for line in LINES if line.startswith("curl "))
+CURL, CURL_DRIFT = sorted((line for line in LINES if line.startswith("curl ")), key=lambda line: ":8081" in line)
+RESUMABLE = "uv run train experiment=fast out=runs/mine"
+ROLLBACK = "uv run rollback"
+COMPACT = "uv run log-compact"
+LIST_KEYS = "uv run keys list keys=keys.json"
+EVALUATE_FP32 = "uv run evaluate bundle=BUNDLE precision=fp32"
 ELSEWHERE = {
     "uv run pytest": "this is it",
     "uv run invoke up": "tests/frontend/test_up.py starts and stops it",
@@ -130,8 +136,8 @@ def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
 
 
 def test_every_line_is_run_here_or_has_its_reason() -> None:
-    ours = {TRAIN, TRAIN_OWN, CHECK, EVALUATE, PROMOTE, SERVE, KEYS, CURL, DRIFT, CURL_DRIFT}
-    assert {*ours, *ELSEWHERE} == set(LINES)
+    quick = {TRAIN, TRAIN_OWN, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS, RESUMABLE}
+    assert {*quick, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
 
 
 def test_train_prints_bundle_metrics_baselines_and_seconds(trained: dict[str, Any], workshop: Workshop) -> None:
@@ -163,7 +169,9 @@ def test_the_table_of_variables_is_that_of_the_server() -> None:
 
 
 def test_a_key_is_made(workshop: Workshop) -> None:
-    assert workshop.run(KEYS)["key"].startswith("pgh_")
+    made = workshop.run(KEYS)
+    assert made["key"].startswith("pgh_")
+    assert [found["id"] for found in workshop.run(LIST_KEYS)["keys"]] == [made["id"]]
 
 
 def test_own_data_train_in_one_command(workshop: Workshop) -> None:
@@ -178,7 +186,22 @@ def test_a_bundle_is_evaluated_on_another_file(workshop: Workshop, trained: dict
     printed = workshop.run(EVALUATE.replace("BUNDLE", trained["bundle"]))
     assert printed["bundle"] == trained["bundle"]
     assert printed.keys() >= {"test", "baselines", "seconds"}
+    assert workshop.run(EVALUATE_FP32.replace("BUNDLE", trained["bundle"]))["precision"] == "fp32"
 
 
 def test_a_candidate_is_judged(workshop: Workshop, trained: dict[str, Any]) -> None:
     assert isinstance(workshop.run(PROMOTE.replace("BUNDLE", trained["bundle"]), codes=(0, 4)), dict)
+
+
+def test_a_second_version_is_rolled_back_and_a_finished_run_is_kept(workshop: Workshop, trained: dict[str, Any]) -> None:
+    second = workshop.run(RESUMABLE, *QUICK, "seed=1")
+    assert second["alias"] == "candidate"
+    workshop.run(PROMOTE.replace("BUNDLE", second["version"]), "force=true")
+    assert workshop.run(ROLLBACK, "name=tickets")["to"] == trained["version"]
+    with pytest.raises(AssertionError, match="holds a finished run"):
+        workshop.run(RESUMABLE)
+
+
+@pytest.mark.usefixtures("served")
+def test_the_log_is_compacted(workshop: Workshop) -> None:
+    assert isinstance(workshop.run(COMPACT), dict)

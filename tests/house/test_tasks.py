@@ -12,7 +12,17 @@ from invoke.runners import Result
 
 ROOT = Path(tasks.__file__).parent
 DATA = [tasks.MATERIALISE, tasks.COMMIT, tasks.STATUS]
-CHECK = [tasks.LINT, tasks.FORMAT, tasks.TYPES, tasks.CONTRACTS, *DATA, tasks.TEST, tasks.TEST_SCORING]
+CHECK = [
+    tasks.LINT,
+    tasks.FORMAT,
+    tasks.TYPES,
+    tasks.CONTRACTS,
+    tasks.REFERENCE,
+    tasks.SITE,
+    *DATA,
+    tasks.TEST,
+    tasks.TEST_SCORING,
+]
 
 
 def lines_of(name: str, **arguments: Any) -> list[str]:
