@@ -3,12 +3,17 @@
 import csv
 import itertools
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec.config
 import hypothesis
 import pytest
 
+from pigeonhole import storage
+from pigeonhole.chaos.bucket import Bucket
 from pigeonhole.training.train import run
 
 hypothesis.settings.register_profile("nightly", max_examples=5_000, deadline=None)
@@ -92,3 +97,16 @@ def sealed_bundle(tiny_run: dict[str, Any]) -> Path:
 def tiny_bundle(sealed_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the sealed bundle, to be changed at will."""
     return Path(shutil.copytree(sealed_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an empty bucket on this machine."""
+    with Bucket(tmp_path_factory.mktemp("bucket")) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        storage.forget_clients()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield "gs://bucket"
+        server.shutdown()
+        storage.forget_clients()

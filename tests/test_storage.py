@@ -1,27 +1,11 @@
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec.config
 import pytest
 
 from pigeonhole import storage
-from pigeonhole.chaos.bucket import Bucket
 from pigeonhole.errors import NotFoundError, StorageError
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an empty bucket on this machine."""
-    with Bucket(tmp_path_factory.mktemp("bucket")) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        storage.forget_clients()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield "gs://bucket"
-        server.shutdown()
-        storage.forget_clients()
 
 
 @pytest.fixture(params=["file", "path", "gs"])

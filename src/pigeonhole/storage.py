@@ -9,6 +9,7 @@ import functools
 import glob
 import hashlib
 import importlib.util
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import fsspec
 
 REMOTE = ("gs", "s3", "az", "http", "https", "memory")  # all but gs need a package that is not in the lock, or are read only
+REMOTE_BUFFER_BYTES = 1 << 20
 ABSENT = ""  # the version of a file that is not there
 
 
@@ -63,7 +65,8 @@ def open_read(url: str) -> Iterator[IO[bytes]]:
     """Stream a file that may be larger than memory."""
     path = local_path(url)
     with _explained(url), path.open("rb") if path else _filesystem(url).open(url, "rb") as stream:
-        yield cast(IO[bytes], stream)
+        # fsspec's own files know no readline with a bound.
+        yield cast(IO[bytes], stream if path else io.BufferedReader(stream, REMOTE_BUFFER_BYTES))
 
 
 def write(url: str, data: bytes) -> None:

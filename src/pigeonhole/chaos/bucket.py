@@ -6,6 +6,7 @@ bucket itself counts the objects that were ever written over.
 
 import json
 import os
+import re
 import sys
 import threading
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             if query.get("alt") == "media":
-                self.send(200, self.objects.read(name))
+                self.send_media(self.objects.read(name))
             else:
                 self.answer(200, self.objects.resource(name))
         except KeyError:
@@ -126,6 +127,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send(204, b"")
         else:
             self.refuse(404, "Not Found")
+
+    def send_media(self, data: bytes) -> None:
+        """All of an object, or the bytes that are asked for, the last one included."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked:
+            self.send(206, data[int(asked[1]) : int(asked[2]) + 1])
+        else:
+            self.send(200, data)
 
     def refuse(self, code: int, message: str) -> None:
         self.answer(code, {"error": {"code": code, "message": message}})
