@@ -1,17 +1,17 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import pyarrow as pa
 import pytest
 from tests.scoring.conftest import write_csv
 
 from pigeonhole.bundle import open_bundle
-from pigeonhole.errors import BundleError, RunError, UserError
+from pigeonhole.errors import BundleError, NotFoundError, RunError
 from pigeonhole.scoring.config import ScoreConfig
-from pigeonhole.scoring.engine import Job, Scorer, _receipt, read_block, without_files
+from pigeonhole.scoring.engine import Cluster, Job, Scorer, read_block, without_files
 from pigeonhole.scoring.plan import Shard, make_plan, make_shards
 from pigeonhole.scoring.source import Wanted, scan
 
@@ -30,40 +30,57 @@ def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
 
 
-def item(shard: Shard) -> pa.Table:
-    return pa.table({"shard": [msgspec.json.encode(shard)]})
-
-
 def test_a_shard_goes_through_a_reader_and_an_actor_to_its_receipt(job: Job) -> None:
     [shard] = make_shards(job.source, 100)
     lean = dataclasses.replace(job, source=without_files(job.source))
-    outcome = Scorer(lean)(read_block(lean, item(shard)))
-    receipt = _receipt(outcome.to_pylist()[0])
+    receipt, seconds = Scorer(lean).score(0, read_block(lean, shard))
     assert (receipt.shard, receipt.rows, receipt.bad) == (0, 2, 1)
+    assert seconds > 0
     assert Path(job.output, "part-000000.parquet").stat().st_size == receipt.size_bytes
 
 
-def test_what_a_reader_meets_reaches_the_driver_with_its_exit_code(job: Job, tmp_path: Path) -> None:
-    [shard] = make_shards(job.source, 100)
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(None, 1) as cluster:
+        yield cluster
+
+
+def test_what_a_reader_meets_reaches_the_driver_as_it_is(job: Job, cluster: Cluster, tmp_path: Path) -> None:
+    shards = make_shards(job.source, 100)
     (tmp_path / "in.csv").unlink()
-    outcome = Scorer(job)(read_block(job, item(shard)))
-    with pytest.raises(UserError, match="there is no such file"):
-        _receipt(outcome.to_pylist()[0])
+    with pytest.raises(NotFoundError, match="there is no such file"):
+        list(cluster.score(job, shards))
 
 
-def test_what_an_actor_meets_reaches_the_driver_with_its_exit_code(job: Job) -> None:
+def test_no_more_shards_are_read_ahead_than_one_an_actor(job: Job, cluster: Cluster) -> None:
+    """The rest of the input waits on disk until an answer has come back."""
+    taken: list[int] = []
+
+    def counted() -> Iterator[Shard]:
+        for shard in make_shards(job.source, 1):
+            taken.append(shard.number)
+            yield shard
+
+    receipts = cluster.score(job, counted())
+    next(receipts)
+    assert taken == [0, 1]
+    assert sorted([0, *(receipt.shard for receipt, _ in receipts)]) == [0, 1, 2]
+
+
+def test_an_actor_never_writes_over_other_bytes(job: Job) -> None:
     [shard] = make_shards(job.source, 100)
     Path(job.output).mkdir()
     Path(job.output, "part-000000.parquet").write_bytes(b"other")
-    outcome = Scorer(job)(read_block(job, item(shard)))
     with pytest.raises(RunError, match="other bytes"):
-        _receipt(outcome.to_pylist()[0])
+        Scorer(job).score(0, read_block(job, shard))
 
 
 def test_an_actor_refuses_another_bundle_than_the_plans(job: Job) -> None:
     other = msgspec.structs.replace(job.plan.bundle, seal="0" * 64)
     with pytest.raises(BundleError, match="another bundle"):
-        Scorer(dataclasses.replace(job, plan=msgspec.structs.replace(job.plan, bundle=other)))
+        Scorer(dataclasses.replace(job, plan=msgspec.structs.replace(job.plan, bundle=other))).score(
+            0, read_block(job, make_shards(job.source, 100)[0])
+        )
 
 
 def test_ray_is_imported_late_and_without_any_of_trainings_libraries() -> None:

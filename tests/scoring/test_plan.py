@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.scoring.conftest import write_csv
 
@@ -110,10 +112,18 @@ def test_the_outputs_name_says_its_format(config: ScoreConfig, table: Path, name
     assert planned(dataclasses.replace(config, output=name)).format == expected
 
 
+def test_a_shard_of_long_rows_has_fewer_of_them(config: ScoreConfig, tmp_path: Path) -> None:
+    """Where rows are longest decides, not their mean."""
+    write_csv(tmp_path / "in.csv", ["text", *["short"] * 4096, *["long " * 1600] * 1024])
+    assert planned(config).options.shard_rows == (4 << 20) // 8001
+    pq.write_table(pa.table({"text": ["short"] * 4096 + ["long " * 1600] * 1024}), tmp_path / "in.parquet")
+    assert planned(dataclasses.replace(config, input=str(tmp_path / "in.parquet"))).options.shard_rows == (4 << 20) // 8004
+
+
 def test_shards_grow_with_the_input(config: ScoreConfig, table: Path) -> None:
     assert planned(config).options.shard_rows == 2048
     assert planned(dataclasses.replace(config, shard_rows=1)).shards == 2
     source = scan(find_files(config.input), Wanted("text", None, 8192))
     big = dataclasses.replace(source.files[0], rows=100_000_000)
     plan = make_plan(config, open_bundle(config.bundle), dataclasses.replace(source, files=(big,)), NOW)
-    assert (plan.options.shard_rows, plan.shards) == (16_384, 6104)
+    assert (plan.options.shard_rows, plan.shards) == (8192, 12_208)

@@ -27,7 +27,9 @@ class ScoreConfig:
     log_text: str = setting("full", "what the log keeps of a text", choices=("full", "none"))
     actors: int = setting(0, "model sessions, a core each; 0: as many as there are cores", ge=0, le=10_000)
     batch_tokens: int = setting(BATCH_TOKENS, "tokens of one forward pass", ge=16, le=65_536)
-    shard_rows: int = setting(0, "rows of one output part; 0: 2,048 to 16,384, by the size of the input", ge=0, le=1_000_000)
+    shard_rows: int = setting(
+        0, "rows of one output part; 0: 2,048 to 8,192 by the size of the input, fewer of long rows", ge=0, le=1_000_000
+    )
     max_chars: int = setting(MAX_CHARS, "a text with more characters than this is a bad row", ge=1, le=100_000)
     max_bad_share: float = setting(0.1, "more bad rows than this share of the input stop the job with exit code 3", ge=0, le=1)
     ray_address: str | None = setting(None, "a Ray cluster, `auto` for the one that this machine is part of; unset: this machine")

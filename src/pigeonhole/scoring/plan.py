@@ -24,6 +24,7 @@ PLAN = "_manifest.json"
 SUCCESS = "_SUCCESS"
 RECEIPTS = "_shards"
 ERRORS = "_errors"
+SHARD_BYTES = 4 << 20
 
 OutputFormat = Literal["parquet", "csv", "jsonl"]
 
@@ -107,7 +108,7 @@ class Shard:
 
 def make_plan(config: ScoreConfig, bundle: Bundle, source: Source, now: datetime | None = None) -> Plan:
     """Raises ConfigError where no names are left for the columns to be added."""
-    shard_rows = config.shard_rows or _shard_rows(source.rows)
+    shard_rows = config.shard_rows or _shard_rows(source)
     manifest = bundle.manifest
     return Plan(
         schema_version=SCHEMA_VERSION,
@@ -139,22 +140,25 @@ def make_plan(config: ScoreConfig, bundle: Bundle, source: Source, now: datetime
     )
 
 
-def settle(output: str, plan: Plan) -> Plan:
-    """The plan that holds at `output`: this one, or an earlier one of the same job.
-
-    Raises ConfigError where something else is there.
-    """
+def earlier_plan(output: str, plan: Plan) -> Plan | None:
+    """The plan of an earlier start of the same job at `output`, or None. Raises ConfigError where something else is there."""
     url = storage.join(output, PLAN)
     _refuse_file(output)
     try:
         found = _decode(url, storage.read(url))
     except NotFoundError:
         _refuse_occupied(output)
-        if storage.create(url, msgspec.json.format(msgspec.json.encode(plan), indent=1)):
-            return plan
-        found = _decode(url, storage.read(url))  # another one was faster
+        return None
     _refuse_other_job(output, found, plan)
     return found
+
+
+def settle(output: str, plan: Plan) -> Plan:
+    """The plan that holds at `output`: an earlier one of the same job, else this one, written there. Raises as earlier_plan."""
+    found = earlier_plan(output, plan)
+    if found is None and not storage.create(storage.join(output, PLAN), msgspec.json.format(msgspec.json.encode(plan), indent=1)):
+        found = earlier_plan(output, plan)  # another one was faster
+    return found or plan
 
 
 def make_shards(source: Source, shard_rows: int) -> list[Shard]:
@@ -205,12 +209,15 @@ def _mark_before(marks: Sequence[Mark], row: int) -> Mark:
     return marks[place] if place >= 0 else Mark(0, 0, 1)
 
 
-def _shard_rows(rows: int) -> int:
-    """About a hundred shards of an input, so that a restart loses little and two actors end together."""
+def _shard_rows(source: Source) -> int:
+    """About a hundred shards of an input, so that a restart loses little and two actors end together.
+
+    No more bytes than SHARD_BYTES: two or three shards are in memory for each actor, and answers take 3 KB a row.
+    """
     shard_rows = 2048
-    while shard_rows < 16_384 and rows > 128 * shard_rows:
+    while shard_rows < 8192 and source.rows > 128 * shard_rows:
         shard_rows *= 2
-    return shard_rows
+    return max(16, min(shard_rows, SHARD_BYTES // max(1, source.row_bytes)))
 
 
 def _output_format(url: str) -> OutputFormat:

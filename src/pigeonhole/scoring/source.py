@@ -27,6 +27,7 @@ MARK_ROWS = 1024  # a text file can be entered at every so many rows
 MAX_LINE_BYTES = 64 << 20
 MAX_FIELD_CHARS = 16 << 20  # a quote that is never closed must not read the rest of the file into memory
 BATCH_ROWS = 1024
+PAGE_BYTES = 1 << 20  # read of a column at a time; without a bound, pyarrow takes all of a row group at once
 
 _SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _NAMES = {"parquet": "Parquet", "csv": "CSV", "jsonl": "JSONL"}
@@ -53,12 +54,13 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Source:
-    """All of the input. `schema` holds every column, the text's too."""
+    """All of the input. `schema` holds every column, the text's too; `row_bytes` is what a row takes where rows are longest."""
 
     format: Format
     schema: pa.Schema
     json_columns: frozenset[str]
     files: tuple[InputFile, ...]
+    row_bytes: int
 
     @property
     def rows(self) -> int:
@@ -219,15 +221,19 @@ def _opened(url: str, format_: Format) -> Iterator[tuple[IO[bytes], str, int]]:
 def _scan_parquet(urls: Sequence[str]) -> Source:
     files: list[InputFile] = []
     schema: pa.Schema | None = None
+    row_bytes = 0
     for url in urls:
         with _opened(url, "parquet") as (stream, sha256, size_bytes), _explained(url):
-            file = pq.ParquetFile(stream)
+            file = pq.ParquetFile(stream, buffer_size=PAGE_BYTES)
             found = file.schema_arrow.remove_metadata()
             schema = schema or found
             _refuse_other_columns(url, found, urls[0], schema)
-            rows = sum(batch.num_rows for batch in file.iter_batches(batch_size=BATCH_ROWS * 16))
+            rows = 0
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                rows += batch.num_rows
+                row_bytes = max(row_bytes, batch.nbytes // max(1, batch.num_rows))
         files.append(InputFile(url, sha256, size_bytes, rows))
-    return Source("parquet", schema, frozenset(), tuple(files))
+    return Source("parquet", schema, frozenset(), tuple(files), row_bytes)
 
 
 def _refuse_other_columns(url: str, found: pa.Schema, first: str, expected: pa.Schema) -> None:
@@ -268,7 +274,7 @@ def _scan_csv(urls: Sequence[str]) -> Source:
             _refuse_header(url, found, urls[0], header)
             marks, rows = _marks((position, line) for position, line, _ in records)
         files.append(InputFile(url, sha256, size_bytes, rows, marks))
-    return Source("csv", pa.schema([(name, pa.string()) for name in header]), frozenset(), tuple(files))
+    return Source("csv", pa.schema([(name, pa.string()) for name in header]), frozenset(), tuple(files), _row_bytes(files))
 
 
 def _refuse_header(url: str, found: list[str], first: str, expected: list[str]) -> None:
@@ -297,6 +303,16 @@ def _marks(records: Iterator[tuple[int, int]]) -> tuple[tuple[Mark, ...], int]:
             marks.append(Mark(rows, position, line))
         rows += 1
     return tuple(marks), rows
+
+
+def _row_bytes(files: Sequence[InputFile]) -> int:
+    """Of the mean row between two marks, where that is largest."""
+    found = 0
+    for file in files:
+        ends = [*((mark.row, mark.position) for mark in file.marks[1:]), (file.rows, file.size_bytes)]
+        spans = zip(file.marks, ends, strict=True) if file.rows else ()
+        found = max([found, *((position - mark.position) // (row - mark.row) for mark, (row, position) in spans)])
+    return found
 
 
 class _Lines:
@@ -372,7 +388,8 @@ def _scan_jsonl(urls: Sequence[str]) -> Source:
         files.append(InputFile(url, sha256, size_bytes, rows, marks))
     types = {name: _arrow_type(found) for name, found in kinds.items()}
     schema = pa.schema([(name, found or pa.string()) for name, found in types.items()])
-    return Source("jsonl", schema, frozenset(name for name, found in types.items() if found is None), tuple(files))
+    json_columns = frozenset(name for name, found in types.items() if found is None)
+    return Source("jsonl", schema, json_columns, tuple(files), _row_bytes(files))
 
 
 def _noting(
@@ -481,7 +498,7 @@ def _name(record: dict[str, Any], column: str | None) -> str | None:
 
 def _read_parquet(source: Source, stream: IO[bytes], span: Span, wanted: Wanted) -> Rows:
     with _explained(span.url):
-        file = pq.ParquetFile(stream)
+        file = pq.ParquetFile(stream, buffer_size=PAGE_BYTES)
         table = pa.Table.from_batches(_row_range(file, span), schema=source.schema)
     if table.num_rows < span.stop - span.start:
         raise DataError(f"{span.url}: has fewer rows than when the job began; put the file back as it was")

@@ -1,0 +1,130 @@
+"""A thousand real texts of all lengths, by `uv run score` and by the HTTP API: labels, scores and probabilities bit for bit.
+
+    uv run --isolated --group score python -m benchmarks.scoring.same_answers bundle=URL texts=FILE.csv [column=text] [count=1000]
+
+Every third text is one row of the file; the others are rows in a row, up to the 8,192 characters that both take. The API is asked
+by POST /predict, in requests of 1 to 64 texts. Prints one JSON object; exit code 3 where a bit differs.
+"""
+
+import csv
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow.parquet as pq
+
+from pigeonhole.command import command
+from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.scoring.config import MAX_CHARS
+
+SCORE = [sys.executable, "-c", "from pigeonhole.scoring.score import main; main()"]
+SERVE = [sys.executable, "-c", "from pigeonhole.serving.serve import main; main()"]
+START_S = 60.0
+FIELDS = ["label", "score", "decision", "truncated", "probabilities"]
+Answer = dict[str, Any]
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return None
+    options = dict(argument.partition("=")[::2] for argument in arguments)
+    if set(options) - {"bundle", "texts", "column", "count"} or not {"bundle", "texts"} <= set(options):
+        raise ConfigError(f"allowed is bundle=URL texts=FILE.csv [column=text] [count=N], not {arguments}")
+    with open(options["texts"], encoding="utf-8", newline="") as stream:
+        rows = [row[options.get("column", "text")] for row in csv.DictReader(stream)]
+    texts = of_all_lengths(rows, int(options.get("count", "1000")))
+    lengths = sorted(map(len, texts))
+    with tempfile.TemporaryDirectory() as scratch:
+        scored = score(options["bundle"], texts, Path(scratch))
+        asked = ask(options["bundle"], texts, Path(scratch))
+    differing = [number for number, pair in enumerate(zip(scored, asked, strict=True)) if pair[0] != pair[1]]
+    if differing:
+        raise RunError(f"{len(differing)} of {len(texts)} texts have other answers, the first is number {differing[0]}")
+    characters = {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]}
+    return {"texts": len(texts), "characters": characters, "identical": True}
+
+
+def of_all_lengths(rows: Sequence[str], count: int) -> list[str]:
+    """Real texts, short and long: one row, or as many rows as fit into a length drawn evenly on a logarithmic scale."""
+    draw = random.Random(0)
+    texts = []
+    for number in range(count):
+        place = draw.randrange(len(rows))
+        text = rows[place]
+        characters = 0 if number % 3 == 0 else int(50 * (MAX_CHARS / 50) ** draw.random())
+        while len(longer := f"{text} {rows[place := (place + 1) % len(rows)]}") <= characters:
+            text = longer
+        texts.append(text)
+    return texts
+
+
+def score(bundle: str, texts: Sequence[str], folder: Path) -> list[Answer]:
+    """By the command, from a JSONL file."""
+    with open(folder / "texts.jsonl", "w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    words = [f"bundle={bundle}", f"input={folder / 'texts.jsonl'}", f"output={folder / 'scored'}", "probabilities=true"]
+    subprocess.run([*SCORE, *words], check=True, stdout=subprocess.DEVNULL)
+    return answers_of(folder / "scored")
+
+
+def answers_of(output: Path) -> list[Answer]:
+    """Of a finished job that was asked for probabilities."""
+    table = pq.read_table(output)
+    labels = json.loads(table.schema.metadata[b"pigeonhole.labels"])
+    rows = table.select(FIELDS).to_pylist()
+    return [row | {"probabilities": dict(zip(labels, row["probabilities"], strict=True))} for row in rows]
+
+
+def ask(bundle: str, texts: Sequence[str], folder: Path) -> list[Answer]:
+    """By the real service, over HTTP, in requests of many sizes."""
+    draw = random.Random(1)
+    answers: list[Answer] = []
+    with _served(bundle, folder) as http:
+        while len(answers) < len(texts):
+            some = texts[len(answers) : len(answers) + draw.choice((1, 2, 5, 16, 64))]
+            found = http.post("/predict", json={"texts": some}).raise_for_status().json()["predictions"]
+            answers += [{name: answer[name] for name in FIELDS} for answer in found]
+    return answers
+
+
+@contextmanager
+def _served(bundle: str, folder: Path) -> Iterator[httpx.Client]:
+    """The real service over the bundle, once it answers; the port is one that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    variables = {"PORT": str(port), "PIGEONHOLE_BUNDLE": bundle, "PIGEONHOLE_LOG": str(folder / "log")}
+    patience = {"PIGEONHOLE_DEADLINE_S": "300"}  # 64 long texts take seconds on a busy core
+    process = subprocess.Popen(SERVE, env={**os.environ, **variables, **patience}, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as http:
+            until = time.monotonic() + START_S
+            while not _is_ready(http):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RunError("the service did not start")
+                time.sleep(0.05)
+            yield http
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _is_ready(http: httpx.Client) -> bool:
+    try:
+        return http.get("/ready").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+if __name__ == "__main__":
+    command(run)()
