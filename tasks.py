@@ -153,9 +153,7 @@ def serve(context: Context) -> None:
     show(context, "uv run serve")
 
 
-@task(
-    help={"which": "serve, drift, frontend, train, or several in quotes", "bundle": "the folder that serve and drift work with"}
-)
+@task(help={"which": "serve, drift, frontend, score, train, or several in quotes", "bundle": "the folder that they work with"})
 def images(context: Context, which: str = "serve drift frontend", bundle: str = "", until: str = "") -> None:
     """Build images with Docker or buildah, start them and ask them something (minutes; no part of check)."""
     given = [*which.split(), *([f"bundle={bundle}"] if bundle else []), *([f"until={until}"] if until else [])]

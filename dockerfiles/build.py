@@ -1,11 +1,11 @@
 """Build the images, start them and ask them something; one JSON object says what came out.
 
-    uv run python -m dockerfiles.build serve [drift] [frontend] [train] bundle=FOLDER [until=lock] [sbom=FOLDER]
+    uv run python -m dockerfiles.build serve [drift] [frontend] [score] [train] bundle=FOLDER [until=lock] [sbom=FOLDER]
 
-With Docker where its engine runs; elsewhere, as root, with buildah. Each image is started as Cloud Run starts it (process 1, uid
-10001, read-only files), is asked a real question and has to end with 0 after SIGTERM. `bundle` is what serve and drift work with;
-serve is built a second time with it baked in. `until=lock` builds train no further than the layer of the lock. `sbom` gets a list
-of what the lock puts into each image (CycloneDX).
+With Docker where its engine runs; elsewhere, as root, with buildah. Each image is started as Cloud Run starts it (process 1,
+uid 10001, read-only files), is asked a real question and has to end with 0 after SIGTERM. `bundle` is what serve, drift and score
+work with; serve is built a second time with it baked in. `until=lock` builds train no further than the layer of the lock. `sbom`
+gets a list of what the lock puts into each image (CycloneDX).
 """
 
 import json
@@ -23,10 +23,11 @@ from dockerfiles.engine import Build, Container, Engine, do, find_engine
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
 
-IMAGES = ("serve", "drift", "frontend", "train")
+IMAGES = ("serve", "drift", "frontend", "score", "train")
 QUESTION = {"text": "I was charged twice for the same order"}
 PATIENCE_S = 120
 BUNDLE = "/tmp/bundle"  # noqa: S108  inside the container, whose own /tmp it is
+TABLE = "package://pigeonhole/dataset/tickets/shifted.csv"
 Answer = dict[str, Any]
 
 
@@ -41,8 +42,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
             f"{' '.join(arguments)}: expected some of {', '.join(IMAGES)}, and bundle=FOLDER, until=lock, sbom=FOLDER"
         )
     bundle = Path(options["bundle"]).resolve() if "bundle" in options else None
-    if {"serve", "drift"} & set(names) and not (bundle and (bundle / "manifest.json").exists()):
-        raise ConfigError(f"bundle={options.get('bundle', '')}: serve and drift are tried with a bundle; give its folder")
+    if {"serve", "drift", "score"} & set(names) and not (bundle and (bundle / "manifest.json").exists()):
+        raise ConfigError(f"bundle={options.get('bundle', '')}: serve, drift and score are tried with a bundle; give its folder")
     engine = find_engine()
     say(f"building with {engine.name}")
     reports = []
@@ -73,12 +74,25 @@ def try_image(engine: Engine, name: str, bundle: Path | None, until: str) -> Ans
         return {**report, **ask(engine, build, {}, {}, "/_stcore/health", None)}
     assert bundle is not None
     mounts, variables = {bundle: BUNDLE}, {"PIGEONHOLE_BUNDLE": BUNDLE}
+    if name == "score":
+        return {**report, **score(engine, build, mounts)}
     if name == "drift":
         kept = {"PIGEONHOLE_LOG": "/tmp/log", "PIGEONHOLE_REPORTS": "/tmp/reports"}  # noqa: S108
         answer = ask(engine, build, variables | kept, mounts, "/runs", {"hours": 1, "draw": False})
         return {**report, **answer}
     report |= ask(engine, build, variables, mounts, "/predict", QUESTION)
     return {**report, "baked": bake(engine, bundle)}
+
+
+def score(engine: Engine, build: Build, mounts: Mapping[Path, str]) -> Answer:
+    """A table that the image has with it, through Ray inside the container."""
+    words = [f"bundle={BUNDLE}", f"input={TABLE}", "output=/tmp/scored", "text=text", "actors=1"]
+    with engine.run(build, words, {}, mounts) as container:
+        printed, _ = container.process.communicate(timeout=PATIENCE_S)
+    if container.process.returncode != 0 or '"scored"' not in printed:
+        raise RunError(f"score ended with {container.process.returncode}: {printed[-500:]}")
+    answer = json.loads(printed[printed.index('{"') : printed.rindex("}") + 1])
+    return {"rows": answer["rows"], "scored": answer["scored"]}
 
 
 def bake(engine: Engine, bundle: Path) -> Answer:

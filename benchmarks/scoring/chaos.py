@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 from benchmarks.scoring.processes import family_of, title_of, workers_of
@@ -34,11 +34,12 @@ SURVIVORS_S = 120.0  # Ray's agents notice by a call that times out after a minu
 
 @dataclass
 class Toll:
-    """Who was killed, and in how many pieces the jobs were done."""
+    """Who was killed, in how many pieces the jobs were done, and how often one ended by itself and asked to be begun again."""
 
     victims: Counter[str] = field(default_factory=Counter)
     outputs: int = 0
     starts: int = 0
+    gave_up: int = 0
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
@@ -65,6 +66,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         "kills": dict(toll.victims),
         "outputs": toll.outputs,
         "starts": toll.starts,
+        "gave_up": toll.gave_up,
         "files_each": len(expected),
         "identical": True,
     }
@@ -95,10 +97,15 @@ def torment(
         while not (output / "_SUCCESS").exists():
             toll.starts += 1
             left = kills - toll.victims.total()
-            with job([*words, f"output={output}"]) as process:
+            with (folder / "stderr").open("w+b") as stderr, job([*words, f"output={output}"], stderr) as process:
                 toll.victims.update(_kill_some(process, left, seconds, points, left_behind))
-                if process.wait(JOB_S) not in (0, -signal.SIGKILL):
-                    raise RunError(f"{output.name}: the job ended with {process.returncode} after {dict(toll.victims)}")
+                code = process.wait(JOB_S)
+                if code == RunError.exit_code:
+                    toll.gave_up += 1
+                elif code not in (0, -signal.SIGKILL):
+                    stderr.seek(0)
+                    said = stderr.read().decode().strip()[-500:]
+                    raise RunError(f"{output.name}: the job ended with {code} after {dict(toll.victims)}: {said}")
             say(f"{toll.victims.total()} of {kills} killed, {output.name} has {len(list(output.glob('part-*')))} parts")
         refuse_difference(output.name, files_of(output), expected)
     _refuse_survivors(left_behind)
@@ -106,9 +113,9 @@ def torment(
 
 
 @contextmanager
-def job(words: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
+def job(words: Sequence[str], stderr: int | IO[bytes] = subprocess.DEVNULL) -> Iterator["subprocess.Popen[bytes]"]:
     """A scoring command, ended at the latest with the block."""
-    process = subprocess.Popen([*SCORE, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*SCORE, *words], stdout=subprocess.DEVNULL, stderr=stderr)
     try:
         yield process
     finally:

@@ -59,7 +59,8 @@ def test_the_base_is_one_digest_for_all() -> None:
 def test_an_image_holds_its_own_group_and_runs_as_nobody(dockerfile: Path) -> None:
     text = dockerfile.read_text()
     syncs = re.findall(r"uv sync (.*)$", text, re.MULTILINE)
-    flags = f"--locked --no-default-groups --group {dockerfile.stem}"
+    group = {"score": "score-cluster"}.get(dockerfile.stem, dockerfile.stem)
+    flags = f"--locked --no-default-groups --group {group}"
     if dockerfile.stem == "frontend":  # imports nothing of the package, so the package stays out
         assert syncs == ["--locked --only-group frontend"]
         assert "COPY src" not in text

@@ -58,7 +58,10 @@ class Job:
 
 
 class Cluster:
-    """Ray while it is used: this machine's, started and ended here, or one that runs already. Raises ConfigError."""
+    """Ray while it is used: this machine's, started and ended here, or one that runs already.
+
+    Raises ConfigError where no cluster answers, RunError where Ray does not start here.
+    """
 
     def __init__(self, address: str | None, actors: int) -> None:
         os.environ.update(ENVIRONMENT | ({} if address else LOCAL))
@@ -85,9 +88,13 @@ class Cluster:
             # More logical cores than actors: with all of them taken, no reader would ever start. Few, as each takes memory.
             self._reader_cores = 1
             cores = self.actors + 1 + self.actors // ACTORS_A_READER
-            with _native_silence():
-                ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-                _stop_bystanders(ray)
+            own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            try:
+                with _native_silence():
+                    ray.init("local", **own, **quiet)
+                    _stop_bystanders(ray)
+            except Exception as error:  # Ray's start raises anything, bare Exception too
+                raise RunError(f"Ray did not start: {_last_line(error)}; the same command goes on from here") from error
         logging.getLogger("ray").setLevel(logging.ERROR)
 
     def __enter__(self) -> Self:
