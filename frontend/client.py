@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 
 import httpx
 
+from frontend.identity import Identity, identity_for
 from frontend.ports import API_PORT, API_VARIABLE, DRIFT_PORT, DRIFT_VARIABLE, KEY_VARIABLE, local
 
 RETRIES = 2
@@ -45,7 +46,9 @@ class Service:
         self.url = url.rstrip("/")
         self.retries = retries
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=3.0))
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=3.0), auth=_identity(self.url)
+        )
 
     @classmethod
     def api(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -97,6 +100,13 @@ class Service:
                     raise Down(f"{self.url} answers: not now ({_detail(answer)})")
             time.sleep(PAUSE_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _identity(url: str) -> Identity | None:
+    try:
+        return identity_for(url)
+    except httpx.InvalidURL:
+        return None  # told when it is asked
 
 
 def _accepted(answer: httpx.Response) -> httpx.Response:

@@ -15,7 +15,7 @@ from pigeonhole.errors import ConfigError, GateError, RunError
 
 PROJECT = Project("some-project", "europe-west4")
 SHA = "0123456789abcdef0123456789abcdef01234567"
-FILE = Path(__file__).parents[2] / deploy.FILE
+FILE = Path(__file__).parents[2] / deploy.FOLDER / "serve.yaml"
 NAME = "projects/some-project/locations/europe-west4/services/pigeonhole-serve"
 URL = "https://candidate---pigeonhole-serve.invalid"
 LATEST = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST"
@@ -51,7 +51,7 @@ def client(server: StandIn) -> run_v2.ServicesClient:
 
 
 def wanted() -> run_v2.Service:
-    return deploy.read_service(FILE, PROJECT, SHA, "tickets")
+    return deploy.read_service(FILE, PROJECT, SHA, "tickets", {})
 
 
 def traffic_of(server: StandIn) -> list[list[tuple[str, int]]]:
@@ -96,13 +96,13 @@ def test_a_planted_fault_is_caught_before_anything_is_sent(right: str, wrong: st
     file = tmp_path / "serve.yaml"
     file.write_text(text.replace(right, wrong, 1))
     with pytest.raises(ConfigError, match=told.replace("$", r"\$")):
-        deploy.read_service(file, PROJECT, SHA, "tickets")
+        deploy.read_service(file, PROJECT, SHA, "tickets", {})
 
 
 def test_a_revision_that_answers_gets_the_traffic(stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(found_service(first=False))
     asked: list[str] = []
-    assert deploy.deploy(client(server), PROJECT, wanted(), asked.append)["revision"] == "serve-00001"
+    assert deploy.deploy(client(server), PROJECT, "serve", wanted(), asked.append)["revision"] == "serve-00001"
     assert asked == [URL]
     assert traffic_of(server) == [[("latest", 0), ("serve-00001", 100)], [("latest", 100)]]
 
@@ -114,13 +114,13 @@ def test_a_revision_that_does_not_answer_gets_none(stand_in: Callable[[Answer], 
         raise RunError(f"{url}/predict answered 500")
 
     with pytest.raises(GateError, match="answered 500; the traffic stays where it was"):
-        deploy.deploy(client(server), PROJECT, wanted(), refuse)
+        deploy.deploy(client(server), PROJECT, "serve", wanted(), refuse)
     assert traffic_of(server) == [[("latest", 0), ("serve-00001", 100)], [("serve-00001", 100)]]
 
 
 def test_a_first_deployment_creates_the_service(stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(found_service(first=True))
-    deploy.deploy(client(server), PROJECT, wanted(), lambda _: None)
+    deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda _: None)
     assert traffic_of(server) == [[("latest", 100)], [("latest", 100)]]
     assert "allowMissing=true" in server.asked[1][1]
 
@@ -131,12 +131,12 @@ def test_anything_but_a_labelled_answer_fails_the_question(
 ) -> None:
     server = stand_in(lambda *_: (status, body))
     with pytest.raises(RunError, match="/predict"):
-        deploy.ask(f"http://{server.host}", "token")
+        deploy.ask(f"http://{server.host}", "token", *deploy.QUESTIONS["serve"])
 
 
 def test_a_labelled_answer_passes_and_the_token_is_sent_with_the_question(stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(lambda *_: (200, {"label": "billing"}))
-    deploy.ask(f"http://{server.host}", "token")
+    deploy.ask(f"http://{server.host}", "token", *deploy.QUESTIONS["serve"])
     assert server.asked == [("POST", "/predict", deploy.QUESTION)]
 
 
@@ -153,6 +153,8 @@ def test_the_command_prints_the_service_and_sends_nothing(
     assert "usage:" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="tag: allowed are"):
         deploy.run(["tag=latest"])
+    with pytest.raises(ConfigError, match=r"service=train: allowed is serve \| drift \| frontend"):
+        deploy.run([f"image={SHA}", "service=train", "--dry-run"])
 
 
 def test_what_the_sidecar_scrapes_is_where_the_service_listens() -> None:
@@ -163,3 +165,43 @@ def test_what_the_sidecar_scrapes_is_where_the_service_listens() -> None:
     assert [(endpoint["port"], endpoint["path"]) for endpoint in found["spec"]["endpoints"]] == [
         (port.container_port, "/metrics")
     ]
+
+
+@pytest.mark.parametrize("name", sorted(deploy.QUESTIONS))
+def test_every_service_is_private_sized_and_probed_at_a_path_that_it_has(name: str) -> None:
+    service = deploy.read_service(
+        FILE.parent / f"{name}.yaml", PROJECT, SHA, "tickets", {"serve": "https://s", "drift": "https://d"}
+    )
+    main = service.template.containers[0]
+    assert main.image == PROJECT.image(name, SHA)
+    assert service.template.service_account == PROJECT.account(name)
+    assert not service.invoker_iam_disabled
+    assert main.resources.limits.keys() == {"cpu", "memory"}
+    path = deploy.QUESTIONS[name][0]
+    assert main.liveness_probe.http_get.path in (path, "/health")
+    assert not [
+        value for value in (FILE.parent / f"{name}.yaml").read_text().split() if "europe" in value or value.endswith(":latest")
+    ]
+
+
+def test_the_variables_of_drift_are_those_that_it_reads() -> None:
+    from pigeonhole.drift.settings import Settings
+    from pigeonhole.environment import variables
+
+    service = deploy.read_service(FILE.parent / "drift.yaml", PROJECT, SHA, "tickets", {})
+    assert {given.name for given in service.template.containers[0].env} <= {found.name for _, found in variables(Settings)}
+
+
+def test_the_page_is_given_the_addresses_of_the_services_and_waits_for_them(stand_in: Callable[[Answer], StandIn]) -> None:
+    assert deploy.addresses(client(stand_in(found_service(first=False))), PROJECT) == {
+        "serve": "https://pigeonhole-serve.invalid",
+        "drift": "https://pigeonhole-serve.invalid",
+    }
+    with pytest.raises(ConfigError, match="uv run deploy service=serve` comes first"):
+        deploy.addresses(client(stand_in(found_service(first=True))), PROJECT)
+
+
+def test_a_service_without_labels_is_asked_for_its_health(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(lambda *_: (200, {"status": "ok"}))
+    deploy.ask(f"http://{server.host}", "token", *deploy.QUESTIONS["drift"])
+    assert server.asked == [("GET", "/health", None)]

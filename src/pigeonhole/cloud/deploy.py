@@ -1,30 +1,37 @@
-"""`uv run deploy image=COMMIT [model=NAME]`: cloudrun/serve.yaml becomes a revision that answers, or the traffic stays put.
+"""`uv run deploy image=COMMIT [service=NAME] [model=NAME]`: cloudrun/NAME.yaml becomes a revision that answers, or nothing moves.
 
 A new revision gets no traffic and the tag `candidate`; a question is put to the tag's address; only its answer moves the traffic.
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pigeonhole.cloud.project import METRICS_SECRET, SERVICE, Project, read_project, read_yaml
+from pigeonhole.cloud.project import METRICS_SECRET, Project, read_project, read_yaml
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError, RunError
 
 if TYPE_CHECKING:
     from google.cloud import run_v2
 
-FILE = Path("cloudrun/serve.yaml")
+FOLDER = Path("cloudrun")
 TAG = "candidate"
 QUESTION = {"text": "I was charged twice for the same order"}
+# What a new revision is asked: a path and, for a POST, a body; None: any answer with 200 will do.
+QUESTIONS: dict[str, tuple[str, dict[str, str] | None]] = {
+    "serve": ("/predict", QUESTION),
+    "drift": ("/health", None),
+    "frontend": ("/_stcore/health", None),
+}
+ASKED = ("serve", "drift")  # by the page
 WAIT_S = 600
 
-HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] uv run deploy image=COMMIT [model=NAME] [--dry-run]
+HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] uv run deploy image=COMMIT [service=NAME] [model=NAME] [--dry-run]
 
-Deploy the serve image of a commit to Cloud Run: without traffic, then a question, then the traffic. A revision that does not
-answer gets no traffic (exit 4). --dry-run prints the service and sends nothing.
+Deploy an image of a commit to Cloud Run (serve, or service=drift, frontend): without traffic, then a question, then the traffic. A
+revision that does not answer gets no traffic (exit 4). --dry-run prints the service and sends nothing.
 """
 
 
@@ -34,26 +41,53 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         return None
     dry = "--dry-run" in arguments
     options = dict(argument.partition("=")[::2] for argument in arguments if argument != "--dry-run")
-    if unknown := sorted(options.keys() - {"image", "model"}):
-        raise ConfigError(f"{unknown[0]}: allowed are image=COMMIT, model=NAME and --dry-run")
+    if unknown := sorted(options.keys() - {"image", "model", "service"}):
+        raise ConfigError(f"{unknown[0]}: allowed are image=COMMIT, service=NAME, model=NAME and --dry-run")
+    name = options.get("service", "serve")
+    if name not in QUESTIONS:
+        raise ConfigError(f"service={name}: allowed is {' | '.join(QUESTIONS)}")
     project = read_project(os.environ)
-    service = read_service(FILE, project, options.get("image", ""), options.get("model", ""))
+    path = FOLDER / f"{name}.yaml"
+    image, model = options.get("image", ""), options.get("model", "")
     if dry:
-        return to_dict(service)
+        return to_dict(read_service(path, project, image, model, {name: f"https://{name}.invalid" for name in ASKED}))
     from google.cloud import run_v2
 
-    return deploy(run_v2.ServicesClient(), project, service, lambda url: ask(url, identity_token(project, url)))
+    services = run_v2.ServicesClient()
+    service = read_service(path, project, image, model, addresses(services, project) if name == "frontend" else {})
+
+    def check(url: str) -> None:
+        ask(url, identity_token(project, url), *QUESTIONS[name])
+
+    return deploy(services, project, name, service, check)
 
 
-def read_service(path: Path, project: Project, image: str, model: str) -> "run_v2.Service":
+def addresses(services: "run_v2.ServicesClient", project: Project) -> dict[str, str]:
+    """Where the services that the page asks are. Raises ConfigError for one that is not there yet."""
+    from google.api_core.exceptions import NotFound
+
+    found = {}
+    for name in ASKED:
+        try:
+            found[name] = services.get_service(name=f"{project.parent}/services/pigeonhole-{name}").uri
+        except NotFound as error:
+            raise ConfigError(f"pigeonhole-{name} is not there yet; `uv run deploy service={name}` comes first") from error
+    return found
+
+
+def read_service(path: Path, project: Project, image: str, model: str, urls: Mapping[str, str]) -> "run_v2.Service":
     """The file with its substitutions, as the vendor's own type. Raises ConfigError for a key or a value that it has not."""
+    name = path.stem
     values = {
-        "ACCOUNT": project.account("serve"),
-        "IMAGE": project.image("serve", image),
+        "ACCOUNT": project.account(name),
+        "IMAGE": project.image(name, image),
         "LOG": project.log,
         "METRICS_SECRET": METRICS_SECRET,
         "MODEL": model,
         "REGISTRY": project.registry,
+        "REPORTS": f"gs://{project.bucket}/drift-reports",
+        "API_URL": urls.get("serve", ""),
+        "DRIFT_URL": urls.get("drift", ""),
     }
     return parse_service(read_yaml(path, values), str(path))
 
@@ -95,12 +129,12 @@ def _check_containers(service: "run_v2.Service", place: str) -> None:
 
 
 def deploy(
-    services: "run_v2.ServicesClient", project: Project, service: "run_v2.Service", check: Callable[[str], None]
+    services: "run_v2.ServicesClient", project: Project, name: str, service: "run_v2.Service", check: Callable[[str], None]
 ) -> dict[str, Any]:
     """Raises GateError, the traffic being where it was, when `check` raises RunError."""
     from google.cloud import run_v2
 
-    service.name = f"{project.parent}/services/{SERVICE}"
+    service.name = f"{project.parent}/services/pigeonhole-{name}"
     latest = run_v2.TrafficTargetAllocationType.TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST
     before = _traffic_now(services, service.name)
     service.traffic = [run_v2.TrafficTarget(type_=latest, percent=0 if before else 100, tag=TAG), *before]
@@ -143,17 +177,17 @@ def _move(services: "run_v2.ServicesClient", service: "run_v2.Service", traffic:
     services.update_service(request).result(timeout=WAIT_S)
 
 
-def ask(url: str, token: str) -> None:
-    """One question. Raises RunError for anything but a labelled answer."""
+def ask(url: str, token: str, path: str, body: Mapping[str, str] | None) -> None:
+    """One question. Raises RunError for anything but a 200, and for an answer to a text that is no label."""
     import requests
 
     headers = {"authorization": f"Bearer {token}"}
     try:
-        answer = requests.post(f"{url}/predict", json=QUESTION, headers=headers, timeout=60)
-        if answer.status_code != 200 or not answer.json()["label"]:
-            raise RunError(f"{url}/predict answered {answer.status_code}")
+        answer = requests.request("GET" if body is None else "POST", url + path, json=body, headers=headers, timeout=60)
+        if answer.status_code != 200 or (body is not None and not answer.json()["label"]):
+            raise RunError(f"{url}{path} answered {answer.status_code}")
     except (requests.RequestException, KeyError) as error:
-        raise RunError(f"{url}/predict gave no label: {error}") from error
+        raise RunError(f"{url}{path} gave no label: {error}") from error
 
 
 def identity_token(project: Project, audience: str) -> str:

@@ -14,8 +14,6 @@ from pigeonhole.errors import ConfigError
 
 PROJECT = "PIGEONHOLE_PROJECT"
 REGION = "PIGEONHOLE_REGION"
-IMAGES = ("serve", "train")
-SERVICE = "pigeonhole-serve"
 WANDB_SECRET = "wandb-api-key"  # noqa: S105  the secret's name
 METRICS_SECRET = "pigeonhole-run-monitoring"  # noqa: S105  the configuration of the metrics sidecar, mounted as a file
 

@@ -44,7 +44,10 @@ WRITES = {"serve": ("log",), "drift": ("drift-reports",), "train": ("registry", 
 READS = ("serve", "drift", "train", "deploy")
 SECRETS = {METRICS_SECRET: ("serve", "drift"), WANDB_SECRET: ("train",)}
 ACTS_AS = ("serve", "drift", "frontend", "train")
-INVOKES = (("schedule", "drift"), ("frontend", "drift"), ("frontend", "serve"), ("deploy", "serve"))
+INVOKES = (
+    *(("schedule", "drift"), ("frontend", "drift"), ("frontend", "serve")),
+    *(("deploy", "serve"), ("deploy", "drift"), ("deploy", "frontend")),
+)
 SCHEDULE = "17 * * * *"  # a run an hour, as the hours of the log close
 LIFECYCLE = "cloudbuild/lifecycle.json"
 CLEANUP = "cloudbuild/cleanup.json"

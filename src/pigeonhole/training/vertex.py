@@ -126,7 +126,7 @@ def _machine(config: VertexConfig) -> Job:
 
 
 def _scheduling(config: VertexConfig) -> Job:
-    """A spot machine may be taken away: the run then begins again, on another one."""
+    """A spot machine may be taken away: another one goes on from the checkpoint in the bucket (worker.py)."""
     spot = {"strategy": "SPOT", "restartJobOnWorkerRestart": True} if config.machine == "spot" else {}
     return {"timeout": f"{config.hours * 3600}s", **spot}
 

@@ -14,13 +14,17 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from pigeonhole import storage
 from pigeonhole.command import command, say
 from pigeonhole.errors import RunError
+from pigeonhole.training.carry import Carrier
 
 SECRET = "PIGEONHOLE_WANDB_SECRET"  # noqa: S105  projects/P/secrets/NAME/versions/V
 METRIC = "validation_macro_f1"
 METRIC_FILE = "CLOUD_ML_HP_METRIC_FILE"  # Vertex sets it in the trials of a sweep
 TRIAL = "CLOUD_ML_TRIAL_ID"
+CHECKPOINTS = "AIP_CHECKPOINT_DIR"  # Vertex sets it to a folder in the bucket, for each trial of a sweep its own
+JOB = "CLOUD_ML_JOB_ID"  # stays the same when the machine is taken away and another one comes
 METADATA = "http://metadata.google.internal"
 SECRETS = "https://secretmanager.googleapis.com"
 
@@ -28,7 +32,8 @@ SECRETS = "https://secretmanager.googleapis.com"
 HELP = f"""usage: vertex-worker [key=value …] [--key=value …]
 
 Train as `train` does, on Vertex AI: the keys are those of `train --help`, a sweep's with dashes. The environment may set {SECRET}
-(a secret's name; its value becomes WANDB_API_KEY) and, in a sweep, {METRIC_FILE}.
+(a secret's name; its value becomes WANDB_API_KEY), {CHECKPOINTS} (where the checkpoint is carried to, and fetched from by the
+next machine) and, in a sweep, {METRIC_FILE}.
 """
 
 
@@ -41,9 +46,7 @@ def run(arguments: list[str]) -> Any:
         key = fetch_secret(name)
         if key:
             os.environ["WANDB_API_KEY"] = key
-    from pigeonhole.training import train  # torch: seconds that a missing role should not wait for
-
-    result = train.run(read_arguments(arguments))
+    result = train_carried(read_arguments(arguments), os.environ.get(CHECKPOINTS, ""), os.environ.get(JOB, "job"))
     if os.environ.get(METRIC_FILE):
         report(Path(result["run"]) / "history.jsonl", Path(os.environ[METRIC_FILE]), os.environ.get(TRIAL, "0"))
     return result
@@ -59,6 +62,21 @@ def read_arguments(arguments: list[str]) -> list[str]:
         else:
             read.append(argument)
     return read
+
+
+def train_carried(arguments: list[str], checkpoints: str, job: str) -> Any:
+    """Train; on Vertex AI go on from where an earlier machine of the same job was taken away."""
+    from pigeonhole.training import train, trainer  # torch: seconds that a missing role should not wait for
+
+    if not checkpoints:
+        return train.run(arguments)
+    given = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
+    out = given[-1] if given else "run"
+    carrier = Carrier(Path(out) / "checkpoint", storage.join(checkpoints, job), (trainer.BEST, trainer.PROGRESS))
+    if carrier.fetch():
+        say(f"going on from the checkpoint in {checkpoints}")
+    with carrier:
+        return train.run(arguments if given else [*arguments, f"out={out}"])
 
 
 def fetch_secret(name: str, metadata: str = METADATA, secrets: str = SECRETS) -> str:

@@ -1,0 +1,113 @@
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.test_storage import bucket
+from tests.training.test_trainer import run
+
+from pigeonhole import storage
+from pigeonhole.errors import StoppedError, StorageError
+from pigeonhole.training import train, trainer, worker
+from pigeonhole.training.carry import Carrier
+
+__all__ = ["bucket"]
+
+NAMES = (trainer.BEST, trainer.PROGRESS)
+
+
+def until(done: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if done():
+            return
+        time.sleep(0.01)
+    pytest.fail("nothing came in 30 s")
+
+
+def test_a_run_whose_machine_was_taken_away_goes_on_on_another_to_the_same_weights(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, first, second = tmp_path / "undisturbed", tmp_path / "first", tmp_path / "second"
+    for folder in (undisturbed, first, second):
+        folder.mkdir()
+    run(undisturbed)
+    url, steps, obeyed = storage.join(bucket, tmp_path.name), iter(range(7)), trainer.StopSignals.obey
+
+    def take_away(signals: trainer.StopSignals, where: str) -> None:
+        if next(steps, None) is None:
+            signal.raise_signal(signal.SIGTERM)
+        obeyed(signals, where)
+
+    with monkeypatch.context() as context:
+        context.setattr(trainer.StopSignals, "obey", take_away)
+        with pytest.raises(StoppedError), Carrier(first, url, NAMES):
+            run(first)
+    carrier = Carrier(second, url, NAMES)
+    assert carrier.fetch()
+    assert (second / trainer.PROGRESS).read_bytes() == (first / trainer.PROGRESS).read_bytes()
+    with carrier:
+        run(second)
+    expected, found = load_file(undisturbed / trainer.BEST), load_file(second / trainer.BEST)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_the_first_machine_finds_nothing_and_what_did_not_change_is_not_sent_again(tmp_path: Path, bucket: str) -> None:
+    url = storage.join(bucket, tmp_path.name)
+    carrier = Carrier(tmp_path, url, ("a", "b"))
+    assert not carrier.fetch()
+    (tmp_path / "a").write_bytes(b"one")
+    carrier.send()
+    version = storage.read_versioned(storage.join(url, "a"))[1]
+    carrier.send()
+    assert storage.read_versioned(storage.join(url, "a")) == (b"one", version)
+
+
+def test_it_is_carried_while_the_run_goes_on(tmp_path: Path, bucket: str) -> None:
+    url = storage.join(bucket, tmp_path.name)
+    with Carrier(tmp_path, url, ("a",), every_s=0.01):
+        (tmp_path / "a").write_bytes(b"one")
+        until(lambda: storage.exists(storage.join(url, "a")))
+
+
+def test_a_bucket_that_says_no_for_a_while_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries = []
+
+    def refuse(url: str, data: bytes) -> None:
+        tries.append(url)
+        if len(tries) < 3:
+            raise StorageError("no role for you")
+
+    monkeypatch.setattr(storage, "write", refuse)
+    (tmp_path / "a").write_bytes(b"one")
+    with Carrier(tmp_path, "gs://bucket/x", ("a",), every_s=0.001):
+        until(lambda: len(tries) >= 3)
+    assert capsys.readouterr().err.count("the checkpoint was not carried: no role for you") == 2
+
+
+def test_the_worker_carries_where_vertex_says_and_only_there(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def run(arguments: list[str]) -> dict[str, str]:
+        seen.append(arguments)
+        folder = Path("run/checkpoint")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / trainer.PROGRESS).write_bytes(b"progress")
+        return {"run": "run"}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "run", run)
+    url = storage.join(bucket, "jobs", tmp_path.name)
+    assert worker.train_carried(["seed=1"], "", "77") == {"run": "run"}
+    assert not storage.exists(storage.join(url, "77", trainer.PROGRESS))
+    worker.train_carried(["seed=1"], url, "77")
+    assert seen == [["seed=1"], ["seed=1", "out=run"]]
+    assert storage.read(storage.join(url, "77", trainer.PROGRESS)) == b"progress"
+    assert os.environ.get(worker.CHECKPOINTS) is None
