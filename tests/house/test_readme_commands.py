@@ -48,6 +48,7 @@ ELSEWHERE = {
     "uv run invoke up": "tests/frontend/test_up.py starts and stops it",
     "uv sync --no-default-groups --group serve": "would take the libraries away from under the tests",
     "uv run deploy image=COMMIT model=tickets --dry-run": "tests/cloud/test_deploy.py, with a commit",
+    "uv run deploy image=COMMIT service=drift model=tickets --dry-run": "tests/cloud/test_deploy.py, with a commit",
     "uv run vertex image=COMMIT experiment=fast machine=gpu --dry-run": "tests/training/test_vertex.py, with a commit",
 }
 

@@ -30,8 +30,8 @@ WAIT_S = 600
 
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] uv run deploy image=COMMIT [service=NAME] [model=NAME] [--dry-run]
 
-Deploy an image of a commit to Cloud Run (serve, or service=drift, frontend): without traffic, then a question, then the traffic. A
-revision that does not answer gets no traffic (exit 4). --dry-run prints the service and sends nothing.
+Deploy an image of a commit to Cloud Run (serve, or service=drift, frontend): without traffic, then a question, then the traffic.
+A revision that does not answer gets no traffic (exit 4). --dry-run prints the service and sends nothing.
 """
 
 
