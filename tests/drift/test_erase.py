@@ -1,17 +1,21 @@
 import contextlib
 import gzip
 import os
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import fsspec.config
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 from tests.drift.conftest import NOON
 from tests.drift.test_compact import Killed, deaths, put
 
 from pigeonhole import storage
+from pigeonhole.chaos.bucket import Bucket
 from pigeonhole.command import call
 from pigeonhole.drift.compact import compact_log, compacted_lines
 from pigeonhole.drift.erase import erase_before, erase_keys, run
@@ -177,3 +181,35 @@ def test_a_wrong_command_line_is_one_line(
     monkeypatch.setenv("PIGEONHOLE_LOG", str(tmp_path / "nowhere" if said.startswith("there is no log") else tmp_path))
     assert call(run, arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_log_in_a_bucket_is_erased_too(
+    tmp_path: Path, records_of: RecordsOf, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    with Bucket(tmp_path / "bucket") as server, monkeypatch.context() as patch:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        storage.forget_clients()
+        log, spool = "gs://bucket/log", str(tmp_path / "spool")
+        first, marked, late = records_of(["one", "two", "three"], text=SECRET)
+        with LogWriter(log, spool=spool) as writer:
+            writer.append([msgspec.structs.replace(first, text=None), marked])
+        compact_log(log, NOON + 5 * HOUR)
+        with LogWriter(log, spool=spool) as writer:
+            writer.append([msgspec.structs.replace(late, text=None), marked])
+        assert erase_keys(log, {marked.prediction_id}, spool).records == 2
+        assert len(ids_in(log)) == 2
+        server.shutdown()
+    storage.forget_clients()
+    left = [unpack(path) for path in (tmp_path / "bucket").iterdir()]
+    assert len(left) == 2
+    assert not any(SECRET.encode() in each or marked.prediction_id.encode() in each for each in left)
+
+
+def unpack(path: Path) -> bytes:
+    """What is in an object of the bucket, packed and unpacked."""
+    packed = path.read_bytes()
+    if packed.startswith(b"PAR1"):
+        return packed + repr(pq.read_table(path).to_pydict()).encode()
+    return packed + gzip.decompress(packed)
