@@ -1,6 +1,9 @@
 """A live world: the tiny bundle in production, and a log of what it answered."""
 
-from collections.abc import Callable, Sequence
+import http.server
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -75,3 +78,45 @@ def write_log(settings: Settings) -> Callable[[Sequence[Record]], None]:
             log.append(records)
 
     return write
+
+
+@dataclass
+class Receiver:
+    """Answers with the codes in turn, the last one for ever, and keeps what it got."""
+
+    codes: list[int]
+    url: str = ""
+    got: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    found = Receiver([200])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200, b'{"access_token": "of this machine"}')
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            found.got.append((self.path, {key.lower(): value for key, value in self.headers.items()}, body))
+            self._answer(found.codes.pop(0) if len(found.codes) > 1 else found.codes[0], b"{}")
+
+        def _answer(self, code: int, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("content-length", str(len(body)))
+            self.send_header("location", "/elsewhere")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    found.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()

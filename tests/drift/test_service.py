@@ -11,13 +11,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from tests.conftest import tiny_rows
-from tests.drift.conftest import NOON
+from tests.drift.conftest import NOON, Receiver
 
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import call
+from pigeonhole.drift.alarm import Alarm
 from pigeonhole.drift.service import Span, Watch, create_app, run
 from pigeonhole.drift.settings import Settings
 from pigeonhole.errors import ConfigError
@@ -64,6 +66,37 @@ def test_other_traffic_raises_the_alarm_everywhere(
     exposition = client.get("/metrics").text
     assert 'pigeonhole_drift_alarm{detector="n_words"} 1.0' in exposition
     assert 'pigeonhole_drift_runs_total{verdict="drift"} 1.0' in exposition
+
+
+def test_who_is_to_be_told_is_told_of_drift_and_of_nothing_else(
+    settings: Settings,
+    receiver: Receiver,
+    records_of: Callable[..., list[Record]],
+    write_log: Callable[[list[Record]], None],
+) -> None:
+    client = TestClient(create_app(replace(settings, alarm_url=receiver.url, alarm_secret="key")))
+    assert "alarm" not in client.post("/runs", json=SPAN).json()
+    write_log(records_of([f"{text} {text} zxqw {text}" for text in TEXTS]))
+    report = client.post("/runs", json=SPAN).json()
+    ((_, _, body),) = receiver.got
+    alarm = msgspec.json.decode(body, type=Alarm)
+    assert report["alarm"] == {"id": alarm.id, "sent": True, "attempts": 1, "why_not": None}
+    assert (alarm.report, alarm.version, alarm.detectors) == (report["number"], report["version"], report["alarms"])
+    assert 'pigeonhole_drift_alarms_total{outcome="sent"} 1.0' in client.get("/metrics").text
+
+
+def test_an_alarm_that_nobody_takes_is_counted_and_the_report_is_kept(
+    settings: Settings,
+    receiver: Receiver,
+    records_of: Callable[..., list[Record]],
+    write_log: Callable[[list[Record]], None],
+) -> None:
+    receiver.codes = [404]
+    client = TestClient(create_app(replace(settings, alarm_url=receiver.url)))
+    write_log(records_of([f"{text} {text} zxqw {text}" for text in TEXTS]))
+    assert client.post("/runs", json=SPAN).json()["alarm"]["why_not"] == "the receiver answered 404"
+    assert client.get("/reports/latest.json").json()["verdict"] == "drift"
+    assert 'pigeonhole_drift_alarms_total{outcome="lost"} 1.0' in client.get("/metrics").text
 
 
 def test_an_empty_window_has_too_few_rows(client: TestClient) -> None:

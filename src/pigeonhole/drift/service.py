@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.drift import report as reporting
+from pigeonhole.drift.alarm import Alarm, Sender
 from pigeonhole.drift.detectors import DETECTORS
 from pigeonhole.drift.feedback import live_accuracy
 from pigeonhole.drift.report import Reports
@@ -27,6 +29,7 @@ from pigeonhole.drift.settings import Settings, read_settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
 from pigeonhole.environment import describe_variables
 from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError
+from pigeonhole.prediction_log import new_id
 
 LINKS = {
     "run": "POST /runs",
@@ -72,6 +75,7 @@ class Watch:
         self.settings = settings
         self.reports = Reports(settings.reports)
         self.telemetry = Telemetry()
+        self._sender = Sender(settings.alarm_url, settings.alarm_secret) if settings.alarm_url else None
         self._reference: Reference | None = None
         self._reference_url = ""
         self._running = threading.Lock()
@@ -104,7 +108,24 @@ class Watch:
         report["seconds"] |= {"read": round(read_s, 3), "total": round(time.perf_counter() - began, 3)}
         kept = self.reports.keep(report, drawing)
         self.telemetry.ran(kept)
-        return kept
+        return {**kept, "alarm": self._tell(kept, self._sender)} if self._sender and kept["verdict"] == "drift" else kept
+
+    def _tell(self, report: dict[str, Any], sender: Sender) -> dict[str, Any]:
+        """Send the alarm of a report that is kept already."""
+        alarm = Alarm(
+            id=new_id(),
+            at=report["at"],
+            model=report["model"],
+            version=report["version"],
+            report=report["number"],
+            detectors=report["alarms"],
+            rows=report["rows"]["window"],
+        )
+        delivery = sender.deliver(alarm)
+        self.telemetry.told.labels("sent" if delivery.sent else "lost").inc()
+        if not delivery.sent:
+            say(f"warning: the alarm of report {alarm.report} was not delivered: {delivery.why_not}")
+        return {"id": alarm.id, **asdict(delivery)}
 
     def live_accuracy(self) -> dict[str, Any]:
         """Raises what the registry, the bundle and the log raise."""
@@ -145,6 +166,11 @@ class Telemetry:
         self._rows = Gauge("pigeonhole_drift_window_rows", "Predictions that the last run read", registry=registry)
         self._at = Gauge("pigeonhole_drift_last_run_timestamp_seconds", "When the last run ended", registry=registry)
         self._seconds = Gauge("pigeonhole_drift_last_run_seconds", "How long the last run took", registry=registry)
+        self.told = Counter(
+            "pigeonhole_drift_alarms", "Alarms, by whether the receiver took them", ["outcome"], registry=registry
+        )
+        for outcome in ("sent", "lost"):
+            self.told.labels(outcome)
         for verdict in ("drift", "no_drift", "too_few_rows"):
             self._runs.labels(verdict)
         for detector in DETECTORS:

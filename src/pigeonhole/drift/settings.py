@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pigeonhole.drift.alarm import alarm_url
 from pigeonhole.drift.detectors import MIN_ROWS
 from pigeonhole.environment import one_of, read_variables, share, variable, whole_number
 
@@ -28,6 +29,10 @@ class Settings:
     audit_share: float = variable(
         "PIGEONHOLE_AUDIT_SHARE", AUDIT_SHARE, "least chance of a prediction to come into the review queue", share(0.0001, 1)
     )
+    alarm_url: str | None = variable(
+        "PIGEONHOLE_ALARM_URL", None, "who is told of drift: http(s)://… or pubsub://projects/PROJECT/topics/TOPIC", alarm_url
+    )
+    alarm_secret: str = variable("PIGEONHOLE_ALARM_SECRET", "", "the key that a webhook's body is signed with", secret=True)
     draw: str = variable("PIGEONHOLE_DRAW", "yes", "let Evidently draw each report (10 to 25 s)", one_of("yes", "no"))
 
 

@@ -13,6 +13,7 @@ from pigeonhole.dataset.check import verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.dataset.read import Row, read_rows
+from pigeonhole.dataset.split import Split
 from pigeonhole.errors import ConfigError, DataError, StorageError
 from pigeonhole.metrics import Ids
 
@@ -55,6 +56,13 @@ def read_labelled(path: str, text: str | None, label: str | None) -> Labelled:
 
 def read_own_split(bundle: Bundle) -> tuple[Labelled, Labelled]:
     """The training and the test rows of a bundle, split again as its manifest says. Raises ConfigError."""
+    config, split = read_own_rows(bundle)
+    shared = f"split of {config.path}, seed {config.split_seed}"
+    return Labelled(f"training {shared}", split.train, None), Labelled(config.test_path or f"test {shared}", split.test, None)
+
+
+def read_own_rows(bundle: Bundle) -> tuple[DataConfig, Split]:
+    """What a bundle was trained, selected and measured on, read again as its manifest says. Raises ConfigError."""
     origin = bundle.manifest.provenance
     recorded = {
         field.name: origin["config"][f"data.{field.name}"]
@@ -72,8 +80,7 @@ def read_own_split(bundle: Bundle) -> tuple[Labelled, Labelled]:
         ) from error
     if not dataset.split.test:
         raise ConfigError(f"{bundle.url}: was trained without a test split; write data.path=FILE")
-    shared = f"split of {config.path}, seed {config.split_seed}"
-    return Labelled(f"training {shared}", dataset.split.train, None), Labelled(f"test {shared}", dataset.split.test, None)
+    return config, dataset.split
 
 
 def unseen_labels(rows: Labelled, known: Sequence[str]) -> list[str]:

@@ -62,6 +62,9 @@ class TrainConfig:
     seed: int = setting(0, "seed of everything random but the split", ge=0, le=2**32 - 1)
     out: str | None = setting(None, "run folder; runs/<time>-<name> where it is not given")
     registry: str = setting("${oc.env:PIGEONHOLE_REGISTRY,registry}", "URL of the registry that the bundle is published to")
+    reference_path: str | None = setting(
+        None, "rows, all in the test split, that drift compares the traffic with; unset: the whole test split"
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -37,7 +37,7 @@ from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig, TrainerConfig
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer, locate
-from pigeonhole.training.reference import write_reference
+from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.tracking import Tracker, open_tracker
 from pigeonhole.training.trainer import Recipe
 
@@ -137,7 +137,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     golden = export.golden_answers(list(classifiers.values()))
     storage.write(str(folder / GOLDEN), msgspec.json.format(msgspec.json.encode(golden)))
     served = predictions[manifest.served]
-    write_reference(folder / REFERENCE, [row.text for row in split.test], [row.label for row in split.test], served)
+    compared = choose_rows(config.reference_path, config.data, split.test)
+    write_reference(
+        folder / REFERENCE,
+        [split.test[place].text for place in compared],
+        [split.test[place].label for place in compared],
+        [served[place] for place in compared],
+    )
     storage.write(str(folder / CARD), write_card(manifest).encode())
     manifest = seal(folder, manifest)
     Classifier.open(open_bundle(str(folder)))

@@ -1,12 +1,32 @@
 """reference.parquet: held-out answers and features, without texts; what drift compares the traffic with."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pigeonhole.classifier import Prediction
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.read import Row, read_rows
+from pigeonhole.errors import ConfigError
+
+
+def choose_rows(path: str | None, data: DataConfig, test: Sequence[Row]) -> list[int]:
+    """The places of the test rows that stand in the file, or all. Raises ConfigError for a row that is not in the test split."""
+    if path is None:
+        return list(range(len(test)))
+    file = replace(data, path=path, validation_path=None, test_path=None, sha256=None)
+    wanted = {normalise(row.text) for row in read_rows(file)}
+    places = [place for place, row in enumerate(test) if normalise(row.text) in wanted]
+    missing = len(wanted) - len({normalise(test[place].text) for place in places})
+    if missing or not places:
+        raise ConfigError(
+            f"reference_path={path}: {missing} of its {len(wanted)} texts are not in the test split; all have to be"
+        )
+    return places
 
 
 def write_reference(path: Path, texts: Sequence[str], true_labels: Sequence[str], predictions: Sequence[Prediction]) -> None:

@@ -64,10 +64,7 @@ def run(arguments: list[str]) -> Job | None:
     job = make_job(project, config, training)
     if "--dry-run" in arguments:
         return job
-    from google.cloud import aiplatform_v1
-
-    endpoint = {"api_endpoint": f"{project.region}-aiplatform.googleapis.com"}
-    return {"job": submit(aiplatform_v1.JobServiceClient(client_options=endpoint), project, job)}
+    return {"job": submit(open_client(project), project, job)}
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -86,9 +83,18 @@ def make_job(project: Project, config: VertexConfig, training: Sequence[str]) ->
         )
     if any(argument.startswith("registry=") for argument in training):
         raise ConfigError(f"registry: a job publishes to {project.registry}")
-    name = f"pigeonhole-{chosen.name or 'train'}-{config.image[:7]}-{config.machine}"
+    container = {
+        "command": ["vertex-worker"],
+        "args": [*training, f"registry={project.registry}"],
+        "env": [{"name": SECRET, "value": f"{project.secret(WANDB_SECRET)}/versions/latest"}],
+    }
+    return job_around(project, config, f"pigeonhole-{chosen.name or 'train'}-{config.image[:7]}-{config.machine}", container)
+
+
+def job_around(project: Project, config: VertexConfig, name: str, container: Job) -> Job:
+    """The job that runs a container of the train image: its machine, its account, its end."""
     spec = {
-        "workerPoolSpecs": [_pool(project, config, [*training, f"registry={project.registry}"])],
+        "workerPoolSpecs": [_pool(project, config, container)],
         "scheduling": _scheduling(config),
         "serviceAccount": project.account("train"),
         "baseOutputDirectory": {"outputUriPrefix": f"gs://{project.bucket}/jobs/{name}"},
@@ -100,19 +106,12 @@ def make_job(project: Project, config: VertexConfig, training: Sequence[str]) ->
     return {**job, "jobSpec": spec}
 
 
-def _pool(project: Project, config: VertexConfig, training: list[str]) -> Job:
-    variables = [{"name": SECRET, "value": f"{project.secret(WANDB_SECRET)}/versions/latest"}]
-    container = {
-        "imageUri": project.image("train", config.image),
-        "command": ["vertex-worker"],
-        "args": training,
-        "env": variables,
-    }
+def _pool(project: Project, config: VertexConfig, container: Job) -> Job:
     return {
         "replicaCount": 1,
         "machineSpec": _machine(config),
         "diskSpec": {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 100},
-        "containerSpec": container,
+        "containerSpec": {"imageUri": project.image("train", config.image), **container},
     }
 
 
@@ -152,6 +151,12 @@ def parse_job(job: Mapping[str, Any]) -> "aiplatform_v1.CustomJob | aiplatform_v
     except ParseError as error:
         raise ConfigError(f"not a {kind.__name__}: {error}") from error
     return found
+
+
+def open_client(project: Project) -> "aiplatform_v1.JobServiceClient":
+    from google.cloud import aiplatform_v1
+
+    return aiplatform_v1.JobServiceClient(client_options={"api_endpoint": f"{project.region}-aiplatform.googleapis.com"})
 
 
 def submit(jobs: "aiplatform_v1.JobServiceClient", project: Project, job: Mapping[str, Any]) -> str:

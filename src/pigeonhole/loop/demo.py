@@ -1,0 +1,324 @@
+"""`uv run demo`: the whole loop on this machine, without network or account: real processes, real HTTP, real training.
+
+Train -> bundle -> gate -> serve -> traffic -> the world changes -> alarm -> feedback -> retrain -> gate -> promoted and swapped
+in while traffic runs -> the same texts are asked again. `world=same` changes nothing for many rounds: nothing may be retrained.
+
+No text is on two sides: what the first version learns from, what it is asked in the old world, what is judged in the new one, and
+the texts that measure before and after, of which nobody is ever told the truth.
+"""
+
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pigeonhole import storage
+from pigeonhole.bundle import open_bundle
+from pigeonhole.command import command, say
+from pigeonhole.dataset.config import TICKETS, DataConfig
+from pigeonhole.dataset.read import Row, read_rows
+from pigeonhole.dataset.split import split_rows
+from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.evaluation.labelled import read_own_rows
+from pigeonhole.loop.figure import Event, loop_png, page
+from pigeonhole.loop.processes import Processes, call
+from pigeonhole.loop.retrain import split_arguments
+from pigeonhole.loop.traffic import Answer, Background, Traffic
+from pigeonhole.metrics import wilson_interval
+from pigeonhole.options import key_lines, read_options, setting
+
+USAGE = """usage: demo [key=value …] [KEY OF train=value …] [gate.KEY OF promote=value …]
+
+The whole loop on this machine: no network, no account.
+"""
+# Enough for a useful model in half a minute on two cores; the server answers from fp32, so that no int8 model is made.
+QUICK = ("trainer.epochs=1", "model.max_length=64", "export.int8=false", "export.served=fp32", "tracking=none")
+MARGIN = "gate.margin=0.03"  # on 350 frozen rows the gate cannot tell a point of macro-F1 from luck
+SECRET = "known-to-this-demo-only"  # noqa: S105  both ends of it are this demo's own processes
+ROUND = 100  # texts of a round where nothing changes
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    world: str = setting(
+        "changes", "changes: the loop closes itself; same: nothing changes, nothing may happen", choices=("changes", "same")
+    )
+    rounds: int = setting(20, "rounds of world=same", ge=1, le=1000)
+    data: str = setting(TICKETS, "labelled rows of the old world")
+    changed: str = setting(TICKETS.replace("tickets.csv", "shifted.csv"), "labelled rows of the new one, with the same labels")
+    out: str | None = setting(None, "local folder for all of it; unset: runs/TIME-demo")
+    stay: bool = setting(False, "keep the services up at the end, until Ctrl-C")
+
+
+class Story:
+    """What happened when; told on stderr as it happens."""
+
+    def __init__(self) -> None:
+        self.began = time.time()
+        self.steps: list[dict[str, Any]] = []
+        self.events: list[Event] = []
+
+    def tell(self, said: str, event: str = "", alarming: bool = False) -> None:
+        now = time.time()
+        self.steps.append({"seconds": round(now - self.began, 1), "said": said})
+        if event:
+            self.events.append(Event(now, event, alarming))
+        say(f"{now - self.began:6.1f} s  {said}")
+
+
+@dataclass(frozen=True)
+class World:
+    """The texts, by what they are for."""
+
+    old: list[Row]
+    judged: list[Row]  # of the new world; their truth is told
+    measuring: list[Row]  # of the new world; their truth is never told
+
+
+@dataclass(frozen=True)
+class Town:
+    """The addresses, and who asks there."""
+
+    serve: str
+    drift: str
+    listen: str
+    traffic: Traffic
+    story: Story
+
+    def watch(self, since: datetime) -> dict[str, Any]:
+        """One run of the drift service over what was asked since; its report."""
+        report: dict[str, Any] = call(f"{self.drift}/runs", {"start": since.isoformat(), "end": now().isoformat(), "draw": False})
+        said = report["verdict"].replace("_", " ") + (f" by {', '.join(report['alarms'])}" if report["alarms"] else "")
+        self.story.tell(
+            f"drift report {report['number']}: {said} ({report['rows']['window']} predictions)",
+            "alarm" if report["alarms"] else "no drift",
+            alarming=bool(report["alarms"]),
+        )
+        return report
+
+    def jobs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = call(f"{self.listen}/jobs")["jobs"]
+        return found
+
+    def wait_for_job(self, number: int) -> dict[str, Any]:
+        """The job of the `number`-th alarm, when it has ended."""
+        while len(jobs := self.jobs()) < number or jobs[0]["ended"] is None:
+            time.sleep(0.2)
+        return jobs[0]
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print("\n".join([USAGE, *key_lines(DemoConfig)]))
+        return None
+    own, sizes, training, gating = split_demo_arguments(arguments)
+    config = read_options(DemoConfig, own)
+    out = Path(config.out or f"runs/{now():%Y%m%d-%H%M%S}-demo").resolve()
+    if (out / "demo.json").exists():
+        raise ConfigError(f"out={out}: holds a finished demo; choose another folder")
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    story = Story()
+    changes = config.world == "changes"
+    retraining = [*training, MARGIN, *gating, f"rows={out / 'rows'}", f"run={out / 'runs'}"]
+    environment = {
+        "PIGEONHOLE_REGISTRY": str(out / "registry"),
+        "PIGEONHOLE_LOG": str(out / "log"),
+        "PIGEONHOLE_REPORTS": str(out / "reports"),
+        "PIGEONHOLE_ALARM_SECRET": SECRET,
+        "PIGEONHOLE_POLL_S": "0.3",
+        "PIGEONHOLE_RETRAIN": shlex.join(retraining),
+        "PIGEONHOLE_DRAW": "no",
+    }
+    with Processes(out / "logs", environment) as processes:
+        first = _first_version(processes, config, [*QUICK, *training, *sizes], out, story)
+        world = _divide(config, str(first["bundle"]), changes)
+        town = _open_town(processes, story)
+        with ExitStack() as after:
+            result = close_the_loop(town, world) if changes else stay_calm(town, world, config.rounds)
+            result = _keep(out, town, {"world": config.world, "first": first, **result}, config.stay)
+            if config.stay:
+                say(f"all of it stays up until Ctrl-C: {result['url']}")
+                after.callback(say, "stopped")
+                _wait_for_ctrl_c()
+    return result
+
+
+main = command(run)
+
+
+def split_demo_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Those of this command, the sizes of the first splits, those of `train` and those of the gate. Raises ConfigError."""
+    own = [argument for argument in arguments if argument.partition("=")[0] in DemoConfig.__dataclass_fields__]
+    sizes = [argument for argument in arguments if argument.startswith(("data.val=", "data.test="))]
+    others, training, gating = split_arguments([argument for argument in arguments if argument not in (*own, *sizes)])
+    return [*own, *others], sizes, training, gating
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _first_version(processes: Processes, config: DemoConfig, training: list[str], out: Path, story: Story) -> dict[str, Any]:
+    """Trained into a registry beside, so that it too comes through the gate."""
+    story.tell(f"training on {config.data}")
+    keys = [f"data.path={config.data}", f"out={out / 'runs' / 'first'}", f"registry={out / 'workshop'}"]
+    trained = processes.run("train", *training, *keys)
+    story.tell(f"version {trained['version']}: accuracy {trained['test']['accuracy']:.3f} on {trained['test']['n']} test rows")
+    verdict = processes.run("promote", f"candidate={trained['bundle']}")
+    story.tell(f"gate: {verdict['decision']}, {verdict['reasons'][0]}")
+    return {"version": trained["version"], "bundle": trained["bundle"], "test_accuracy": trained["test"]["accuracy"]}
+
+
+def _divide(config: DemoConfig, bundle: str, changes: bool) -> World:
+    """The old world asks what the first version was not fitted to: its validation rows; without a change, its test rows too."""
+    _, split = read_own_rows(open_bundle(bundle))
+    if not changes:
+        return World([*split.validation, *split.test], [], [])
+    parts = split_rows(list(read_rows(DataConfig(path=config.changed))), 0.0, 0.35, seed=0)
+    return World(split.validation, parts.train, parts.test)
+
+
+def _open_town(processes: Processes, story: Story) -> Town:
+    serve = processes.serve("serve", "/ready")
+    listen = processes.serve("listen", "/health")
+    drift = processes.serve("drift", "/health", PIGEONHOLE_ALARM_URL=f"{listen}/alarms")
+    story.tell(f"serving at {serve}, watched by {drift}, alarms go to {listen}")
+    return Town(serve, drift, listen, Traffic(serve), story)
+
+
+def close_the_loop(town: Town, world: World) -> dict[str, Any]:
+    """Raises RunError where a step of the loop does not come about."""
+    traffic, story = town.traffic, town.story
+    calm = _ask_and_watch(town, world.old)
+    if calm["verdict"] != "no_drift":
+        raise RunError(f"the old world's traffic gave {calm['verdict']}: {', '.join(calm['alarms'])}")
+    story.tell("the world changes", "the world changes")
+    half = len(world.judged) // 2
+    since = now()
+    early = traffic.ask(world.judged[:half])
+    _require_alarm(town.watch(since))
+    held = town.wait_for_job(1)
+    story.tell(f"retrain: {held['result']['reason']}; people are asked what is right")
+    traffic.judge(early, "person")
+    since = now()
+    late = traffic.ask(world.judged[half:])
+    traffic.judge(late, "person")
+    before = traffic.ask(world.measuring)
+    told = [*early, *late]
+    story.tell(
+        f"{len(told)} predictions are judged: {_share(told):.3f} of them are right",
+        "feedback",
+    )
+    with Background(traffic, world.measuring, per_second=4):
+        _require_alarm(town.watch(since))
+        job = town.wait_for_job(2)
+        outcome = job["result"]
+        if outcome is None or outcome["decision"] != "PROMOTED":
+            raise RunError(f"the gate did not promote what was trained anew: {(outcome or {}).get('gate', outcome)}")
+        swapped_s = _wait_for_version(traffic, outcome["candidate"])
+    story.tell(f"gate: {outcome['gate']['decision']}, {outcome['gate']['reasons'][0]}")
+    story.tell(f"version {outcome['candidate']} answers {swapped_s:.1f} s later", "new version")
+    since = now()
+    after = traffic.ask(world.measuring)
+    story.tell(f"the same {len(after)} texts, learned by neither: {_share(before):.3f} right before, {_share(after):.3f} after")
+    report = town.watch(since)
+    return {
+        "second": {"version": outcome["candidate"], "gate": outcome["gate"]["reasons"], "rows": outcome["rows"]},
+        "accuracy": {"old_world": _accuracy(_asked(traffic, world.old)), "before": _accuracy(before), "after": _accuracy(after)},
+        "feedback": {"judged": outcome["judged"], "live_accuracy": outcome["live_accuracy"], "interval": outcome["interval"]},
+        "alarms": 2 + (report["verdict"] == "drift"),
+        "verdict_at_the_end": report["verdict"],
+        "recovered": _accuracy(after)["right"] > _accuracy(before)["right"],
+    }
+
+
+def stay_calm(town: Town, world: World, rounds: int) -> dict[str, Any]:
+    """Rounds of the old world's texts, each answer judged truthfully; how often that alarmed, and what came of it."""
+    alarms = 0
+    for number in range(rounds):
+        parts = split_rows(world.old, 0.0, min(0.9, ROUND / len(world.old)), seed=number)
+        since = now()
+        town.traffic.judge(town.traffic.ask(parts.test), "person")
+        alarms += town.watch(since)["verdict"] == "drift"
+        if alarms:
+            town.wait_for_job(1)
+    jobs = town.jobs()
+    retrained = [job for job in jobs if job["result"] is None or job["result"]["decision"] != "WAIT"]
+    town.story.tell(f"{rounds} rounds: {alarms} alarms, {len(jobs)} looks at the feedback, {len(retrained)} retrainings")
+    return {"rounds": rounds, "alarms": alarms, "jobs": len(jobs), "retrained": len(retrained)}
+
+
+def _ask_and_watch(town: Town, rows: Sequence[Row]) -> dict[str, Any]:
+    since = now()
+    answers = town.traffic.ask(rows)
+    town.story.tell(f"{len(answers)} texts of the old world: {_share(answers):.3f} of the answers are right")
+    return town.watch(since)
+
+
+def _require_alarm(report: dict[str, Any]) -> None:
+    if report["verdict"] != "drift" or not report.get("alarm", {}).get("sent"):
+        raise RunError(
+            f"the world changed, and drift report {report['number']} says {report['verdict']}, alarm {report.get('alarm')}"
+        )
+
+
+def _wait_for_version(traffic: Traffic, version: str, patience_s: float = 30.0) -> float:
+    """How long it took until an answer came from it."""
+    began = time.monotonic()
+    while traffic.answers[-1].version != version:
+        if time.monotonic() - began > patience_s:
+            raise RunError(f"version {version} is in production, and {traffic.answers[-1].version} answers still")
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def _asked(traffic: Traffic, rows: Sequence[Row]) -> list[Answer]:
+    return traffic.answers[: len(rows)]
+
+
+def _share(answers: Sequence[Answer]) -> float:
+    return sum(answer.right for answer in answers) / len(answers)
+
+
+def _accuracy(answers: Sequence[Answer]) -> dict[str, Any]:
+    right = sum(answer.right for answer in answers)
+    found = wilson_interval(right, len(answers))
+    return {"n": len(answers), "right": right, "accuracy": found.estimate, "interval": [found.low, found.high]}
+
+
+def _keep(out: Path, town: Town, result: dict[str, Any], stays: bool) -> dict[str, Any]:
+    """demo.json, loop.png and index.html."""
+    story, traffic = town.story, town.traffic
+    kept = {
+        **result,
+        "predictions": len(traffic.answers),
+        "failed_requests": traffic.failed,
+        "steps": story.steps,
+        "seconds": {"total": round(time.time() - story.began, 1)},
+        "figure": storage.to_url(out / "loop.png"),
+        "url": storage.to_url(out / "index.html"),
+    }
+    links = (
+        {"drift reports": f"{town.drift}/reports/latest", "the service": f"{town.serve}/docs"}
+        if stays
+        else {"the numbers": "demo.json"}
+    )
+    storage.write(str(out / "loop.png"), loop_png(traffic.answers, story.events))
+    storage.write(str(out / "index.html"), page(kept, "loop.png", links).encode())
+    storage.write(str(out / "demo.json"), msgspec.json.format(msgspec.json.encode(kept)))
+    say(f"figure and story: {kept['url']}")
+    return kept
+
+
+def _wait_for_ctrl_c() -> None:
+    try:
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,58 @@
+"""Feedback joined to the texts that it is about: what a version got right and wrong, as rows that can be learned from.
+
+The latest word on a prediction counts. A text that the log does not keep (policies hash and none) is counted and left out.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.read import Row
+from pigeonhole.drift.compact import compacted_lines
+from pigeonhole.metrics import Interval, wilson_interval
+from pigeonhole.prediction_log import Feedback, read_window
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """`rows` has each text once; judged and right count predictions."""
+
+    rows: list[Row]
+    judged: int
+    right: int
+    without_text: int  # judged, but the log keeps no text to learn from
+    unknown_labels: int  # judged with a label that the version does not have
+
+    @property
+    def accuracy(self) -> Interval:
+        return wilson_interval(self.right, self.judged)
+
+
+def harvest(log: str, start: datetime, end: datetime, model: str, version: str, labels: tuple[str, ...]) -> Harvest:
+    """Of the predictions that `version` made between `start` and `end`. Raises StorageError."""
+    words = _latest_words(log, start, end)
+    texts: dict[str, Row] = {}
+    judged = right = without_text = unknown_labels = 0
+    for record in read_window(log, start, end, read_compacted=compacted_lines):
+        word = words.get(record.prediction_id)
+        if word is None or (record.model, record.version) != (model, version):
+            continue
+        if word.label not in labels:
+            unknown_labels += 1
+            continue
+        judged += 1
+        right += record.label == word.label
+        if record.text is None or record.text_policy == "hash":
+            without_text += 1
+        else:
+            texts[normalise(record.text)] = Row(record.text, word.label, 0)
+    return Harvest(list(texts.values()), judged, right, without_text, unknown_labels)
+
+
+def _latest_words(log: str, start: datetime, end: datetime) -> dict[str, Feedback]:
+    latest: dict[str, Feedback] = {}
+    for word in read_window(log, start, end, "feedback", compacted_lines):
+        known = latest.get(word.prediction_id)
+        if known is None or (known.at, known.feedback_id) < (word.at, word.feedback_id):
+            latest[word.prediction_id] = word
+    return latest

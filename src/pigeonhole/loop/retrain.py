@@ -1,0 +1,226 @@
+"""`uv run retrain`: if feedback shows that production has become worse, train anew on it, and let the gate decide.
+
+Feedback -> is production below its own test accuracy for certain? -> a part of the judged rows is set aside -> train on the rest,
+with all that production learned from -> gate, on one frozen set: production's test rows and the part set aside, seen by neither.
+
+Exit 0: the new version is in production. Exit 4: nothing moved, and the result says whether feedback or the gate held it.
+"""
+
+import csv
+import io
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pigeonhole import storage
+from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.command import command, say
+from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.read import Row
+from pigeonhole.dataset.split import split_rows
+from pigeonhole.errors import ConfigError, GateError, RegistryError
+from pigeonhole.evaluation.labelled import read_own_rows
+from pigeonhole.loop.harvest import Harvest, harvest
+from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.registry import Registry
+
+USAGE = """usage: retrain [key=value …] [KEY OF train=value …] [gate.KEY OF promote=value …]
+
+Train production anew on the feedback of the last hours, if feedback shows that it has become worse; the gate decides.
+Keys of `train` default to what production was trained with.
+"""
+# The keys of production that its successor takes over.
+LEARNED = ("model.", "trainer.", "export.", "serve.", "tracking.", "data.trigger_words", "data.max_chars", "data.split_seed")
+LEAST_REFERENCE = 30  # a reference of fewer rows would let almost any change pass
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    name: str | None = setting(None, "the model's name in the registry; unset: the only one that is there")
+    registry: str | None = setting(None, "URL of the registry; unset: PIGEONHOLE_REGISTRY, or registry")
+    log: str | None = setting(None, "URL of the prediction log; unset: PIGEONHOLE_LOG, or log")
+    window_hours: float = setting(24.0, "how far back predictions and their feedback count", gt=0, le=8760)
+    least_judged: int = setting(50, "fewer judged predictions decide nothing", ge=10)
+    set_aside: float = setting(0.4, "share of the judged texts that is kept for the gate", gt=0, lt=1)
+    always: bool = setting(False, "train even where feedback does not show that production has become worse")
+    rows: str = setting("retrain", "URL of a folder for the rows: train.csv, validation.csv, frozen.csv, in a folder each time")
+    run: str = setting("runs", "local folder for the training run")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the candidate learns from, is selected by and is judged on; no text is in two of them."""
+
+    train: list[Row]
+    validation: list[Row]
+    frozen: list[Row]  # production's test rows, then those set aside
+    learned: int  # of the train rows, from feedback
+    set_aside: int  # of the frozen rows, from feedback
+
+    @property
+    def reference(self) -> list[Row]:
+        """What the successor's traffic is compared with: rows of the present world, or all frozen ones where those are few."""
+        return self.frozen[-self.set_aside :] if self.set_aside >= LEAST_REFERENCE else self.frozen
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print("\n".join([USAGE, *key_lines(RetrainConfig)]))
+        return None
+    own, training, gating = split_arguments(arguments)
+    config = read_options(RetrainConfig, own)
+    began = time.perf_counter()
+    registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
+    production = _production(registry, config.name)
+    found = _harvest(config, production)
+    result = _told(production, found)
+    _decide(config, found, result)
+    rows = divide(production, found, config.set_aside)
+    say(f"{rows.learned} judged texts to learn from, {rows.set_aside} set aside for the gate")
+    folder = storage.join(config.rows, datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))
+    keys = [*learned_keys(production), *_write(folder, rows), *training]
+    # torch and transformers take seconds to import, which a feedback that decides nothing should not wait for.
+    from pigeonhole.promotion import promote
+    from pigeonhole.training import train
+
+    out = f"{config.run}/{folder.rsplit('/', 1)[-1]}-retrain"
+    trained = train.run([*keys, f"name={production.manifest.name}", f"registry={registry.url}", f"out={out}"])
+    result |= {"candidate": trained["version"], "rows": _counts(rows), "frozen": storage.join(folder, "frozen.csv")}
+    asked = [f"candidate={trained['version']}", f"name={production.manifest.name}", f"registry={registry.url}", *gating]
+    try:
+        verdict = promote.run(asked)
+    except GateError as error:
+        raise GateError(str(error), {**result, "decision": "GATE", "gate": error.result, "seconds": _seconds(began)}) from error
+    return {**result, "decision": "PROMOTED", "gate": verdict, "seconds": _seconds(began)}
+
+
+main = command(run)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Those of this command, those of `train` and those of the gate. Raises ConfigError for keys that the loop itself sets."""
+    own_keys = set(RetrainConfig.__dataclass_fields__)
+    own, training, gating = [], [], []
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if key in ("out", "reference_path") or (key.startswith("data.") and not key.startswith(LEARNED)):
+            raise ConfigError(f"{argument}: retrain itself says what to learn from and where; leave {key} out")
+        if key.startswith("gate."):
+            gating.append(argument)
+        elif key.startswith(LEARNED) or key in ("seed", "model", "trainer", "export", "tracking", "experiment"):
+            training.append(argument)
+        else:
+            own.append(argument)
+    if unknown := [argument for argument in own if argument.partition("=")[0] not in own_keys and "=" in argument]:
+        raise ConfigError(f"{unknown[0]}: there is no such key; allowed are the keys that --help lists")
+    return own, training, gating
+
+
+def _production(registry: Registry, name: str | None) -> Bundle:
+    models = [name] if name else registry.models()
+    if len(models) != 1:
+        raise RegistryError(f"{registry.url}: write name=NAME; models here: {', '.join(models) or 'none'}")
+    return open_bundle(storage.to_url(registry.resolve(models[0], "production")))
+
+
+def _harvest(config: RetrainConfig, production: Bundle) -> Harvest:
+    end = datetime.now(UTC) + timedelta(seconds=1)
+    manifest = production.manifest
+    log = config.log or os.environ.get("PIGEONHOLE_LOG") or "log"
+    start = end - timedelta(hours=config.window_hours)
+    return harvest(storage.to_url(log), start, end, manifest.name, manifest.version, manifest.labels)
+
+
+def _told(production: Bundle, found: Harvest) -> dict[str, Any]:
+    live = found.accuracy
+    return {
+        "model": production.manifest.name,
+        "production": production.manifest.version,
+        "test_accuracy": production.manifest.metrics["test"]["accuracy"],
+        "live_accuracy": live.estimate if found.judged else None,
+        "interval": [live.low, live.high],
+        "judged": found.judged,
+        "without_text": found.without_text,
+        "unknown_labels": found.unknown_labels,
+    }
+
+
+def _decide(config: RetrainConfig, found: Harvest, result: dict[str, Any]) -> None:
+    """Raises GateError where there is no reason to train."""
+    if found.judged < config.least_judged:
+        why = f"{found.judged} predictions are judged, {config.least_judged} are needed"
+    elif len(found.rows) < config.least_judged:
+        why = f"{len(found.rows)} judged texts are in the log, {config.least_judged} are needed (text policy hash or none?)"
+    elif not config.always and found.accuracy.high >= result["test_accuracy"]:
+        live = f"{found.accuracy.estimate:.3f} [{found.accuracy.low:.3f}, {found.accuracy.high:.3f}]"
+        why = f"live accuracy is {live}, not below the {result['test_accuracy']:.3f} of its test for certain"
+    else:
+        return
+    raise GateError(f"no retraining: {why}", {**result, "decision": "WAIT", "reason": why})
+
+
+def divide(production: Bundle, found: Harvest, set_aside: float) -> Rows:
+    """Old rows stay on their side; a judged text that production has had in any of its rows is left out."""
+    _, split = read_own_rows(production)
+    known = {normalise(row.text) for row in (*split.train, *split.validation, *split.test)}
+    new = [row for row in found.rows if normalise(row.text) not in known]
+    parts = split_rows(new, 0.0, set_aside, seed=0)
+    return Rows(
+        train=[*split.train, *parts.train],
+        validation=split.validation,
+        frozen=[*split.test, *parts.test],
+        learned=len(parts.train),
+        set_aside=len(parts.test),
+    )
+
+
+def _write(folder: str, rows: Rows) -> list[str]:
+    """The files, and the keys of `train` that name them."""
+    keys = []
+    for key, name, part in (
+        ("data.path", "train.csv", rows.train),
+        ("data.validation_path", "validation.csv", rows.validation),
+        ("data.test_path", "frozen.csv", rows.frozen),
+        ("reference_path", "reference.csv", rows.reference),
+    ):
+        url = storage.to_url(storage.join(folder, name))
+        storage.write(url, _csv(part))
+        keys.append(f"{key}={url}")
+    return keys
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(("text", "label"))
+    writer.writerows((row.text, row.label) for row in rows)
+    return stream.getvalue().encode()
+
+
+def learned_keys(production: Bundle) -> list[str]:
+    """How production was trained, as keys of `train`."""
+    recorded: dict[str, Any] = production.manifest.provenance.get("config", {})
+    return [f"{key}={_value(value)}" for key, value in recorded.items() if key == "seed" or key.startswith(LEARNED)]
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _counts(rows: Rows) -> dict[str, int]:
+    return {
+        "train": len(rows.train),
+        "validation": len(rows.validation),
+        "frozen": len(rows.frozen),
+        "learned": rows.learned,
+        "set_aside": rows.set_aside,
+    }
+
+
+def _seconds(began: float) -> dict[str, float]:
+    return {"total": round(time.perf_counter() - began, 3)}

@@ -1,0 +1,60 @@
+"""`uv run vertex-retrain image=COMMIT name=tickets …`: `retrain` as a job of Vertex AI, on the project's own registry and log.
+
+In the cloud the alarm takes this way: the drift service publishes to a Pub/Sub topic, a Cloud Build trigger
+(cloudbuild/triggers/retrain.yaml) hears of it and runs cloudbuild/retrain.yaml, which calls this.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+
+from pigeonhole.cloud.project import Project, read_project
+from pigeonhole.command import command
+from pigeonhole.configuration import compose, help_text
+from pigeonhole.errors import ConfigError
+from pigeonhole.loop.retrain import RetrainConfig, split_arguments
+from pigeonhole.options import key_lines, read_options
+from pigeonhole.training.vertex import Job, VertexConfig, job_around, open_client, submit
+
+SET_HERE = ("registry", "log", "rows", "run")
+
+
+def run(arguments: list[str]) -> Job | None:
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(VertexConfig, "vertex").replace("usage: vertex", "usage: vertex-retrain"))
+        print("\n".join(["\n--dry-run prints the job and sends nothing.\n", *key_lines(RetrainConfig)]))
+        return None
+    own_keys = {field.name for field in fields(VertexConfig)}
+    given = [argument for argument in arguments if argument != "--dry-run"]
+    own = [argument for argument in given if argument.partition("=")[0] in own_keys]
+    retraining = [argument for argument in given if argument not in own]
+    config = compose(VertexConfig, "vertex", own)
+    check(config, retraining)
+    project = read_project(os.environ)
+    job = make_job(project, config, retraining)
+    if "--dry-run" in arguments:
+        return job
+    return {"job": submit(open_client(project), project, job)}
+
+
+main = command(run)
+
+
+def check(config: VertexConfig, retraining: Sequence[str]) -> None:
+    """Raises ConfigError for what the job itself would refuse, minutes later."""
+    own, _, _ = split_arguments(retraining)
+    name = read_options(RetrainConfig, own).name
+    if name is None:
+        raise ConfigError("name: a value is missing, write name=MODEL: a project's registry may hold several")
+    if config.machine == "sweep":
+        raise ConfigError("machine=sweep: one retraining is one run; machine=cpu, gpu or spot")
+    if fixed := [argument for argument in own if argument.partition("=")[0] in SET_HERE]:
+        raise ConfigError(f"{fixed[0]}: the job reads and writes the project's own bucket; leave {', '.join(SET_HERE)} out")
+
+
+def make_job(project: Project, config: VertexConfig, retraining: Sequence[str]) -> Job:
+    """The body of a CustomJob."""
+    places = [f"registry={project.registry}", f"log={project.log}", f"rows=gs://{project.bucket}/retrain"]
+    container: Job = {"command": ["retrain"], "args": [*retraining, *places]}
+    name = next(argument.removeprefix("name=") for argument in retraining if argument.startswith("name="))
+    return job_around(project, config, f"pigeonhole-retrain-{name}-{config.image[:7]}-{config.machine}", container)

@@ -1,0 +1,131 @@
+import base64
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from fastapi.testclient import TestClient
+
+from pigeonhole.command import call
+from pigeonhole.drift.alarm import SIGNATURE, Alarm, sign
+from pigeonhole.errors import ConfigError
+from pigeonhole.loop.listen import Jobs, Settings, create_app, listen, run
+
+
+def alarm(name: str = "a1") -> bytes:
+    return msgspec.json.encode(
+        Alarm(id=name, at="2026-03-01T12:00:00+00:00", model="tiny", version="v1", report=3, detectors=["n_chars"], rows=9)
+    )
+
+
+def job_that(program: str) -> list[str]:
+    return [sys.executable, "-c", program]
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    """Each job runs until the file `go` is there, then prints its result."""
+    wait = f"while not pathlib.Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.01)"
+    return Jobs(job_that(f"import json, pathlib, time\n{wait}\nprint(json.dumps(dict(decision='WAIT')))"))
+
+
+@pytest.fixture
+def client(jobs: Jobs) -> TestClient:
+    return TestClient(create_app(Settings(secret="key"), jobs))
+
+
+def post(client: TestClient, body: bytes, **headers: str) -> Any:
+    return client.post("/alarms", content=body, headers=headers or {SIGNATURE: sign("key", body, int(time.time()))})
+
+
+def ended(client: TestClient) -> dict[str, Any]:
+    while (jobs := client.get("/jobs").json()["jobs"])[0]["ended"] is None:
+        time.sleep(0.01)
+    found: dict[str, Any] = jobs[0]
+    return found
+
+
+def test_an_alarm_starts_one_job_and_its_result_is_kept(client: TestClient, tmp_path: Path) -> None:
+    answer = post(client, alarm())
+    assert (answer.status_code, answer.json()) == (202, {"alarm": "a1", "did": "started"})
+    (tmp_path / "go").touch()
+    job = ended(client)
+    assert (job["exit_code"], job["result"], job["alarm"]["id"]) == (0, {"decision": "WAIT"}, "a1")
+
+
+def test_the_same_alarm_twice_and_another_meanwhile_start_nothing(client: TestClient, tmp_path: Path) -> None:
+    assert [post(client, alarm(name)).json()["did"] for name in ("a1", "a1", "a2")] == ["started", "known", "busy"]
+    (tmp_path / "go").touch()
+    ended(client)
+    assert post(client, alarm("a3")).json()["did"] == "started"
+    ended(client)
+    assert len(client.get("/jobs").json()["jobs"]) == 2
+
+
+def test_of_alarms_that_arrive_together_one_starts_a_job(client: TestClient, tmp_path: Path) -> None:
+    did: list[str] = []
+    senders = [
+        threading.Thread(target=lambda name=f"a{n}": did.append(post(client, alarm(name)).json()["did"])) for n in range(6)
+    ]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert sorted(did) == ["busy"] * 5 + ["started"]
+    (tmp_path / "go").touch()
+    ended(client)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-nothing": "x"},
+        {SIGNATURE: sign("other", alarm(), int(time.time()))},
+        {SIGNATURE: sign("key", alarm(), int(time.time()) - 1_000)},
+        {"authorization": "Bearer other"},
+        {"authorization": "Bearer "},
+    ],
+)
+def test_without_the_key_nothing_starts(client: TestClient, headers: dict[str, str]) -> None:
+    assert post(client, alarm(), **headers).status_code == 401
+    assert client.get("/jobs").json() == {"jobs": []}
+
+
+def test_pubsubs_push_is_an_alarm_too(client: TestClient, tmp_path: Path) -> None:
+    pushed = {
+        "message": {"data": base64.b64encode(alarm()).decode(), "messageId": "7"},
+        "subscription": "projects/p/subscriptions/s",
+    }
+    answer = post(client, json.dumps(pushed).encode(), authorization="Bearer key")
+    assert (answer.status_code, answer.json()["alarm"]) == (202, "a1")
+    (tmp_path / "go").touch()
+    ended(client)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"id": 3}', b'{"message": {"data": "%%%"}}', b'{"message": 3}', b"x" * 200_000])
+def test_what_is_no_alarm_is_a_422(client: TestClient, body: bytes) -> None:
+    assert post(client, body, authorization="Bearer key").status_code == 422
+
+
+def test_a_job_that_fails_without_a_result_is_told(tmp_path: Path) -> None:
+    client = TestClient(create_app(Settings(secret="key"), Jobs(job_that("print('no json'); raise SystemExit(3)"))))
+    post(client, alarm())
+    job = ended(client)
+    assert (job["exit_code"], job["result"]) == (3, None)
+
+
+def test_it_does_not_start_without_a_key_or_with_arguments_that_retrain_would_refuse() -> None:
+    with pytest.raises(ConfigError, match="PIGEONHOLE_ALARM_SECRET is not set"):
+        listen({})
+    with pytest.raises(ConfigError, match="zebra=1"):
+        listen({"PIGEONHOLE_ALARM_SECRET": "key", "PIGEONHOLE_RETRAIN": "zebra=1"})
+
+
+def test_help_names_every_variable_and_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(run, ["--help"]) == 0
+    assert "PIGEONHOLE_RETRAIN" in capsys.readouterr().out
+    assert call(run, ["port=1"]) == 2

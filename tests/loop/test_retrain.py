@@ -1,0 +1,170 @@
+"""The steps before training; the whole of it is what tests/loop/test_demo.py runs."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import tiny_rows
+
+from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.read import Row
+from pigeonhole.errors import ConfigError, GateError, RegistryError
+from pigeonhole.loop.harvest import Harvest, harvest
+from pigeonhole.loop.retrain import divide, learned_keys, run, split_arguments
+from pigeonhole.prediction_log import Features, Feedback, LogWriter, Record, TextPolicy, new_id
+from pigeonhole.registry import Registry
+
+NEW = [Row(f"a drone brought the thing number {number} to my neighbour", "delivery", 0) for number in range(40)]
+Judge = Callable[..., None]
+
+
+@pytest.fixture
+def bundle(sealed_bundle: Path) -> Bundle:
+    return open_bundle(str(sealed_bundle))
+
+
+@pytest.fixture
+def registry(bundle: Bundle, tmp_path: Path) -> Registry:
+    found = Registry(str(tmp_path / "registry"))
+    found.publish(bundle.folder, bundle.manifest)
+    found.set_alias("tiny", "production", bundle.manifest.version, "first", expected=None)
+    return found
+
+
+@pytest.fixture
+def judge(bundle: Bundle, tmp_path: Path) -> Judge:
+    """Write predictions of the version into the log, and what was said of them (one word or several)."""
+
+    def write(
+        judged: Sequence[tuple[Row, str, Sequence[str]]], policy: TextPolicy = "full", version: str = bundle.manifest.version
+    ) -> None:
+        log = str(tmp_path / "log")
+        at = datetime.now(UTC) - timedelta(minutes=10)
+        with LogWriter(log, "predictions") as predictions, LogWriter(log, "feedback") as feedback:
+            for row, said, words in judged:
+                record = Record(
+                    prediction_id=new_id(),
+                    at=at,
+                    request_id="r",
+                    model="tiny",
+                    version=version,
+                    text={"full": row.text, "redact": row.text, "hash": "hmac-sha256:00", "none": None}[policy],
+                    text_policy=policy,
+                    features=Features(n_chars=1, n_words=1, n_tokens=3, unknown_tokens=0, truncated=False, max_logit=1.0),
+                    label=said,
+                    score=0.9,
+                    probabilities={said: 0.9},
+                    decision="accept",
+                    latency_ms=1.0,
+                )
+                predictions.append([record])
+                for number, word in enumerate(words):
+                    later = at + timedelta(seconds=number + 1)
+                    feedback.append(
+                        [
+                            Feedback(
+                                feedback_id=new_id(), at=later, prediction_id=record.prediction_id, label=word, source="person"
+                            )
+                        ]
+                    )
+
+    return write
+
+
+def reap(tmp_path: Path, bundle: Bundle) -> Harvest:
+    end = datetime.now(UTC)
+    manifest = bundle.manifest
+    return harvest(str(tmp_path / "log"), end - timedelta(hours=1), end, manifest.name, manifest.version, manifest.labels)
+
+
+def test_the_latest_word_counts_and_labels_its_text(judge: Judge, tmp_path: Path, bundle: Bundle) -> None:
+    judge([(NEW[0], "billing", ["account", "delivery"]), (NEW[1], "delivery", ["delivery"]), (NEW[2], "billing", [])])
+    found = reap(tmp_path, bundle)
+    assert (found.judged, found.right) == (2, 1)
+    assert {(row.text, row.label) for row in found.rows} == {(NEW[0].text, "delivery"), (NEW[1].text, "delivery")}
+
+
+@pytest.mark.parametrize("policy", ["hash", "none"])
+def test_texts_that_the_log_does_not_keep_are_judged_and_not_learned(
+    judge: Judge, tmp_path: Path, bundle: Bundle, policy: TextPolicy
+) -> None:
+    judge([(row, "billing", ["delivery"]) for row in NEW[:3]], policy)
+    found = reap(tmp_path, bundle)
+    assert (found.judged, found.without_text, found.rows) == (3, 3, [])
+
+
+def test_other_versions_and_foreign_labels_are_left_out(judge: Judge, tmp_path: Path, bundle: Bundle) -> None:
+    judge([(NEW[0], "billing", ["delivery"])], version="another")
+    judge([(NEW[1], "billing", ["zebra"])])
+    found = reap(tmp_path, bundle)
+    assert (found.judged, found.unknown_labels) == (0, 1)
+
+
+def test_no_text_is_on_two_sides_and_old_rows_stay_on_theirs(bundle: Bundle) -> None:
+    known = [Row(text.upper(), label, 0) for text, label in tiny_rows()[:20]]
+    rows = divide(bundle, Harvest([*NEW, *known], 60, 30, 0, 0), set_aside=0.4)
+    texts = [{normalise(row.text) for row in part} for part in (rows.train, rows.validation, rows.frozen)]
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 190
+    assert (rows.learned, rows.set_aside) == (24, 16)
+    assert rows.reference == rows.frozen  # 16 rows would be too few
+
+
+def test_many_rows_set_aside_are_what_traffic_is_compared_with(bundle: Bundle) -> None:
+    rows = divide(bundle, Harvest(NEW, 40, 10, 0, 0), set_aside=0.8)
+    assert rows.reference == rows.frozen[-32:]
+    assert {row.text for row in rows.reference} <= {row.text for row in NEW}
+
+
+def test_a_successor_is_trained_as_its_predecessor_was(bundle: Bundle) -> None:
+    keys = dict(key.split("=", 1) for key in learned_keys(bundle))
+    assert (keys["trainer.epochs"], keys["trainer.freeze_word_embeddings"], keys["model.revision"]) == ("20", "false", "null")
+    assert "data.trigger_words" in keys
+    assert not {"data.path", "data.test", "out", "registry", "name"} & set(keys)
+
+
+def refused(registry: Registry, tmp_path: Path, *more: str) -> dict[str, Any]:
+    with pytest.raises(GateError) as caught:
+        run(
+            [
+                f"registry={registry.url}",
+                f"log={tmp_path / 'log'}",
+                f"rows={tmp_path / 'rows'}",
+                f"run={tmp_path / 'runs'}",
+                *more,
+            ]
+        )
+    assert not (tmp_path / "runs").exists()
+    result = caught.value.result
+    assert isinstance(result, dict)
+    return result
+
+
+def test_too_few_judged_predictions_decide_nothing(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(row, "billing", ["delivery"]) for row in NEW[:30]])
+    found = refused(registry, tmp_path)
+    assert (found["decision"], found["reason"]) == ("WAIT", "30 predictions are judged, 50 are needed")
+
+
+def test_a_version_that_is_as_good_as_it_was_is_left_alone(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(row, "delivery", ["delivery"]) for row in NEW])
+    assert "not below the" in refused(registry, tmp_path, "least_judged=40")["reason"]
+
+
+def test_labels_without_texts_are_no_material(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(row, "billing", ["delivery"]) for row in NEW], "none")
+    assert "0 judged texts are in the log" in refused(registry, tmp_path, "least_judged=40")["reason"]
+
+
+@pytest.mark.parametrize("argument", ["data.path=x.csv", "out=x", "reference_path=x"])
+def test_what_the_loop_decides_itself_cannot_be_given(argument: str) -> None:
+    with pytest.raises(ConfigError, match="retrain itself says"):
+        split_arguments([argument])
+
+
+def test_of_several_models_one_has_to_be_named(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "registry/models/other").mkdir()
+    with pytest.raises(RegistryError, match="write name=NAME; models here: other, tiny"):
+        run([f"registry={registry.url}"])
