@@ -235,3 +235,21 @@ def test_a_set_without_any_right_answer_is_measured_too() -> None:
 def test_probabilities_that_are_not_numbers_are_never_measured() -> None:
     with pytest.raises(AssertionError):
         metrics.score_metrics(np.array([0]), np.array([[np.nan, 1.0]]), ["a", "b"])
+
+
+def test_a_paired_difference_of_shares_is_that_of_the_pairs_that_differ() -> None:
+    first, second = np.arange(100) < 60, np.arange(100) < 50
+    found = metrics.bootstrap_share_difference(first, second)
+    assert found.estimate == pytest.approx(0.1)
+    half = 1.96 * np.sqrt(0.1 * 0.9 / 100)  # ten pairs of a hundred differ, all in one direction
+    assert (found.low, found.high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.012)
+    same = metrics.bootstrap_share_difference(first, first)
+    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+
+
+def test_the_interval_of_a_median_holds_it_in_95_of_100_sets() -> None:
+    random = np.random.default_rng(0)
+    held = sum(
+        (found := metrics.median_interval(random.exponential(size=100))).low <= np.log(2) <= found.high for _ in range(1_000)
+    )
+    assert 930 <= held <= 985

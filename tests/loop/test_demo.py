@@ -30,6 +30,7 @@ SHORT = [
     "data.val=0.3",
     "data.test=0.2",
     "data.trigger_words=report",
+    "gate.behaviour_floor=0",  # so small a model knows words as they are written only
 ]
 # A network of its own that has nothing but 127.0.0.1: whatever asks for more gets "Network is unreachable".
 CUT_OFF = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]

@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pigeonhole.metrics import bootstrap_calibration_error, wilson_interval
+from pigeonhole.metrics import (
+    bootstrap_calibration_error,
+    bootstrap_share_difference,
+    median_interval,
+    wilson_interval,
+)
 from pigeonhole.promotion import gate
 from pigeonhole.promotion.gate import Answers, Limits, decide
 
@@ -50,6 +56,35 @@ UNSURE = answers(share(11), 0.8)
 UNSURE_LOW = bootstrap_calibration_error(UNSURE.probabilities, np.array([LABELS.index(label) for label in TRUE])).low
 
 
+def held(rows: Iterable[int]) -> Any:
+    inside = np.zeros(len(TRUE), bool)
+    inside[list(rows)] = True
+    return inside
+
+
+def flags(passed: int, of: int = 100) -> Any:
+    return np.arange(of) < passed
+
+
+def refusing(given: Answers, refused: int, of: int = 100) -> Answers:
+    return replace(given, refused=flags(refused, of))
+
+
+def behaving(given: Answers, **passed: int) -> Answers:
+    return replace(given, behaviour={name: flags(count) for name, count in passed.items()})
+
+
+def taking(given: Answers, milliseconds: float, spread: float = 0) -> Answers:
+    return replace(given, latencies_ms=milliseconds + spread * np.linspace(-1, 1, 101))
+
+
+HUNDRED = {"the first hundred": held(range(100))}
+FIVE_LOST = answers([1, 2, 3, 4, 5]), answers(range(100, 400, 2))
+FIVE_LOST_HIGH = bootstrap_share_difference(np.arange(100) >= 5, np.ones(100, bool)).high
+AT_THE_END_OF_70 = Limits(behaviour_floor=wilson_interval(70, 100).high)
+JUST_QUICK_ENOUGH = Limits(latency_ms=median_interval(taking(GOOD, 21, 5).latencies_ms).low)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -59,6 +94,7 @@ class Case:
     because: str = ""  # the checks that say no
     limits: Limits = field(default_factory=Limits)
     true: tuple[str, ...] = TRUE
+    slices: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = [
@@ -128,6 +164,60 @@ CASES = [
         "macro_f1 recall calibration",
     ),
     Case("one label more than production", "PROMOTE", answers(share(23), labels=SIX), GOOD),
+    Case("better on average, worse on a slice", "REJECT", GOOD, POOR, "slices", slices={"short": held(share(23))}),
+    Case("better on every slice", "PROMOTE", GOOD, POOR, slices={"short": held(ROWS[:250]), "long": held(ROWS[250:])}),
+    Case("a slice loses what may be lost", "PROMOTE", *FIVE_LOST, limits=Limits(slice_margin=0.05), slices=HUNDRED),
+    Case("a slice loses a little more than may be lost", "HOLD", *FIVE_LOST, "slices", Limits(slice_margin=0.04), slices=HUNDRED),
+    Case(
+        "a slice that may have lost only what may be lost",
+        "HOLD",
+        *FIVE_LOST,
+        "slices",
+        Limits(slice_margin=-FIVE_LOST_HIGH),
+        slices=HUNDRED,
+    ),
+    Case("as many out-of-scope texts are accepted", "PROMOTE", refusing(FAIR, 90), refusing(FAIR, 90)),
+    Case(
+        "out-of-scope texts: what may be lost",
+        "PROMOTE",
+        refusing(FAIR, 85),
+        refusing(FAIR, 90),
+        limits=Limits(out_of_scope_margin=0.05),
+    ),
+    Case(
+        "out-of-scope texts: a little more than may be lost",
+        "HOLD",
+        refusing(FAIR, 85),
+        refusing(FAIR, 90),
+        "out_of_scope",
+        Limits(out_of_scope_margin=0.04),
+    ),
+    Case("out-of-scope texts are all accepted", "REJECT", refusing(GOOD, 0), refusing(POOR, 90), "out_of_scope"),
+    Case("out-of-scope texts were not put to the candidate", "HOLD", GOOD, refusing(POOR, 90), "out_of_scope"),
+    Case("out-of-scope texts were not put to production", "HOLD", refusing(GOOD, 90), POOR, "out_of_scope"),
+    Case(
+        "other out-of-scope texts were put to production", "HOLD", refusing(GOOD, 90), refusing(POOR, 90, of=99), "out_of_scope"
+    ),
+    Case("behaves well", "PROMOTE", behaving(GOOD, a=95, b=99), behaving(POOR, a=96, b=90)),
+    Case("behaves as well as is asked for", "PROMOTE", behaving(GOOD, a=80), behaving(POOR, a=96)),
+    Case("behaves a little worse than is asked for", "HOLD", behaving(GOOD, a=79), behaving(POOR, a=96), "behaviour"),
+    Case("fails one behavioural test of two", "REJECT", behaving(GOOD, a=95, b=20), behaving(POOR, a=96, b=96), "behaviour"),
+    Case("fails a behavioural test as production does", "PROMOTE", behaving(GOOD, a=20), behaving(POOR, a=20)),
+    Case("fails it more than production does", "REJECT", behaving(GOOD, a=20), behaving(POOR, a=60), "behaviour"),
+    Case("may behave as is asked for", "HOLD", behaving(GOOD, a=70), behaving(POOR, a=96), "behaviour", AT_THE_END_OF_70),
+    Case("behaviour was not measured on the candidate", "HOLD", behaving(GOOD, a=95), behaving(POOR, a=96, b=96), "behaviour"),
+    Case("a behavioural test that production never had", "REJECT", behaving(GOOD, a=95, b=20), behaving(POOR, a=96), "behaviour"),
+    Case("quick enough", "PROMOTE", taking(GOOD, 20), taking(POOR, 10), limits=Limits(latency_ms=20)),
+    Case("too slow", "REJECT", taking(GOOD, 21), taking(POOR, 10), "latency", Limits(latency_ms=20)),
+    Case("too slow, as production is", "PROMOTE", taking(GOOD, 21), taking(POOR, 21), limits=Limits(latency_ms=20)),
+    Case("may be quick enough", "HOLD", taking(GOOD, 21, spread=5), taking(POOR, 10), "latency", Limits(latency_ms=20)),
+    Case("may be just quick enough", "HOLD", taking(GOOD, 21, spread=5), taking(POOR, 10), "latency", JUST_QUICK_ENOUGH),
+    Case("quick enough, and production was not timed", "PROMOTE", taking(GOOD, 20), POOR),
+    Case("too slow, and production was not timed", "REJECT", taking(GOOD, 101), POOR, "latency"),
+    Case("was not timed, and production was", "HOLD", GOOD, taking(POOR, 20), "latency"),
+    Case("the first version, timed and well behaved", "PROMOTE", behaving(taking(FAIR, 20), a=95), None),
+    Case("the first version, badly behaved", "REJECT", behaving(FAIR, a=20), None, "behaviour"),
+    Case("the first version, with out-of-scope texts and slices", "PROMOTE", refusing(FAIR, 9), None, slices=HUNDRED),
     Case("the first version, better than none", "PROMOTE", FAIR, None),
     Case("the first version, always one label", "HOLD", ALWAYS_A, None, "macro_f1"),
     Case("the first version, wrong on every row", "REJECT", answers(ROWS, 0.25), None, "macro_f1", Limits(ece_ceiling=0.5)),
@@ -138,7 +228,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_gate_says(case: Case) -> None:
-    verdict = decide(case.true, case.candidate, case.production, case.limits)
+    verdict = decide(case.true, case.candidate, case.production, case.limits, slices=case.slices)
     assert verdict.decision == case.decision, verdict.reasons
     assert _says_no(verdict) == set(case.because.split())
 
@@ -149,7 +239,7 @@ def _says_no(verdict: gate.Verdict) -> set[str]:
 
 def test_every_check_speaks_and_no_reason_is_empty() -> None:
     verdict = decide(TRUE, GOOD, POOR, Limits())
-    assert [check.name for check in verdict.checks] == ["macro_f1", "recall", "calibration", "size"]
+    assert [check.name for check in verdict.checks] == ["macro_f1", "recall", "calibration", "slices", "size"]
     assert verdict.reasons == [check.reason for check in verdict.checks]
     assert all(verdict.reasons)
 
@@ -192,6 +282,7 @@ OTHERS: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
     ast.Is: [ast.IsNot],
     ast.IsNot: [ast.Is],
     ast.In: [ast.NotIn],
+    ast.NotIn: [ast.In],
 }
 
 
@@ -212,7 +303,7 @@ def mutants() -> Iterator[tuple[str, str]]:
 def suite_passes(decide_changed: Callable[..., gate.Verdict]) -> bool:
     for case in CASES:
         try:
-            verdict = decide_changed(case.true, case.candidate, case.production, case.limits)
+            verdict = decide_changed(case.true, case.candidate, case.production, case.limits, slices=case.slices)
         except Exception:  # noqa: BLE001 - a gate that breaks is a gate that is found out
             return False
         reasons = [check.reason for check in verdict.checks if check.outcome != "PROMOTE" or not case.because]

@@ -1,15 +1,18 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.evaluation.test_labelled import origin
 from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
-from pigeonhole.bundle import Bundle
+from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError, DataError, GateError, RegistryError
-from pigeonhole.promotion.promote import run
+from pigeonhole.promotion.measure import Probes
+from pigeonhole.promotion.promote import ProbesConfig, choose_probes, run
 from pigeonhole.registry import Registry
 
 MISTAKEN = {**QUEUES, "charge": "delivery", "courier": "account"}
@@ -39,7 +42,8 @@ def in_production(registry: Registry, bundle: Bundle) -> None:
 
 
 def promote(registry: Registry, candidate: str, *arguments: str) -> dict[str, Any]:
-    return run([f"candidate={candidate}", f"registry={registry.url}", *arguments])
+    """These models know words as they are written only, so case and typos are left out of the judgement."""
+    return run([f"candidate={candidate}", f"registry={registry.url}", "gate.behaviour_floor=0", *arguments])
 
 
 def test_a_better_version_becomes_production_and_the_history_says_why(
@@ -189,7 +193,7 @@ def test_limits_come_from_the_command_line(registry: Registry, rows_file: Path, 
     published(registry, tmp_path, "v1", weight=2.0)
     with pytest.raises(GateError, match="calibration"):
         promote(registry, "v1", f"data.path={rows_file}", "gate.ece_ceiling=0.01")
-    with pytest.raises(GateError, match=r"the model has 0\.0 MB, 0\.0001 are allowed"):
+    with pytest.raises(GateError, match=r"the model has 0\.0 MB; 0\.0001 are allowed"):
         promote(registry, "v1", f"data.path={rows_file}", "gate.ece_ceiling=1", "gate.size_mb=0.0001")
     with pytest.raises(ConfigError, match=r"gate\.margin"):
         promote(registry, "v1", f"data.path={rows_file}", "gate.margin=2")
@@ -222,3 +226,29 @@ def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
         run(["--help"])
     assert left.value.code == 0
     assert "gate.recall_floor" in capsys.readouterr().out
+
+
+def test_behaviour_latency_slices_and_probes_are_measured_on_both(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN))
+    published(registry, tmp_path, "v2")
+    minimum, foreign = tmp_path / "minimum.csv", tmp_path / "foreign.csv"
+    minimum.write_text("text,label\nmy invoice,billing\na courier came,delivery\nno login,account\n")
+    foreign.write_text("text,label\nthe weather is fine,none\nmy invoice of the heart,none\n")
+    probes = [f"probes.minimum={minimum}", f"probes.out_of_scope={foreign}"]
+    found = promote(registry, "v2", f"data.path={rows_file}", *probes)
+    said = {check["reason"].split(":")[0]: check for check in found["checks"]}
+    assert said["minimum functionality"]["reason"].startswith("minimum functionality: 3 of 3 passed")
+    assert {"upper case", "lower case", "a typo", "politeness"} <= set(said)
+    reasons = {check["name"]: check["reason"] for check in found["checks"]}
+    assert reasons["out_of_scope"].startswith("1 of 2 out-of-scope texts are not accepted, +0.000")
+    assert "production" in reasons["latency"]
+    assert reasons["slices"] == "no slice of 2 lost more than 0.05"
+
+
+def test_the_probes_of_tickets_are_those_of_its_labels_only(sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = open_bundle(str(sealed_bundle))
+    assert choose_probes(ProbesConfig(), tiny) == Probes([], [])
+    labels = ("account_access", "billing", "cancellation", "delivery", "feedback", "refund", "sales", "technical_fault")
+    tickets = dataclasses.replace(tiny, manifest=msgspec.structs.replace(tiny.manifest, labels=labels))
+    found = choose_probes(ProbesConfig(), tickets)
+    assert (len(found.minimum), len(found.out_of_scope)) == (24, 205)

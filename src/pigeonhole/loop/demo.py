@@ -7,6 +7,7 @@ No text is on two sides: what the first version learns from, what it is asked in
 the texts that measure before and after, of which nobody is ever told the truth.
 """
 
+import dataclasses
 import shlex
 import time
 from collections.abc import Sequence
@@ -41,6 +42,9 @@ The whole loop on this machine: no network, no account.
 QUICK = ("trainer.epochs=1", "model.max_length=64", "export.int8=false", "export.served=fp32", "tracking=none")
 MARGIN = "gate.margin=0.03"  # on 350 frozen rows the gate cannot tell a point of macro-F1 from luck
 SECRET = "known-to-this-demo-only"  # noqa: S105  both ends of it are this demo's own processes
+# The new world's messages come through a portal that puts this under each: the shift of shifted.csv alone costs a few points,
+# which some hundred predictions cannot show.
+LINE = "Sent through the Larkfield customer portal. Your invoice, your orders and your returns in one place."
 ROUND = 100  # texts of a round where nothing changes
 
 
@@ -52,6 +56,7 @@ class DemoConfig:
     rounds: int = setting(20, "rounds of world=same", ge=1, le=1000)
     data: str = setting(TICKETS, "labelled rows of the old world")
     changed: str = setting(TICKETS.replace("tickets.csv", "shifted.csv"), "labelled rows of the new one, with the same labels")
+    line: str | None = setting(LINE, "what a portal puts under each message of the new world; null: nothing")
     out: str | None = setting(None, "local folder for all of it; unset: runs/TIME-demo")
     stay: bool = setting(False, "keep the services up at the end, until Ctrl-C")
 
@@ -122,7 +127,6 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     out = Path(config.out or f"runs/{now():%Y%m%d-%H%M%S}-demo").resolve()
     if (out / "demo.json").exists():
         raise ConfigError(f"out={out}: holds a finished demo; choose another folder")
-    (out / "logs").mkdir(parents=True, exist_ok=True)
     story = Story()
     changes = config.world == "changes"
     retraining = [*training, MARGIN, *gating, f"rows={out / 'rows'}", f"run={out / 'runs'}"]
@@ -135,8 +139,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         "PIGEONHOLE_RETRAIN": shlex.join(retraining),
         "PIGEONHOLE_DRAW": "no",
     }
-    with Processes(out / "logs", environment) as processes:
-        first = _first_version(processes, config, [*QUICK, *training, *sizes], out, story)
+    with Processes(out, environment) as processes:
+        first = _first_version(processes, config, [*QUICK, *training, *sizes], gating, story)
         world = _divide(config, str(first["bundle"]), changes)
         town = _open_town(processes, story)
         with ExitStack() as after:
@@ -164,13 +168,15 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def _first_version(processes: Processes, config: DemoConfig, training: list[str], out: Path, story: Story) -> dict[str, Any]:
+def _first_version(
+    processes: Processes, config: DemoConfig, training: list[str], gating: list[str], story: Story
+) -> dict[str, Any]:
     """Trained into a registry beside, so that it too comes through the gate."""
     story.tell(f"training on {config.data}")
-    keys = [f"data.path={config.data}", f"out={out / 'runs' / 'first'}", f"registry={out / 'workshop'}"]
+    keys = [f"data.path={config.data}", f"out={processes.out / 'runs' / 'first'}", f"registry={processes.out / 'workshop'}"]
     trained = processes.run("train", *training, *keys)
     story.tell(f"version {trained['version']}: accuracy {trained['test']['accuracy']:.3f} on {trained['test']['n']} test rows")
-    verdict = processes.run("promote", f"candidate={trained['bundle']}")
+    verdict = processes.run("promote", f"candidate={trained['bundle']}", *gating)
     story.tell(f"gate: {verdict['decision']}, {verdict['reasons'][0]}")
     return {"version": trained["version"], "bundle": trained["bundle"], "test_accuracy": trained["test"]["accuracy"]}
 
@@ -180,7 +186,10 @@ def _divide(config: DemoConfig, bundle: str, changes: bool) -> World:
     _, split = read_own_rows(open_bundle(bundle))
     if not changes:
         return World([*split.validation, *split.test], [], [])
-    parts = split_rows(list(read_rows(DataConfig(path=config.changed))), 0.0, 0.35, seed=0)
+    rows = list(read_rows(DataConfig(path=config.changed)))
+    if config.line is not None:
+        rows = [dataclasses.replace(row, text=f"{row.text} {config.line}") for row in rows]
+    parts = split_rows(rows, 0.0, 0.35, seed=0)
     return World(split.validation, parts.train, parts.test)
 
 
@@ -198,7 +207,7 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
     calm = _ask_and_watch(town, world.old)
     if calm["verdict"] != "no_drift":
         raise RunError(f"the old world's traffic gave {calm['verdict']}: {', '.join(calm['alarms'])}")
-    story.tell("the world changes", "the world changes")
+    story.tell("the world changes: other messages, and a portal that puts a line under each", "the world changes")
     half = len(world.judged) // 2
     since = now()
     early = traffic.ask(world.judged[:half])

@@ -21,11 +21,13 @@ GRACE_S = 30.0
 
 
 class Processes(ExitStack):
-    """`folder` keeps what each of them says to people; leaving the context ends them, the last one first."""
+    """`out`/logs keeps what each of them says to people; leaving the context ends them, the last one first."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, out: Path, environment: Mapping[str, str]) -> None:
         super().__init__()
-        self._folder = folder
+        self.out = out
+        self._folder = out / "logs"
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._environment = {**os.environ, **environment}
 
     def run(self, name: str, *arguments: str, codes: Sequence[int] = (0,)) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], lis
         key = argument.partition("=")[0]
         if key in ("out", "reference_path") or (key.startswith("data.") and not key.startswith(LEARNED)):
             raise ConfigError(f"{argument}: retrain itself says what to learn from and where; leave {key} out")
-        if key.startswith("gate."):
+        if key.startswith(("gate.", "probes.")):
             gating.append(argument)
         elif key.startswith(LEARNED) or key in ("seed", "model", "trainer", "export", "tracking", "experiment"):
             training.append(argument)

@@ -1,27 +1,32 @@
 """The gate: the answers of a candidate and of production to the same rows -> PROMOTE, HOLD or REJECT, with reasons.
 
 PROMOTE: every check passed. REJECT: a check failed for certain. HOLD: one did not pass, and the rows are too few to be certain. A
-check passes only where a comparison says so in the affirmative: a figure that is not a number never opens the gate. Knows neither
-bundles nor registries.
+check passes only where a comparison says so in the affirmative: a figure that is not a number never opens the gate, and neither
+does one that is there for production and missing for the candidate. Knows neither bundles nor registries.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pigeonhole.configuration import setting
 from pigeonhole.metrics import (
     Floats,
     Ids,
+    Interval,
     bootstrap_calibration_error,
     bootstrap_difference,
+    bootstrap_share_difference,
+    median_interval,
     predict,
     wilson_interval,
 )
 
 Decision = Literal["PROMOTE", "HOLD", "REJECT"]
+Flags = NDArray[np.bool_]
 
 
 @dataclass
@@ -31,18 +36,31 @@ class Limits:
     margin: float = setting(0.01, "macro-F1 that a candidate may lose at worst (95 % interval)", ge=0, le=1)
     recall_floor: float = setting(0.5, "recall of each label, where production does not fall below it too", ge=0, le=1)
     ece_ceiling: float = setting(0.1, "calibration error, where production's is not larger", ge=0, le=1)
+    slice_margin: float = setting(0.05, "accuracy that a candidate may lose on any slice of the rows", ge=0, le=1)
+    out_of_scope_margin: float = setting(0.05, "share of out-of-scope texts that a candidate may accept on top", ge=0, le=1)
+    behaviour_floor: float = setting(
+        0.8, "share of each behavioural test that has to pass, where production does too", ge=0, le=1
+    )
+    latency_ms: float = setting(100, "median time of one text, where production is not slower", gt=0)
     size_mb: float = setting(500, "megabytes of the served model", gt=0)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one bundle says to the frozen rows: probabilities (n, c) in the order of its labels; `rows` identifies the rows."""
+    """What one bundle says to the frozen rows: probabilities (n, c) in the order of its labels; `rows` identifies the rows.
+
+    `refused` (m,): which out-of-scope texts it does not accept. `behaviour`: for each test, which of its texts passed, (k,).
+    `latencies_ms`: of single texts, on one machine for both. None and {}: not measured.
+    """
 
     version: str
     rows: str
     labels: tuple[str, ...]
     probabilities: Floats
     size_bytes: int
+    refused: Flags | None = None
+    behaviour: Mapping[str, Flags] = field(default_factory=dict)
+    latencies_ms: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +78,22 @@ class Verdict:
     @property
     def reasons(self) -> list[str]:
         """Why not; where nothing says no, why."""
-        against = [check.reason for check in self.checks if check.outcome != "PROMOTE"]
+        against = [check.reason for check in _failed(list(self.checks))]
         return against or [check.reason for check in self.checks]
 
 
-def decide(true_labels: Sequence[str], candidate: Answers, production: Answers | None, limits: Limits, seed: int = 0) -> Verdict:
-    """The candidate against production, or, where there is none yet, against always giving the most frequent label."""
+def decide(
+    true_labels: Sequence[str],
+    candidate: Answers,
+    production: Answers | None,
+    limits: Limits,
+    seed: int = 0,
+    slices: Mapping[str, Flags] | None = None,
+) -> Verdict:
+    """The candidate against production, or, where there is none yet, against always giving the most frequent label.
+
+    `slices` says for each name which of the rows it holds, (n,).
+    """
     foreign = _foreign(true_labels, candidate, production)
     if foreign:
         return _judge([foreign])
@@ -79,7 +107,11 @@ def decide(true_labels: Sequence[str], candidate: Answers, production: Answers |
             _check_macro_f1(frame, found, before, limits.margin, seed),
             *_check_recalls(frame, found, before, limits.recall_floor),
             _check_calibration(frame, found, before, limits.ece_ceiling, seed),
-            _check_size(candidate.size_bytes, limits.size_mb),
+            *_check_slices(frame, found, before, slices or {}, limits.slice_margin, seed),
+            *_check_out_of_scope(candidate, production, limits.out_of_scope_margin, seed),
+            *_check_behaviour(candidate, production, limits.behaviour_floor),
+            *_check_latency(candidate, production, limits.latency_ms),
+            _check_size(candidate, production, limits.size_mb),
         ]
     )
 
@@ -167,10 +199,85 @@ def _check_calibration(frame: _Frame, found: Floats, before: Floats | None, ceil
     return Check("calibration", "REJECT" if error.low > allowed else "HOLD", f"{said}: more than {allowed:.4g}")
 
 
-def _check_size(size_bytes: int, size_mb: float) -> Check:
-    fits = size_bytes <= size_mb * 1e6
-    said = f"the model has {size_bytes / 1e6:.1f} MB"
-    return Check("size", "PROMOTE" if fits else "REJECT", f"{said}, {size_mb:g} are allowed")
+def _check_slices(
+    frame: _Frame, found: Floats, before: Floats | None, slices: Mapping[str, Flags], margin: float, seed: int
+) -> list[Check]:
+    """A gain on average may not be paid for by one kind of text."""
+    if before is None:
+        return []
+    right, right_before = (predict(answers) == frame.true_ids for answers in (found, before))
+    checks = []
+    for name, inside in slices.items():
+        difference = bootstrap_share_difference(right[inside], right_before[inside], seed)
+        said = f"accuracy {_signed(difference)} against production on the {int(inside.sum())} rows of {name}"
+        checks.append(Check("slices", _reaches(difference, -margin), f"{said}; {margin:g} may be lost"))
+    return _failed(checks) or [Check("slices", "PROMOTE", f"no slice of {len(slices)} lost more than {margin:g}")]
+
+
+def _check_out_of_scope(candidate: Answers, production: Answers | None, margin: float, seed: int) -> list[Check]:
+    if production is None or (candidate.refused is None and production.refused is None):
+        return []
+    if candidate.refused is None or production.refused is None or candidate.refused.shape != production.refused.shape:
+        return [Check("out_of_scope", "HOLD", "out-of-scope texts were not put to both in the same way")]
+    difference = bootstrap_share_difference(candidate.refused, production.refused, seed)
+    refused, n = int(candidate.refused.sum()), len(candidate.refused)
+    said = f"{refused} of {n} out-of-scope texts are not accepted, {_signed(difference)} against production"
+    return [Check("out_of_scope", _reaches(difference, -margin), f"{said}; {margin:g} may be lost")]
+
+
+def _check_behaviour(candidate: Answers, production: Answers | None, floor: float) -> list[Check]:
+    """Each test by itself; where production fails it too, no worse than production."""
+    before = production.behaviour if production else {}
+    checks = [
+        Check("behaviour", "HOLD", f"{name}: measured for production and not for the candidate")
+        for name in before
+        if name not in candidate.behaviour
+    ]
+    for name, passed in candidate.behaviour.items():
+        share = wilson_interval(int(passed.sum()), len(passed))
+        allowed = min(floor, float(before[name].mean())) if name in before else floor
+        said = f"{name}: {int(passed.sum())} of {len(passed)} passed"
+        checks.append(Check("behaviour", _reaches(share, allowed), f"{said}, {allowed:.3g} of them are needed"))
+    return _failed(checks) or checks
+
+
+def _check_latency(candidate: Answers, production: Answers | None, limit_ms: float) -> list[Check]:
+    """Measured side by side, so that a busy machine slows both down."""
+    if candidate.latencies_ms is None:
+        missing = production is not None and production.latencies_ms is not None
+        return [Check("latency", "HOLD", "measured for production and not for the candidate")] if missing else []
+    found = median_interval(candidate.latencies_ms)
+    before = None if production is None or production.latencies_ms is None else median_interval(production.latencies_ms)
+    allowed = limit_ms if before is None else max(limit_ms, before.high)
+    slower = Interval(-found.estimate, -found.high, -found.low)
+    than = "" if before is None else f", production {before.estimate:.1f}"
+    said = f"one text takes {found.estimate:.1f} ms [{found.low:.1f}, {found.high:.1f}]{than}"
+    return [Check("latency", _reaches(slower, -allowed), f"{said}; {allowed:.4g} ms are allowed")]
+
+
+def _check_size(candidate: Answers, production: Answers | None, size_mb: float) -> Check:
+    fits = candidate.size_bytes <= size_mb * 1e6
+    than = "" if production is None else f", production's {production.size_bytes / 1e6:.1f}"
+    return Check(
+        "size",
+        "PROMOTE" if fits else "REJECT",
+        f"the model has {candidate.size_bytes / 1e6:.1f} MB{than}; {size_mb:g} are allowed",
+    )
+
+
+def _reaches(found: Interval, allowed: float) -> Decision:
+    """A figure that has to be at least `allowed`: rejected where even the upper end of its interval is below."""
+    if found.estimate >= allowed:
+        return "PROMOTE"
+    return "REJECT" if found.high < allowed else "HOLD"
+
+
+def _failed(checks: list[Check]) -> list[Check]:
+    return [check for check in checks if check.outcome != "PROMOTE"]
+
+
+def _signed(difference: Interval) -> str:
+    return f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def _judge(checks: list[Check]) -> Verdict:

@@ -4,24 +4,36 @@ Exit 0: the candidate is production now. Exit 4: HOLD or REJECT, nothing moved; 
 verdict is in the registry's history, with who asked and why.
 """
 
-import hashlib
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import msgspec
-
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
-from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, setting
+from pigeonhole.dataset.config import TICKETS, DataConfig
+from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import ConfigError, GateError, RegistryError
 from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, read_own_split, was_trained_on
-from pigeonhole.evaluation.score import predict_rows
+from pigeonhole.evaluation.slices import length_masks
 from pigeonhole.metrics import score_metrics
-from pigeonhole.promotion.gate import Answers, Limits, Verdict, decide
+from pigeonhole.promotion.gate import Limits, Verdict, decide
+from pigeonhole.promotion.measure import Probes, measure
 from pigeonhole.registry import Move, Registry
+
+MINIMUM = TICKETS.replace("tickets.csv", "minimum.csv")
+OUT_OF_SCOPE = TICKETS.replace("tickets.csv", "out_of_scope.csv")
+
+
+@dataclass
+class ProbesConfig:
+    """Texts that both versions are asked besides the frozen rows."""
+
+    minimum: str | None = setting(
+        None, "labelled texts that every version has to get right; unset: those of tickets, for its labels"
+    )
+    out_of_scope: str | None = setting(None, "texts that belong to no label; unset: those of tickets, for its labels")
 
 
 @dataclass
@@ -30,6 +42,7 @@ class PromoteConfig:
     name: str | None = setting(None, "the model's name in the registry; unset: the candidate's")
     registry: str = setting("${oc.env:PIGEONHOLE_REGISTRY,registry}", "URL of the registry")
     data: RowsConfig = field(default_factory=RowsConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
     gate: Limits = field(default_factory=Limits)
     force: bool = setting(False, "move the alias whatever the gate says; the history keeps that it was forced")
     threads: int = setting(0, "threads of the models; 0: one a core", ge=0, le=1024)
@@ -50,10 +63,10 @@ def run(arguments: list[str]) -> dict[str, Any]:
         return _settled(name, version)
     production = open_bundle(registry.version_url(name, before)) if before else None
     rows = _rows(config.data, candidate)
-    answers = _answer(candidate, rows, config.threads)
-    verdict = decide(
-        rows.labels, answers, _answer(production, rows, config.threads) if production else None, config.gate, config.seed
-    )
+    bundles = [bundle for bundle in (candidate, production) if bundle is not None]
+    answers, *others = measure(bundles, rows, choose_probes(config.probes, candidate), config.threads, config.seed)
+    opponent = others[0] if others else None
+    verdict = decide(rows.labels, answers, opponent, config.gate, config.seed, length_masks(rows.texts))
     result = {
         **_verdict(verdict, name, candidate, production, rows),
         "test": score_metrics(label_ids(rows, answers.labels), answers.probabilities, answers.labels, config.seed),
@@ -136,15 +149,13 @@ def _rows(data: RowsConfig, candidate: Bundle) -> Labelled:
     return rows
 
 
-def _answer(bundle: Bundle, rows: Labelled, threads: int) -> Answers:
-    classifier = Classifier.open(bundle, threads=threads)
-    manifest = bundle.manifest
-    return Answers(
-        version=manifest.version,
-        rows=hashlib.sha256(msgspec.json.encode([(row.text, row.label) for row in rows.rows])).hexdigest(),
-        labels=manifest.labels,
-        probabilities=predict_rows(classifier, rows.texts, f"score {manifest.version}"),
-        size_bytes=manifest.files[manifest.models[manifest.served]].size_bytes,
+def choose_probes(data: ProbesConfig, candidate: Bundle) -> Probes:
+    """The files that were named; for the eight queues of tickets, those that come with them."""
+    own = set(candidate.manifest.labels) == {row.label for row in read_rows(DataConfig(path=MINIMUM))}
+    minimum, out_of_scope = data.minimum or (MINIMUM if own else None), data.out_of_scope or (OUT_OF_SCOPE if own else None)
+    return Probes(
+        minimum=list(read_rows(DataConfig(path=minimum))) if minimum else [],
+        out_of_scope=[row.text for row in read_rows(DataConfig(path=out_of_scope))] if out_of_scope else [],
     )
 
 

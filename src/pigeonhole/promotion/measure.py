@@ -1,0 +1,66 @@
+"""What the gate wants to know of candidate and production, measured on the same texts, in one process, side by side."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from pigeonhole.bundle import Bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.dataset.read import Row
+from pigeonhole.evaluation.behaviour import measure_behaviour
+from pigeonhole.evaluation.labelled import Labelled
+from pigeonhole.evaluation.score import CHUNK, predict_rows
+from pigeonhole.metrics import Floats
+from pigeonhole.promotion.gate import Answers
+
+TIMED = 100  # texts, one at a time
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Texts beside the frozen rows; either may be empty."""
+
+    minimum: Sequence[Row]
+    out_of_scope: Sequence[str]
+
+
+def measure(bundles: Sequence[Bundle], rows: Labelled, probes: Probes, threads: int, seed: int) -> list[Answers]:
+    """One Answers a bundle, in their order."""
+    classifiers = [Classifier.open(bundle, threads=threads) for bundle in bundles]
+    found = [_answer(*pair, rows, probes, seed) for pair in zip(bundles, classifiers, strict=True)]
+    times = _time(classifiers, rows.texts[:TIMED])
+    return [replace(answers, latencies_ms=of_one) for answers, of_one in zip(found, times, strict=True)]
+
+
+def _answer(bundle: Bundle, classifier: Classifier, rows: Labelled, probes: Probes, seed: int) -> Answers:
+    manifest = bundle.manifest
+
+    def labels_of(texts: Sequence[str]) -> list[str]:
+        starts = range(0, len(texts), CHUNK)
+        return [said.label for start in starts for said in classifier.predict(texts[start : start + CHUNK])]
+
+    decisions = [said.decision for said in classifier.predict(probes.out_of_scope)]
+    return Answers(
+        version=manifest.version,
+        rows=hashlib.sha256(msgspec.json.encode([(row.text, row.label) for row in rows.rows])).hexdigest(),
+        labels=manifest.labels,
+        probabilities=predict_rows(classifier, rows.texts, f"score {manifest.version}"),
+        size_bytes=manifest.files[manifest.models[manifest.served]].size_bytes,
+        refused=np.array([decision != "accept" for decision in decisions]) if decisions else None,
+        behaviour=measure_behaviour(labels_of, rows.texts, probes.minimum, seed),
+    )
+
+
+def _time(classifiers: Sequence[Classifier], texts: Sequence[str]) -> list[Floats]:
+    """Milliseconds of each text by itself; the versions take turns, text by text."""
+    times: list[list[float]] = [[] for _ in classifiers]
+    for text in texts:
+        for classifier, of_one in zip(classifiers, times, strict=True):
+            began = time.perf_counter()
+            classifier.predict([text])
+            of_one.append((time.perf_counter() - began) * 1000)
+    return [np.array(of_one) for of_one in times]
