@@ -1,21 +1,28 @@
 """How often a drift run alarms: on null windows, and on windows that really differ, by kind, dose and number of texts.
 
-    uv run python benchmarks/drift/detection.py bundle=URL [trials=25] [nulls=400]
+    uv run python benchmarks/drift/detection.py bundle=URL [banking77=FILE clinc150=FILE] [trials=25] [nulls=400] [out=FOLDER]
 
 `bundle` was trained on tickets. Held-out rows (its validation and test split, 576 texts) are dealt anew for each trial: one half
-is the reference, the window comes from the other, so that no text is on both sides. Prints one JSON object.
+is the reference, the window comes from the other, so that no text is on both sides. With the two files (CSV with a column
+`text`), 600 texts of the first are the reference's world, and texts of the second are mixed into the window. Prints one JSON
+object; with `out`, it is also kept there, with a picture.
 """
 
 import csv
+import io
 import os
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from matplotlib.figure import Figure
 
 import pigeonhole.dataset
+from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.command import command, say
@@ -24,6 +31,7 @@ from pigeonhole.dataset.load import load_dataset
 from pigeonhole.drift.detectors import DETECTORS, Rows, detect
 from pigeonhole.errors import ConfigError
 from pigeonhole.metrics import wilson_interval
+from pigeonhole.prediction_log import sketch
 
 TICKETS = Path(pigeonhole.dataset.__path__[0]) / "tickets"
 SIZES = (25, 100, 200)
@@ -36,8 +44,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         print(__doc__)
         return None
     options = dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - {"bundle", "trials", "nulls"} or "bundle" not in options:
-        raise ConfigError(f"allowed is bundle=URL [trials=N] [nulls=N], not {arguments}")
+    keys = {"bundle", "banking77", "clinc150", "trials", "nulls", "out"}
+    if set(options) - keys or "bundle" not in options or ("banking77" in options) != ("clinc150" in options):
+        raise ConfigError(f"allowed is bundle=URL [banking77=FILE clinc150=FILE] [trials=N] [nulls=N] [out=URL], not {arguments}")
     trials, nulls = int(options.get("trials", "25")), int(options.get("nulls", "400"))
     began = time.perf_counter()
     bundle = open_bundle(options["bundle"])
@@ -55,7 +64,13 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     for name, draw in _kinds(held_out, others, typed).items():
         found[name] = {str(size): _rate(held_out, draw, size, trials) for size in SIZES}
         say(f"{name}: { {size: rate['rate'] for size, rate in found[name].items()} }")
-    return {
+    if "banking77" in options:
+        banking, clinc = (_answer(classifier, _some_texts(options[name])) for name in ("banking77", "clinc150"))
+        for dose in (0.1, 0.2, 0.5, 1.0):
+            name = f"banking77, {dose:.0%} of the window from clinc150"
+            found[name] = {str(size): _rate(banking, _mixed(banking, clinc, dose), size, trials) for size in SIZES}
+            say(f"{name}: { {size: rate['rate'] for size, rate in found[name].items()} }")
+    result = {
         "bundle": bundle.manifest.version,
         "held_out": len(texts),
         "trials": trials,
@@ -64,35 +79,45 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         "seconds": round(time.perf_counter() - began),
         "load_average": os.getloadavg()[0],
     }
+    if "out" in options:
+        storage.write(f"{options['out']}/detection.json", msgspec.json.format(msgspec.json.encode(result)))
+        storage.write(f"{options['out']}/detection.png", draw_rates(result))
+    return result
+
+
+def _mixed(own: Rows, other: Rows, dose: float) -> Draw:
+    def draw(random: np.random.Generator, rest: Any, size: int) -> Rows:
+        foreign = round(size * dose)
+        return own.take(_some(random, rest, size - foreign)).joined(other.take(_some(random, len(other), foreign)))
+
+    return draw
 
 
 def _kinds(held_out: Rows, others: dict[str, Rows], typed: dict[float, Rows]) -> dict[str, Draw]:
-    def mixed(other: Rows, dose: float) -> Draw:
-        def draw(random: np.random.Generator, rest: Any, size: int) -> Rows:
-            foreign = round(size * dose)
-            return held_out.take(_some(random, rest, size - foreign)).joined(other.take(_some(random, len(other), foreign)))
-
-        return draw
-
     def noisy(dose: float) -> Draw:
         return lambda random, rest, size: typed[dose].take(_some(random, rest, size))
 
-    def skewed(times: float) -> Draw:
+    def skewed(share: float) -> Draw:
+        """So large a share of the window is answered with one label, instead of an eighth; its texts may come twice."""
+
         def draw(random: np.random.Generator, rest: Any, size: int) -> Rows:
-            weights = np.where(held_out.label_ids[rest] == 0, times, 1.0)
-            return held_out.take(random.choice(rest, size, replace=False, p=weights / weights.sum()))
+            of_label = rest[held_out.label_ids[rest] == 0]
+            others = rest[held_out.label_ids[rest] != 0]
+            many = round(size * share)
+            return held_out.take(np.concatenate([random.choice(of_label, many), _some(random, others, size - many)]))
 
         return draw
 
     return {
-        "shifted messages, half of the window": mixed(others["shifted"], 0.5),
-        "shifted messages, all of the window": mixed(others["shifted"], 1.0),
-        "a new intent (out of scope), a fifth of the window": mixed(others["out_of_scope"], 0.2),
-        "a new intent (out of scope), half of the window": mixed(others["out_of_scope"], 0.5),
+        "shifted messages, half of the window": _mixed(held_out, others["shifted"], 0.5),
+        "shifted messages, all of the window": _mixed(held_out, others["shifted"], 1.0),
+        "a new intent (out of scope), a fifth of the window": _mixed(held_out, others["out_of_scope"], 0.2),
+        "a new intent (out of scope), half of the window": _mixed(held_out, others["out_of_scope"], 0.5),
         "typos in 3 % of the characters": noisy(0.03),
         "typos in 10 % of the characters": noisy(0.1),
-        "one label three times as frequent": skewed(3.0),
-        "concept drift: the same texts mean other labels": mixed(held_out, 0.0),
+        "one label twice as frequent": skewed(0.25),
+        "one label three times as frequent": skewed(0.375),
+        "concept drift: the same texts mean other labels": _mixed(held_out, held_out, 0.0),
     }
 
 
@@ -138,7 +163,35 @@ def _answer(classifier: Classifier, texts: Sequence[str]) -> Rows:
         n_words=np.array([len(text.split()) for text in texts], np.int64),
         n_tokens=np.array([each.n_tokens for each in found], np.int64),
         unknown_tokens=np.array([each.unknown_tokens for each in found], np.int64),
+        sketches=sketch(np.stack([each.embedding for each in found])),
     )
+
+
+def _some_texts(path: str, most: int = 600) -> list[str]:
+    """A seeded choice of a file's texts: banking77's files are sorted by label."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        texts = [row["text"] for row in csv.DictReader(stream)]
+    return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:most]]
+
+
+def draw_rates(result: dict[str, Any]) -> bytes:
+    """The share of runs that alarmed, with its interval, by number of texts: one panel a kind."""
+    kinds = result["kinds"]
+    figure = Figure(figsize=(12, 2.3 * -(-len(kinds) // 4)), layout="constrained")
+    for panel, (name, rates) in zip(figure.subplots(-(-len(kinds) // 4), 4, squeeze=False).flat, kinds.items(), strict=False):
+        sizes = [int(size) for size in rates]
+        low, high = np.array([rate["interval"] for rate in rates.values()]).T
+        panel.fill_between(sizes, low, high, alpha=0.25)
+        panel.plot(sizes, [rate["rate"] for rate in rates.values()], marker="o", markersize=3)
+        panel.axhline(0.01, color="#8a8a8a", linestyle="--", linewidth=1)
+        panel.set(ylim=(-0.03, 1.03), xscale="log", xticks=sizes, xticklabels=sizes)
+        panel.minorticks_off()
+        panel.set_title(textwrap.fill(name, 34), fontsize=8)
+    figure.supxlabel("texts in the window", fontsize=9)
+    figure.supylabel("runs that alarmed", fontsize=9)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    return stream.getvalue()
 
 
 def _texts(file: str) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.drift.settings import Settings
-from pigeonhole.prediction_log import Features, LogWriter, Record, new_id
+from pigeonhole.prediction_log import Features, LogWriter, Record, new_id, sketch
 from pigeonhole.registry import Registry
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -56,6 +56,7 @@ def records_of(bundle: Bundle) -> Callable[..., list[Record]]:
                         unknown_tokens=found.unknown_tokens,
                         truncated=found.truncated,
                         max_logit=float(found.logits.max()),
+                        sketch=sketch(found.embedding[None, :])[0].tolist(),
                     ),
                     "label": found.label,
                     "score": found.score,

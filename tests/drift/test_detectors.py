@@ -9,6 +9,7 @@ from pigeonhole.drift.detectors import (
     Deals,
     Finding,
     Rows,
+    centroid_distance,
     detect,
     g_statistic,
     kolmogorov_smirnov,
@@ -16,6 +17,8 @@ from pigeonhole.drift.detectors import (
     rate_difference,
     total_variation,
 )
+
+MIXED = np.random.default_rng(7).normal(size=(16, 16))  # makes the sixteen numbers depend on each other
 
 
 def rows(n: int, random: np.random.Generator, classes: int = 8) -> Rows:
@@ -30,6 +33,7 @@ def rows(n: int, random: np.random.Generator, classes: int = 8) -> Rows:
         n_words=n_words,
         n_tokens=n_words + 2,
         unknown_tokens=random.binomial(1, 0.01, n),
+        sketches=random.normal(size=(n, 16)) @ MIXED + 3,
     )
 
 
@@ -96,6 +100,7 @@ def planted(kind: str, n: int, random: np.random.Generator) -> Rows:
         "unknown_token_rate": lambda: replace(found, unknown_tokens=random.binomial(2, 0.3, n)),
         "max_logit": lambda: replace(found, max_logits=found.max_logits - 1.5),
         "estimated_accuracy": lambda: replace(found, scores=found.scores * 0.8),
+        "embedding": lambda: replace(found, sketches=found.sketches + MIXED[0]),
     }
     return changed[kind]()
 
@@ -127,7 +132,7 @@ def test_a_first_unknown_token_is_no_alarm() -> None:
 def test_a_sure_but_small_difference_is_no_news() -> None:
     random = np.random.default_rng(8)
     window = rows(12_000, random)
-    window = replace(window, max_logits=window.max_logits + 0.12)
+    window = replace(window, max_logits=window.max_logits + 0.15)
     finding = next(each for each in detect(rows(4_000, random), window, budget=0.05) if each.detector == "max_logit")
     assert finding.p is not None
     assert finding.p <= 0.05
@@ -157,3 +162,34 @@ def test_the_same_seed_gives_the_same_findings() -> None:
     random = np.random.default_rng(11)
     reference, window = rows(50, random), rows(300, random)
     assert detect(reference, window, seed=2) == detect(reference, window, seed=2) != detect(reference, window, seed=3)
+
+
+def test_centroid_distance_is_mahalanobis_by_the_pools_covariance() -> None:
+    random = np.random.default_rng(3)
+    pool = rows(80, random).sketches
+    pool[50:] += 0.4
+    apart = pool[:50].mean(axis=0) - pool[50:].mean(axis=0)
+    expected = apart @ np.linalg.inv(np.cov(pool.T, bias=True)) @ apart
+    assert centroid_distance(pool, observed(50, 30))[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_sketches_that_never_vary_are_no_distance() -> None:
+    assert centroid_distance(np.ones((20, 16)), observed(10, 10))[0] == 0
+
+
+def test_another_subject_is_seen_in_the_sketches_alone() -> None:
+    random = np.random.default_rng(4)
+    window = rows(100, random)
+    moved = replace(window, sketches=window.sketches + MIXED[0])
+    found = {finding.detector: finding for finding in detect(rows(300, random), moved)}
+    effect = found["embedding"].effect
+    assert effect is not None
+    assert 0.7 < effect < 1.2  # the mean was moved by one standard deviation of one direction
+
+
+def test_rows_without_a_sketch_leave_that_detector_out_and_no_other() -> None:
+    random = np.random.default_rng(5)
+    window = rows(60, random)
+    window.sketches[7] = np.nan
+    named = [finding.detector for finding in detect(rows(100, random), window)]
+    assert named == [detector.name for detector in DETECTORS if detector.name != "embedding"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from tests.conftest import tiny_rows
 from tests.drift.conftest import NOON
 
 from pigeonhole.bundle import Bundle
+from pigeonhole.drift.detectors import detect
 from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import live_url, read_reference, read_sample
 from pigeonhole.errors import BundleError, RegistryError
@@ -130,3 +132,18 @@ def test_whatever_is_wrong_in_the_log_the_numbers_are_those_of_the_sound_records
     assert (found.other_versions, counts["unknown_versions"], counts["misplaced"], counts["damaged_objects"]) == (1, 3, 2, 5)
     assert counts["torn"] == 3
     assert counts["duplicates"] >= 1
+
+
+def test_records_of_before_sketches_leave_the_embedding_detector_out(
+    settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    made = records_of(TEXTS[:60])
+    older = [
+        msgspec.structs.replace(record, features=msgspec.structs.replace(record.features, sketch=None)) for record in made[:3]
+    ]
+    write_log([*made[3:], *older])
+    reference = read_reference(bundle)
+    sample = read_sample(settings.log, NOON, NOON + HOUR, reference)
+    assert np.isnan(sample.rows.sketches).all(axis=1).sum() == 3
+    assert "embedding" not in {finding.detector for finding in detect(reference.rows, sample.rows)}
+    assert np.isfinite(reference.rows.sketches).all()

@@ -29,7 +29,10 @@ MAX_ROWS = 10_000  # of each side; more would sharpen no verdict that matters, a
 
 @dataclass(frozen=True)
 class Rows:
-    """The features of predictions, (n,) each; label_ids count the labels of the manifest."""
+    """The features of predictions, (n,) each; label_ids count the labels of the manifest.
+
+    `sketches` is (n, 16), and not a number where a record was written without one.
+    """
 
     label_ids: Ids
     scores: Floats
@@ -38,6 +41,7 @@ class Rows:
     n_words: Ids
     n_tokens: Ids
     unknown_tokens: Ids
+    sketches: Floats
 
     def __len__(self) -> int:
         return len(self.label_ids)
@@ -82,20 +86,26 @@ class Detector:
     statistics: Callable[[Rows, Deals], Floats]
     figure: Callable[[Rows], float]
     effect: Callable[[Rows, Rows], float]
+    fits: Callable[[Rows], bool] = lambda rows: True
 
 
 def detect(reference: Rows, window: Rows, *, budget: float = 0.01, min_rows: int = MIN_ROWS, seed: int = 0) -> list[Finding]:
-    """One finding a detector; with fewer than `min_rows` on either side each says too_few_rows and gives no figure."""
+    """One finding a detector; with fewer than `min_rows` on either side each says too_few_rows and gives no figure.
+
+    A detector whose figures are missing in some of the rows has no finding: the others share the budget.
+    """
     if min(len(reference), len(window)) < max(min_rows, 2):
         return [_unsaid(detector) for detector in DETECTORS]
     random = np.random.default_rng(seed)
     reference, window = _at_most(MAX_ROWS, reference, random), _at_most(MAX_ROWS, window, random)
     pool = reference.joined(window)
-    statistics = np.concatenate([_all(pool, deals) for deals in _deals(len(reference), len(window), random)])  # (1 + DEALS, k)
+    detectors = [detector for detector in DETECTORS if detector.fits(pool)]
+    blocks = [_all(pool, deals, detectors) for deals in _deals(len(reference), len(window), random)]
+    statistics = np.concatenate(blocks)  # (1 + DEALS, k)
     p_values, thresholds = _adjusted(statistics, budget)
     return [
         _finding(detector, reference, window, float(statistics[0, k]), float(thresholds[k]), float(p_values[k]), budget)
-        for k, detector in enumerate(DETECTORS)
+        for k, detector in enumerate(detectors)
     ]
 
 
@@ -123,8 +133,8 @@ def _deals(m: int, n: int, random: np.random.Generator) -> Iterator[Deals]:
         yield Deals(random.permuted(rows, axis=1), m, n)
 
 
-def _all(pool: Rows, deals: Deals) -> Floats:
-    return np.stack([detector.statistics(pool, deals) for detector in DETECTORS], axis=1)  # (b, k)
+def _all(pool: Rows, deals: Deals, detectors: Sequence[Detector]) -> Floats:
+    return np.stack([detector.statistics(pool, deals) for detector in detectors], axis=1)  # (b, k)
 
 
 def _adjusted(statistics: Floats, budget: float) -> tuple[Floats, Floats]:
@@ -204,6 +214,30 @@ def rate_difference(above: NDArray[np.generic], below: NDArray[np.generic], deal
     return np.asarray(np.round(reference - window, 12))  # equal deals must tie, whatever the order of their sums
 
 
+def centroid_distance(sketches: Floats, deals: Deals) -> Floats:
+    """The squared distance of the two mean sketches in units of the pool's own spread (Hotelling 1931), (b,)."""
+    white = _whitened(sketches)
+    in_reference = deals.is_reference.astype(np.float64) @ white  # (b, k)
+    apart = in_reference / deals.m - (white.sum(axis=0) - in_reference) / deals.n
+    return np.asarray(np.round((apart**2).sum(axis=1), 12))
+
+
+def _whitened(sketches: Floats) -> Floats:
+    """Centred, uncorrelated, of unit variance; a direction in which nothing varies is left out."""
+    centred = sketches - sketches.mean(axis=0)
+    _, spread, directions = np.linalg.svd(centred, full_matrices=False)
+    kept = spread > 1e-9 * max(1.0, float(spread[0]))
+    return np.asarray(centred @ directions[kept].T / spread[kept] * np.sqrt(len(sketches)))
+
+
+def centroid_effect(reference: Rows, window: Rows) -> float:
+    """The distance of the mean sketches in standard deviations, less what chance alone puts between so many rows."""
+    m, n = len(reference), len(window)
+    observed = Deals((np.arange(m + n) < m)[None, :], m, n)
+    squared = float(centroid_distance(np.concatenate([reference.sketches, window.sketches]), observed)[0])
+    return float(np.sqrt(max(0.0, squared - reference.sketches.shape[1] * (1 / m + 1 / n))))
+
+
 def _of(column: str) -> Callable[[Rows], NDArray[np.generic]]:
     return lambda rows: np.asarray(getattr(rows, column))
 
@@ -269,5 +303,13 @@ DETECTORS: tuple[Detector, ...] = (
         statistics=lambda pool, deals: rate_difference(pool.scores, np.ones(len(pool)), deals),
         figure=_mean_score,
         effect=lambda reference, window: _mean_score(window) - _mean_score(reference),
+    ),
+    Detector(
+        "embedding",
+        0.2,
+        statistics=lambda pool, deals: centroid_distance(pool.sketches, deals),
+        figure=lambda rows: float(np.linalg.norm(rows.sketches.mean(axis=0))),
+        effect=centroid_effect,
+        fits=lambda pool: bool(np.isfinite(pool.sketches).all()),
     ),
 )

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from pigeonhole import storage
-from pigeonhole.drift.detectors import Finding, Rows, detect, overall
+from pigeonhole.drift.detectors import DETECTORS, Finding, Rows, detect, overall
 from pigeonhole.drift.window import Reference, Sample
 from pigeonhole.errors import NotFoundError
 
@@ -56,6 +56,7 @@ def compare(
         },
         "accuracy": {"reference": reference.accuracy, "estimated": _estimated_accuracy(reference, findings)},
         "findings": [asdict(finding) for finding in findings],
+        "left_out": sorted({detector.name for detector in DETECTORS} - {finding.detector for finding in findings}),
         "blind_spot": BLIND_SPOT,
         "seconds": {"detect": round(time.perf_counter() - began, 3)},
     }
@@ -84,7 +85,7 @@ def draw(reference: Reference, sample: Sample) -> tuple[bytes | None, str]:
 
 
 def _columns(rows: Rows) -> dict[str, Any]:
-    return {name: value for name, value in asdict(rows).items() if name != "label_ids"}
+    return {name: value for name, value in asdict(rows).items() if name not in ("label_ids", "sketches")}
 
 
 class Reports:

@@ -1,12 +1,14 @@
 """What is compared: the reference rows of a bundle, and a sample of what that version answered in a span of time."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import ArrowException
 
 from pigeonhole.bundle import REFERENCE, Bundle
@@ -14,7 +16,8 @@ from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.drift.detectors import MAX_ROWS, Rows
 from pigeonhole.drift.settings import Settings
 from pigeonhole.errors import BundleError, RegistryError
-from pigeonhole.prediction_log import Record, read_window
+from pigeonhole.prediction_log import Record, read_window, sketch
+from pigeonhole.prediction_log.sketch import SIZE
 from pigeonhole.registry import Registry
 
 FEATURES = {  # column of reference.parquet -> field of Rows
@@ -25,6 +28,9 @@ FEATURES = {  # column of reference.parquet -> field of Rows
     "n_tokens": "n_tokens",
     "unknown_tokens": "unknown_tokens",
 }
+
+
+MISSING = [float("nan")] * SIZE
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def _promoted_last(registry: Registry) -> str:
 def read_reference(bundle: Bundle) -> Reference:
     """Raises BundleError for a bundle without a reference, or with one that lacks a feature of the log's records."""
     labels = bundle.manifest.labels
-    columns = ["true_label", "label", *FEATURES]
+    columns = ["true_label", "label", "embedding", *FEATURES]
     path = bundle.path(REFERENCE)
     if not path.is_file():
         raise BundleError(f"{bundle.url}: has no {REFERENCE}; drift needs a bundle that `uv run train` sealed")
@@ -84,6 +90,7 @@ def read_reference(bundle: Bundle) -> Reference:
     rows = Rows(
         label_ids=np.array([ids[label] for label in predicted], np.int64),
         **{field: table[column].to_numpy() for column, field in FEATURES.items()},
+        sketches=_sketches(table["embedding"].to_pylist()),
     )
     right = [said == truth for said, truth in zip(predicted, true, strict=True)]
     return Reference(bundle.manifest.name, bundle.manifest.version, labels, rows, float(np.mean(right)) if right else 0.0)
@@ -93,7 +100,7 @@ def read_sample(log: str, start: datetime, end: datetime, reference: Reference, 
     """One pass over the log in constant memory but for the ids of an hour; Vitter 1985, algorithm R, draws the sample."""
     ids = {label: number for number, label in enumerate(reference.labels)}
     draw = random.Random(seed)
-    kept: list[tuple[float, ...]] = []
+    kept: list[tuple[tuple[float, ...], Sequence[float] | None]] = []
     found = other_versions = unknown_labels = 0
     window = read_window(log, start, end, read_compacted=compacted_lines)
     for record in window:
@@ -110,10 +117,10 @@ def read_sample(log: str, start: datetime, end: datetime, reference: Reference, 
     return Sample(_rows(kept), found, other_versions, unknown_labels, asdict(window.counts))
 
 
-def _features(record: Record, ids: dict[str, int]) -> tuple[float, ...]:
-    """In the order of Rows' fields."""
+def _features(record: Record, ids: dict[str, int]) -> tuple[tuple[float, ...], Sequence[float] | None]:
+    """In the order of Rows' fields, the sketch apart."""
     found = record.features
-    return (
+    numbers = (
         ids[record.label],
         record.score,
         found.max_logit,
@@ -122,9 +129,18 @@ def _features(record: Record, ids: dict[str, int]) -> tuple[float, ...]:
         found.n_tokens,
         found.unknown_tokens,
     )
+    return numbers, found.sketch
 
 
-def _rows(kept: list[tuple[float, ...]]) -> Rows:
-    table = np.array(kept, np.float64).reshape(len(kept), 7)
+def _rows(kept: list[tuple[tuple[float, ...], Sequence[float] | None]]) -> Rows:
+    table = np.array([numbers for numbers, _ in kept], np.float64).reshape(len(kept), 7)
     label_ids, scores, max_logits, *counts = table.T
-    return Rows(label_ids.astype(np.int64), scores, max_logits, *(column.astype(np.int64) for column in counts))
+    n_chars, n_words, n_tokens, unknown_tokens = (column.astype(np.int64) for column in counts)
+    found = [sketched if sketched is not None and len(sketched) == SIZE else MISSING for _, sketched in kept]
+    sketches = np.array(found, np.float64).reshape(len(kept), SIZE)
+    return Rows(label_ids.astype(np.int64), scores, max_logits, n_chars, n_words, n_tokens, unknown_tokens, sketches)
+
+
+def _sketches(embeddings: list[list[float]]) -> NDArray[np.float64]:
+    """Of the reference's embeddings, (n, SIZE)."""
+    return sketch(np.array(embeddings, np.float32)) if embeddings else np.empty((0, SIZE))

@@ -17,6 +17,7 @@ from pigeonhole.prediction_log.record import (
     moment_of,
     new_id,
 )
+from pigeonhole.prediction_log.sketch import sketch
 from pigeonhole.prediction_log.spool import Durability
 from pigeonhole.prediction_log.window import Counts, Window, read_window
 from pigeonhole.prediction_log.writer import Backlog, LogWriter, WhenFull
@@ -39,4 +40,5 @@ __all__ = [
     "moment_of",
     "new_id",
     "read_window",
+    "sketch",
 ]

@@ -34,6 +34,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     unknown_tokens: int
     truncated: bool
     max_logit: float
+    sketch: list[float] | None = None  # of the embedding (sketch.py); records of earlier releases have none
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

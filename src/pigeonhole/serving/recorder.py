@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pigeonhole.classifier import Classifier, Prediction
-from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, is_sampled, kept_text
+from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, is_sampled, kept_text, sketch
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -69,6 +69,7 @@ class Recorder:
                 unknown_tokens=prediction.unknown_tokens,
                 truncated=prediction.truncated,
                 max_logit=float(prediction.logits.max()),
+                sketch=sketch(prediction.embedding[None, :])[0].tolist(),
             ),
             label=prediction.label,
             score=prediction.score,
