@@ -45,7 +45,11 @@ def test_an_empty_registry_says_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "has no reference.parquet"), (b"not parquet", "cannot be read"), ("score", "has no column label, max_logit")],
+    [
+        (None, "has no reference.parquet"),
+        (b"not parquet", "cannot be read"),
+        ("score", "has no column embedding, label, max_logit"),
+    ],
 )
 def test_a_reference_that_cannot_be_used_is_refused(
     tiny_bundle: Path, bundle: Bundle, content: bytes | str | None, said: str

@@ -11,9 +11,8 @@ from pigeonhole.bundle import Bundle
 from pigeonhole.configuration import setting
 from pigeonhole.dataset.check import verify_files
 from pigeonhole.dataset.config import DataConfig
-from pigeonhole.dataset.load import load_dataset
+from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row, read_rows
-from pigeonhole.dataset.split import Split
 from pigeonhole.errors import ConfigError, DataError, StorageError
 from pigeonhole.metrics import Ids
 
@@ -56,12 +55,13 @@ def read_labelled(path: str, text: str | None, label: str | None) -> Labelled:
 
 def read_own_split(bundle: Bundle) -> tuple[Labelled, Labelled]:
     """The training and the test rows of a bundle, split again as its manifest says. Raises ConfigError."""
-    config, split = read_own_rows(bundle)
+    config, dataset = read_own_rows(bundle)
+    split = dataset.split
     shared = f"split of {config.path}, seed {config.split_seed}"
     return Labelled(f"training {shared}", split.train, None), Labelled(config.test_path or f"test {shared}", split.test, None)
 
 
-def read_own_rows(bundle: Bundle) -> tuple[DataConfig, Split]:
+def read_own_rows(bundle: Bundle) -> tuple[DataConfig, Dataset]:
     """What a bundle was trained, selected and measured on, read again as its manifest says. Raises ConfigError."""
     origin = bundle.manifest.provenance
     recorded = {
@@ -80,7 +80,7 @@ def read_own_rows(bundle: Bundle) -> tuple[DataConfig, Split]:
         ) from error
     if not dataset.split.test:
         raise ConfigError(f"{bundle.url}: was trained without a test split; write data.path=FILE")
-    return config, dataset.split
+    return config, dataset
 
 
 def unseen_labels(rows: Labelled, known: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from pigeonhole.metrics import Floats, Ids, confusion_matrix, expected_calibration_error, reliability
+from pigeonhole.metrics import Floats, Ids, Interval, confusion_matrix, expected_calibration_error, reliability
 
 WRITTEN_UP_TO = 20  # labels: beyond, a cell is too small for its number
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9822b", "#8a8a8a"
@@ -62,6 +62,22 @@ def reliability_png(true_ids: Ids, probabilities: Floats) -> bytes:
     upper.legend(loc="upper left", fontsize=8, frameon=False)
     lower.bar(found.edges[:-1], found.counts, width, align="edge", color=GREY, edgecolor="white")
     lower.set(xlabel="confidence (probability of the predicted label)", ylabel="rows")
+    return _png(figure)
+
+
+def difference_png(labels: Sequence[str], differences: Sequence[Interval], quantity: str) -> bytes:
+    """One row a label: the difference and its 95 % interval about zero."""
+    figure = Figure(figsize=(7, 1.2 + 0.28 * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, found in enumerate(differences):
+        color = GREY if found.low <= 0 <= found.high else BLUE if found.estimate > 0 else ORANGE
+        axes.plot([found.low, found.high], [place, place], color=color, linewidth=2)
+        axes.plot(found.estimate, place, "o", color=color, markersize=5)
+    axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(quantity)
+    axes.grid(alpha=0.25, axis="x")
     return _png(figure)
 
 

@@ -183,7 +183,7 @@ def _first_version(
 
 def _divide(config: DemoConfig, bundle: str, changes: bool) -> World:
     """The old world asks what the first version was not fitted to: its validation rows; without a change, its test rows too."""
-    _, split = read_own_rows(open_bundle(bundle))
+    split = read_own_rows(open_bundle(bundle))[1].split
     if not changes:
         return World([*split.validation, *split.test], [], [])
     rows = list(read_rows(DataConfig(path=config.changed)))

@@ -164,7 +164,7 @@ def _decide(config: RetrainConfig, found: Harvest, result: dict[str, Any]) -> No
 
 def divide(production: Bundle, found: Harvest, set_aside: float) -> Rows:
     """Old rows stay on their side; a judged text that production has had in any of its rows is left out."""
-    _, split = read_own_rows(production)
+    split = read_own_rows(production)[1].split
     known = {normalise(row.text) for row in (*split.train, *split.validation, *split.test)}
     new = [row for row in found.rows if normalise(row.text) not in known]
     parts = split_rows(new, 0.0, set_aside, seed=0)

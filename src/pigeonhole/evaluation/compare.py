@@ -1,0 +1,245 @@
+"""`uv run report base=… candidate=…`: what a pull request changes in a model, as Markdown with pictures; moves nothing.
+
+Flips come first: rows that were right and are wrong now. It says "a difference" only where it is one: exact paired tests over all
+rows, each label and each length, adjusted together (Holm 1979), so that two equal models are called different in at most 5 % of
+cases.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import comb
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pigeonhole import storage
+from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.command import command, say
+from pigeonhole.configuration import compose, setting
+from pigeonhole.dataset.compare import compare as compare_data
+from pigeonhole.errors import ConfigError
+from pigeonhole.evaluation import plots
+from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, read_own_rows, read_own_split
+from pigeonhole.evaluation.score import predict_rows
+from pigeonhole.evaluation.slices import length_masks
+from pigeonhole.metrics import (
+    Floats,
+    Ids,
+    Interval,
+    bootstrap_difference,
+    bootstrap_share_difference,
+    expected_calibration_error,
+    median_interval,
+    predict,
+)
+
+SHOWN_FLIPS = 20
+SHOWN_CHARS = 120
+TIMED = 50
+ALPHA = 0.05
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass
+class ReportConfig:
+    base: str | None = setting(None, "URL of the bundle as it is; needed")
+    candidate: str | None = setting(None, "URL of the bundle as it is to be; needed")
+    data: RowsConfig = field(default_factory=RowsConfig)
+    threads: int = setting(0, "threads of the models; 0: one a core", ge=0, le=1024)
+    seed: int = setting(0, "seed of the intervals", ge=0, lt=2**32)
+    out: str = setting("report", "URL of a folder for report.md, its pictures and report.json")
+
+
+@dataclass(frozen=True)
+class Part:
+    """All rows, or those of a label or a length: the change of accuracy, and how likely chance alone does as much."""
+
+    kind: str
+    name: str
+    n: int
+    difference: Interval
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    parts: tuple[Part, ...]
+    different: tuple[str, ...]  # the parts that differ for certain, adjusted for their number
+    lost: Ids  # rows that were right and are wrong now
+    won: Ids
+
+    @property
+    def verdict(self) -> str:
+        return "a difference" if self.different else "no difference"
+
+
+def compare(
+    true_ids: Ids, base: Floats, candidate: Floats, labels: Sequence[str], slices: Mapping[str, Flags], seed: int
+) -> Comparison:
+    """The answers (n, c) of two bundles to the same rows."""
+    right_before, right = predict(base) == true_ids, predict(candidate) == true_ids
+    masks = {("all", "all rows"): np.ones(len(true_ids), bool)}
+    masks |= {("label", labels[label]): true_ids == label for label in np.unique(true_ids).tolist()}
+    masks |= {("length", name): inside for name, inside in slices.items()}
+    parts = tuple(
+        Part(
+            kind,
+            name,
+            int(inside.sum()),
+            bootstrap_share_difference(right[inside], right_before[inside], seed),
+            sign_test(int((right & ~right_before & inside).sum()), int((right_before & ~right & inside).sum())),
+        )
+        for (kind, name), inside in masks.items()
+    )
+    return Comparison(parts, tuple(_surely(parts)), np.flatnonzero(right_before & ~right), np.flatnonzero(right & ~right_before))
+
+
+def sign_test(won: int, lost: int) -> float:
+    """Two-sided and exact: the chance that fair coins fall at least as unevenly (McNemar 1947, its exact form)."""
+    n = won + lost
+    tail: int = sum(comb(n, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * float(Fraction(tail, 2**n)))
+
+
+def _surely(parts: Sequence[Part]) -> Iterator[str]:
+    """Holm's step-down: as long as each p is small enough for the number of those that are left."""
+    for rank, part in enumerate(sorted(parts, key=lambda part: part.p)):
+        if part.p > ALPHA / (len(parts) - rank):
+            return
+        yield part.name
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    config = compose(ReportConfig, "report", arguments)
+    if not config.base or not config.candidate:
+        raise ConfigError(f"base={config.base}, candidate={config.candidate}: both are needed, URLs of bundles")
+    began = time.perf_counter()
+    bundles = [open_bundle(storage.to_url(url)) for url in (config.base, config.candidate)]
+    if bundles[0].manifest.labels != bundles[1].manifest.labels:
+        raise ConfigError(f"{bundles[1].url}: its labels are not those of {bundles[0].url}; they cannot be compared row by row")
+    data = config.data
+    rows = read_labelled(data.path, data.text, data.label) if data.path else read_own_split(bundles[1])[1]
+    labels = bundles[0].manifest.labels
+    true_ids = label_ids(rows, labels)
+    classifiers = [Classifier.open(bundle, threads=config.threads) for bundle in bundles]
+    base, candidate = (predict_rows(each, rows.texts, f"score {each.manifest.version}") for each in classifiers)
+    found = compare(true_ids, base, candidate, labels, length_masks(rows.texts), config.seed)
+    result = {
+        "verdict": found.verdict,
+        "different": list(found.different),
+        "base": bundles[0].manifest.version,
+        "candidate": bundles[1].manifest.version,
+        "data": rows.source,
+        "rows": len(true_ids),
+        "flips": {"now_wrong": len(found.lost), "now_right": len(found.won)},
+        "macro_f1": _interval(bootstrap_difference(true_ids, predict(candidate), predict(base), config.seed)),
+        "calibration_error": [expected_calibration_error(answers, true_ids) for answers in (base, candidate)],
+        "latency_ms": _latencies(classifiers, rows.texts[:TIMED]),
+        "size_mb": [bundle.manifest.files[bundle.manifest.models[bundle.manifest.served]].size_bytes / 1e6 for bundle in bundles],
+        "training_data": _data_difference(bundles),
+        "parts": [
+            {"kind": part.kind, "name": part.name, "n": part.n, "p": part.p, **_interval(part.difference)} for part in found.parts
+        ],
+    }
+    files = {
+        "report.md": "\n".join(markdown(result, found, rows, labels, predict(base), predict(candidate))).encode(),
+        "report.json": msgspec.json.format(msgspec.json.encode(result)),
+        "labels.png": _picture(found),
+        "reliability_base.png": plots.reliability_png(true_ids, base),
+        "reliability_candidate.png": plots.reliability_png(true_ids, candidate),
+    }
+    for name, content in files.items():
+        storage.write(storage.join(config.out, name), content)
+    say(f"{found.verdict}: {len(found.lost)} rows are wrong now that were right, {len(found.won)} are right that were wrong")
+    return {
+        **result,
+        "report": storage.to_url(storage.join(config.out, "report.md")),
+        "seconds": {"total": round(time.perf_counter() - began, 3)},
+    }
+
+
+main = command(run)
+
+
+def _interval(found: Interval) -> dict[str, Any]:
+    return {"difference": found.estimate, "interval": [found.low, found.high]}
+
+
+def _latencies(classifiers: Sequence[Classifier], texts: Sequence[str]) -> list[float]:
+    """Median milliseconds of one text; the versions take turns."""
+    times: list[list[float]] = [[] for _ in classifiers]
+    for text in texts:
+        for classifier, of_one in zip(classifiers, times, strict=True):
+            began = time.perf_counter()
+            classifier.predict([text])
+            of_one.append((time.perf_counter() - began) * 1000)
+    return [round(median_interval(np.array(of_one)).estimate, 3) for of_one in times]
+
+
+def _data_difference(bundles: Sequence[Bundle]) -> dict[str, Any]:
+    """What the two learned from; `unknown` where the rows of one cannot be read any more."""
+    digests = [bundle.manifest.provenance.get("data_sha256") for bundle in bundles]
+    if digests[0] == digests[1]:
+        return {"same_file": True}
+    try:
+        before, after = (read_own_rows(bundle)[1] for bundle in bundles)
+    except ConfigError as error:
+        return {"same_file": False, "unknown": str(error)}
+    change = compare_data(before, after)
+    return {
+        "same_file": False,
+        "rows": list(change.rows),
+        "added": len(change.added),
+        "removed": len(change.removed),
+        "relabelled": len(change.relabelled),
+        "leaked": len(change.leaked),
+        "label_shift": round(change.shift, 4),
+    }
+
+
+def _picture(found: Comparison) -> bytes:
+    parts = [part for part in found.parts if part.kind != "length"]
+    return plots.difference_png([part.name for part in parts], [part.difference for part in parts], "change of accuracy")
+
+
+def markdown(
+    result: Mapping[str, Any], found: Comparison, rows: Labelled, labels: Sequence[str], before: Ids, after: Ids
+) -> Iterator[str]:
+    """Flips first, then where the difference is, then what else has changed."""
+    yield f"# {result['candidate']} against {result['base']}: {found.verdict}"
+    certain = f"For certain in: {', '.join(map(_cell, found.different))}." if found.different else "Nothing differs for certain."
+    yield f"\n{result['rows']:,} rows of `{result['data']}`. {certain} Brackets hold 95 % intervals.\n"
+    for title, places in (("Was right, now wrong", found.lost), ("Was wrong, now right", found.won)):
+        yield f"## {title}: {len(places)}\n"
+        if len(places):
+            yield "| text | true | base | candidate |\n|---|---|---|---|"
+            for place in places[:SHOWN_FLIPS].tolist():
+                row = rows.rows[place]
+                cells = (row.text, row.label, labels[before[place]], labels[after[place]])
+                yield f"| {' | '.join(map(_cell, cells))} |"
+            yield f"\n{len(places) - SHOWN_FLIPS} more.\n" if len(places) > SHOWN_FLIPS else ""
+    yield "## Change of accuracy\n\n![by label](labels.png)\n\n| | rows | change | p |\n|---|---|---|---|"
+    for part in found.parts:
+        change = part.difference
+        yield f"| {_cell(part.name)} | {part.n} | {change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}] | {part.p:.3g} |"
+    macro = result["macro_f1"]
+    yield "\n## What else\n\n| | base | candidate |\n|---|---|---|"
+    for name, key in (("calibration error", "calibration_error"), ("one text, ms", "latency_ms"), ("model, MB", "size_mb")):
+        yield f"| {name} | {result[key][0]:.4g} | {result[key][1]:.4g} |"
+    yield f"\nMacro-F1: {macro['difference']:+.4f} [{macro['interval'][0]:+.4f}, {macro['interval'][1]:+.4f}].\n"
+    yield "| base | candidate |\n|---|---|\n| ![base](reliability_base.png) | ![candidate](reliability_candidate.png) |\n"
+    yield "## Training data\n"
+    yield "The same file.\n" if result["training_data"].get("same_file") else _cell(str(result["training_data"])) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Safe inside a table: one line, no bar, no markup, not too long."""
+    line = " ".join(text.split())
+    shortened = line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"
+    return "".join(f"\\{sign}" if sign in "|`<>[]*_\\" else sign for sign in shortened)

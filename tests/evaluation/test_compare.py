@@ -1,0 +1,92 @@
+import json
+from math import isclose
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
+
+from pigeonhole.command import call
+from pigeonhole.errors import ConfigError
+from pigeonhole.evaluation.compare import compare, run, sign_test
+from pigeonhole.metrics import Floats
+
+LABELS = ("a", "b", "c", "d", "e", "f", "g", "h")
+TRUE = np.arange(400) % len(LABELS)
+LENGTHS = {"short": np.arange(400) < 200, "long": np.arange(400) >= 200}
+
+
+def answers(wrong: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Floats:
+    given = np.where(wrong, (TRUE + 1) % len(LABELS), TRUE)
+    return np.asarray(np.eye(len(LABELS))[given])
+
+
+def test_the_sign_test_is_scipys_binomial_test() -> None:
+    for won, lost in ((0, 0), (3, 0), (5, 9), (20, 20), (40, 11)):
+        expected = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
+        assert isclose(sign_test(won, lost), expected, rel_tol=1e-9)
+
+
+def test_a_against_itself_is_no_difference_in_any_of_100_seeds() -> None:
+    same = answers(np.random.default_rng(0).random(400) < 0.2)
+    assert {compare(TRUE, same, same, LABELS, LENGTHS, seed).verdict for seed in range(100)} == {"no difference"}
+
+
+def test_two_models_of_equal_skill_with_mistakes_of_their_own_are_no_difference_in_95_of_100() -> None:
+    random = np.random.default_rng(1)
+    verdicts = [
+        compare(TRUE, answers(random.random(400) < 0.2), answers(random.random(400) < 0.2), LABELS, LENGTHS, seed).verdict
+        for seed in range(100)
+    ]
+    assert verdicts.count("no difference") >= 95
+
+
+def test_one_dead_label_is_found_and_named() -> None:
+    base = np.random.default_rng(2).random(400) < 0.1
+    found = compare(TRUE, answers(base), answers(base | (TRUE == 3)), LABELS, LENGTHS, 0)
+    assert found.verdict == "a difference"
+    assert "d" in found.different
+    assert not {"a", "b", "c"} & set(found.different)
+    assert len(found.won) == 0
+    assert set(TRUE[found.lost]) == {3}
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"{text} | <b>,{label}\n" for text, label in keyword_rows()))
+    return path
+
+
+def test_the_command_writes_a_report_with_flips_first(
+    tmp_path: Path, rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = keyword_bundle(tmp_path / "base", "v1")
+    worse = keyword_bundle(tmp_path / "worse", "v2", {**QUEUES, "courier": "account"})
+    out = tmp_path / "out"
+    assert call(run, [f"base={base.url}", f"candidate={worse.url}", f"data.path={rows_file}", f"out={out}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["flips"]) == ("a difference", {"now_wrong": 24, "now_right": 0})
+    assert "delivery" in found["different"]
+    page = (out / "report.md").read_text()
+    assert page.index("Was right, now wrong: 24") < page.index("Change of accuracy")
+    assert "\\| \\<b\\>" in page
+    assert {path.name for path in out.iterdir()} == {
+        "labels.png",
+        "reliability_base.png",
+        "reliability_candidate.png",
+        "report.json",
+        "report.md",
+    }
+
+
+def test_both_bundles_are_needed_and_their_labels_have_to_be_the_same(tmp_path: Path, rows_file: Path) -> None:
+    with pytest.raises(ConfigError, match="both are needed"):
+        run(["base=x"])
+    base, other = (
+        keyword_bundle(tmp_path / "base", "v1"),
+        keyword_bundle(tmp_path / "other", "v2", {"invoice": "money", "parcel": "post"}),
+    )
+    with pytest.raises(ConfigError, match="its labels are not those of"):
+        run([f"base={base.url}", f"candidate={other.url}", f"data.path={rows_file}", f"out={tmp_path / 'out'}"])
