@@ -32,6 +32,7 @@ class TrainerConfig:
     max_grad_norm: float = setting(1.0, "longer gradients are shortened to this norm", gt=0)
     patience: int = setting(2, "epochs without a better validation macro-F1 before stopping early", ge=1, le=1000)
     fit_head_first: bool = setting(True, "fit the head on the frozen encoder before fine-tuning (logistic regression)")
+    refit_head: bool = setting(False, "fit the head once more on the fine-tuned encoder; pays where the epochs are few")
     freeze_word_embeddings: bool = setting(True, "keep the word embeddings as they are: faster, no loss seen")
     threads: int = setting(0, "CPU threads, 0 for all cores; another number gives other weights", ge=0, le=1024)
 

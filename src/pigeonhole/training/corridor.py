@@ -35,7 +35,7 @@ from pigeonhole.training.calibration import fit_temperature
 from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig, TrainerConfig
-from pigeonhole.training.head import fit_head
+from pigeonhole.training.head import REFIT_REGULARISATION, fit_head
 from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer, locate
 from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.tracking import Tracker, open_tracker
@@ -110,6 +110,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         model, rows.train, rows.validation, _recipe(config), checkpoint, fingerprint, lambda history: _tell(history, tracker, out)
     )
     watch.lap("training")
+    if config.trainer.refit_head:
+        fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids, REFIT_REGULARISATION)
+        watch.lap("refit")
 
     temperature = fit_temperature(trainer.predict_logits(model, rows.validation), rows.validation.label_ids)
     model.save_twin(out / "model", tokenizer)
