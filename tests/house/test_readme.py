@@ -42,7 +42,9 @@ def test_every_room_stands_in_the_tree() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_leads_to_a_file(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#\s]+)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    made = re.findall(r"^/(docs/reference/\S+)$", (ROOT / ".gitignore").read_text(), re.MULTILINE)  # by docs/reference.py
+    there = {ROOT / path for path in made}
+    assert [link for link in links if not (page.parent / link).exists() and (page.parent / link) not in there] == []
 
 
 def test_the_picture_is_the_one_that_its_script_draws() -> None:

@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.test_storage import bucket
 from tests.training.test_trainer import run
 
 from pigeonhole import storage
 from pigeonhole.errors import StoppedError, StorageError
 from pigeonhole.training import train, trainer, worker
 from pigeonhole.training.carry import Carrier
-
-__all__ = ["bucket"]
 
 NAMES = (trainer.BEST, trainer.PROGRESS)
 
