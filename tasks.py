@@ -46,6 +46,8 @@ TORCH_VERSION = 'uv run --no-sync python -c "import torch; print(torch.__version
 TRAINING_TESTS = "uv run --no-sync pytest tests/training"
 FUZZ = "uv run pytest -m hypothesis --hypothesis-profile=nightly"
 
+LOAD = "uv run --isolated --group load python -m tests.load"
+
 # What CI has no way to install: a test that is skipped there for any other reason fails the run.
 MAY_SKIP = ("needs the score group", "needs a GPU", "needs the shared folder", "needs Windows", "needs Linux")
 
@@ -257,6 +259,12 @@ def rules(context: Context) -> None:
         show(context, line)
 
 
+@task(help={"bundle": "the folder of a bundle", "users": "visitors at one time", "seconds": "how long they stay"})
+def load(context: Context, bundle: str, users: int = 50, seconds: int = 30) -> None:
+    """Let Locust's visitors ask a real server; a failed or slow answer fails, the report is kept in artefacts/load."""
+    show(context, f"{LOAD} bundle={shlex.quote(bundle)} users={users} seconds={seconds}")
+
+
 @task(help={"bundle": "the folder of a bundle"})
 def alarm(context: Context, bundle: str) -> None:
     """Kill a real server and wait for Alertmanager to tell (apt-get install prometheus prometheus-alertmanager)."""
@@ -277,6 +285,6 @@ def ci(context: Context) -> None:
 
 namespace = Collection(
     lint, format_, types, contracts, docs, test, check, ci, train, serve, up, images, rules, secrets, sbom, audit, torch, fuzz,
-    release, alarm,
+    load, release, alarm,
     data=Collection(write, status, remote, change), cloud=Collection(setup, preflight, teardown, cost),
 )  # fmt: skip

@@ -38,7 +38,7 @@ def test_the_serving_environment_holds_none_of_trainings_libraries() -> None:
 
 def test_a_bare_uv_run_has_every_group_but_rays_whose_serve_would_replace_ours() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(project["tool"]["uv"]["default-groups"]) == set(project["dependency-groups"]) - {"score", "score-cluster"}
+    assert set(project["tool"]["uv"]["default-groups"]) == set(project["dependency-groups"]) - {"load", "score", "score-cluster"}
 
 
 def test_no_package_is_asked_for_twice() -> None:

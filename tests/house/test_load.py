@@ -1,0 +1,44 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from tests.load import __main__ as load
+
+from pigeonhole.errors import ConfigError, GateError
+
+
+def test_the_numbers_of_a_run_are_those_of_locusts_table(tmp_path: Path) -> None:
+    head = "Type,Name,Request Count,Failure Count,Requests/s,50%,95%,99%"
+    (tmp_path / "stats.csv").write_text(f"{head}\nPOST,/predict,7,1,2.0,5,9,9\n,Aggregated,10,1,3.14,5,12,20\n")
+    assert load.total(tmp_path / "stats.csv") == {
+        "requests": 10,
+        "failures": 1,
+        "requests_per_s": 3.1,
+        "p50_ms": 5,
+        "p95_ms": 12,
+        "p99_ms": 20,
+    }
+
+
+def test_without_a_bundle_the_next_step_is_told() -> None:
+    with pytest.raises(ConfigError, match="bundle=: expected the folder of a bundle"):
+        load.run([])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+def test_a_run_that_locust_refuses_fails_with_its_numbers(
+    tmp_path: Path, sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real server, and in Locust's place a program that leaves the table of a failed run."""
+    out = tmp_path / "out"
+    fake = tmp_path / "locust"
+    table = tmp_path / "table.csv"
+    table.write_text("Type,Name,Request Count,Failure Count,Requests/s,50%,95%,99%\n,Aggregated,3,1,1.0,5,6,7\n")
+    fake.write_text(f"#!/bin/sh\ncp {table} {out}/load_stats.csv\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(GateError, match="a failed answer, or p95 over 1000 ms") as refused:
+        load.run([f"bundle={sealed_bundle}", f"out={out}"])
+    assert isinstance(refused.value.result, dict)
+    assert refused.value.result["failures"] == 1
