@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -20,10 +20,10 @@ from pigeonhole.errors import BundleError, InferenceError
 
 Decision = Literal["accept", "review", "out_of_scope"]
 
-INPUTS = {"input_ids": "tensor(int64)", "attention_mask": "tensor(int64)"}
 OUTPUTS = {"logits": "tensor(float)", "text_embedding": "tensor(float)"}
 ENCODE_TEXTS = 64
-BATCH_TOKENS = 512  # tokens of one forward pass; 128 and 1,024 were slower on a CPU core, 4,096 took twice as long
+BATCH_TOKENS = 512  # of one forward pass; 128 and 1,024 were slower on a CPU core, 4,096 took twice as long
+VIEW_WIDTH = 32  # of the narrowest view; the next ones are twice as wide each
 GOLDEN_DEADLINE_S = 5.0  # the probes take milliseconds; a graph that never ends must not hold up a start or a rollout
 # A probe's logits may differ from the sealing host's by this much: rounding in fp32, other integer kernels (no VNNI) in int8.
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8": 0.1}
@@ -80,6 +80,50 @@ class Encoder:
         ]
 
 
+class Layout(Protocol):
+    """How a graph wants its tokens. Texts of one width share a forward pass, without a trace of it in their answers."""
+
+    def width(self, n_tokens: int) -> int: ...
+
+    def inputs(self, rows: Sequence[Sequence[int]], width: int) -> dict[str, NDArray[np.int64]]: ...
+
+
+class Padded:
+    """`input_ids` and `attention_mask` (b, t), for texts of equal length: nothing is padded.
+
+    Padding would shift the last bits of an answer (up to 1e-5 of a logit for one text in ten).
+    """
+
+    def width(self, n_tokens: int) -> int:
+        return n_tokens
+
+    def inputs(self, rows: Sequence[Sequence[int]], width: int) -> dict[str, NDArray[np.int64]]:
+        input_ids = np.array(rows, np.int64)  # (b, t)
+        return {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+
+
+class Packed:
+    """`input_ids` (n,), `view` (b, t) and `place` (n,), as training/packed.py says; a view is 32, 64, 128, … places wide."""
+
+    def width(self, n_tokens: int) -> int:
+        return max(VIEW_WIDTH, 1 << (n_tokens - 1).bit_length())
+
+    def inputs(self, rows: Sequence[Sequence[int]], width: int) -> dict[str, NDArray[np.int64]]:
+        input_ids = np.array([token for row in rows for token in row], np.int64)  # (n,)
+        places = [range(number * width, number * width + len(row)) for number, row in enumerate(rows)]
+        place = np.array([found for row in places for found in row], np.int64)
+        view = np.full(len(rows) * width, -1, np.int64)
+        view[place] = np.arange(len(place))
+        return {"input_ids": input_ids, "view": view.reshape(-1, width), "place": place}
+
+
+# By the names of a graph's inputs, each of them tensor(int64).
+LAYOUTS: dict[frozenset[str], Layout] = {
+    frozenset({"input_ids", "attention_mask"}): Padded(),
+    frozenset({"input_ids", "view", "place"}): Packed(),
+}
+
+
 class Classifier:
     """A bundle that answers. One instance belongs to one thread at a time."""
 
@@ -89,6 +133,7 @@ class Classifier:
         self.labels = manifest.labels
         self.batch_tokens = BATCH_TOKENS
         self._session = session
+        self._layout = LAYOUTS[frozenset(node.name for node in session.get_inputs())]
         self._encoder = encoder
         self._run_options = ort.RunOptions()
         self._thresholds = np.array([manifest.thresholds[label] for label in manifest.labels])
@@ -121,8 +166,8 @@ class Classifier:
     def _forward(self, encodings: Sequence[Encoding]) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
         logits: dict[int, NDArray[np.float32]] = {}
         embeddings: dict[int, NDArray[np.float32]] = {}
-        for batch in self._batches(encodings):
-            inputs = _stack([encodings[row].input_ids for row in batch])
+        for width, batch in self._batches(encodings):
+            inputs = self._layout.inputs([encodings[row].input_ids for row in batch], width)
             found = self._session.run(list(OUTPUTS), inputs, self._run_options)  # (b, c), (b, d)
             logits.update(zip(batch, found[0], strict=True))
             embeddings.update(zip(batch, found[1], strict=True))
@@ -140,21 +185,20 @@ class Classifier:
         finally:
             timer.cancel()
 
-    def _batches(self, encodings: Sequence[Encoding]) -> list[list[int]]:
-        """Rows of equal length, at most `self.batch_tokens` tokens together (or one row).
-
-        Padding would shift the last bits of an answer (up to 1e-5 of a logit for one text in ten). Batches without it take no
-        longer: what they lose in size they save in padding.
-        """
+    def _batches(self, encodings: Sequence[Encoding]) -> list[tuple[int, list[int]]]:
+        """Rows of equal width, at most `self.batch_tokens` tokens together (or one row)."""
         order = sorted(range(len(encodings)), key=lambda row: encodings[row].n_tokens)
-        batches: list[list[int]] = []
+        batches: list[tuple[int, list[int]]] = []
+        tokens = 0
         for row in order:
             n_tokens = encodings[row].n_tokens
-            batch = batches[-1] if batches else []
-            if batch and encodings[batch[0]].n_tokens == n_tokens and (len(batch) + 1) * n_tokens <= self.batch_tokens:
-                batch.append(row)
+            width = self._layout.width(n_tokens)
+            tokens += n_tokens
+            if batches and batches[-1][0] == width and tokens <= self.batch_tokens:
+                batches[-1][1].append(row)
             else:
-                batches.append([row])
+                batches.append((width, [row]))
+                tokens = n_tokens
         return batches
 
     def _decode(self, encoding: Encoding, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> Prediction:
@@ -181,11 +225,6 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Over the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
-
-
-def _stack(rows: list[list[int]]) -> dict[str, NDArray[np.int64]]:
-    input_ids = np.array(rows, np.int64)  # (b, t)
-    return {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}  # (b, t)
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int:
@@ -215,10 +254,12 @@ def _open_session(bundle: Bundle, file: str, threads: int) -> ort.InferenceSessi
 
 
 def _check_signature(bundle: Bundle, file: str, session: ort.InferenceSession) -> None:
-    for found, expected, kind in ((session.get_inputs(), INPUTS, "inputs"), (session.get_outputs(), OUTPUTS, "outputs")):
-        signature = {node.name: node.type for node in found}
-        if signature != expected:
-            raise BundleError(f"{bundle.url}: {file} has {kind} {signature}, expected {expected}")
+    inputs, outputs = ({node.name: node.type for node in found} for found in (session.get_inputs(), session.get_outputs()))
+    if frozenset(inputs) not in LAYOUTS or set(inputs.values()) != {"tensor(int64)"}:
+        expected = " or ".join(", ".join(sorted(names)) for names in LAYOUTS)
+        raise BundleError(f"{bundle.url}: {file} has inputs {inputs}, expected {expected}, all of them tensor(int64)")
+    if outputs != OUTPUTS:
+        raise BundleError(f"{bundle.url}: {file} has outputs {outputs}, expected {OUTPUTS}")
     width = session.get_outputs()[0].shape[-1]
     if isinstance(width, int) and width != len(bundle.manifest.labels):
         raise BundleError(f"{bundle.url}: {file} gives {width} logits, the manifest has {len(bundle.manifest.labels)} labels")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pyarrow.parquet as pq
 import pytest
 from tests.conftest import tiny_rows, train_arguments, write_rows
@@ -14,10 +13,9 @@ from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
-from pigeonhole.errors import ConfigError, DataError, ParityError
+from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
-from pigeonhole.training.export import Parity, require_parity
 from pigeonhole.training.train import run
 
 
@@ -69,13 +67,6 @@ def test_the_card_states_metrics_labels_and_origin(sealed_bundle: Path) -> None:
     card = (sealed_bundle / "README.md").read_text()
     assert "| TF-IDF + logistic regression |" in card
     assert "- `billing`: precision" in card
-
-
-def test_the_graph_takes_one_token_text_and_any_batch(sealed_bundle: Path) -> None:
-    session = ort.InferenceSession(sealed_bundle / "model.onnx")
-    for shape in ((1, 2), (7, 31)):
-        ones = np.ones(shape, np.int64)
-        assert session.run(["logits"], {"input_ids": ones, "attention_mask": ones})[0].shape == (shape[0], 3)
 
 
 def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
@@ -137,20 +128,3 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "trainer.learning_rate" in done.stdout
     assert done.returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("parity", "message"),
-    [
-        (Parity(10, 2e-4, 0, 0.1, 0, 1.0), "logits are up to 0.0002 off .* at most 0.0001"),
-        (Parity(10, 1e-6, 0, 0.1, 3, 0.7), "agree on 0.7000 of 10 texts, export.min_agreement is 0.98"),
-    ],
-)
-def test_an_export_that_disagrees_fails_the_run_with_the_numbers(parity: Parity, message: str) -> None:
-    with pytest.raises(ParityError, match=message):
-        require_parity(parity, 1e-4, 0.98)
-
-
-def test_an_export_within_its_bounds_passes() -> None:
-    require_parity(Parity(10, 1e-4, 0, 0.1, 0, 0.98), 1e-4, 0.98)
-    require_parity(Parity(10, 1e-6, 0, None, None, None), 1e-4, 0.98)

@@ -59,8 +59,12 @@ def write_card(manifest: Manifest) -> str:
         parity_rows=parity["rows"],
         fp32=parity["fp32_max_logit_difference"],
         flips=parity["fp32_label_flips"],
-        int8="" if agreement is None else f"; int8 agrees with fp32 on {100 * agreement:.1f} %",
+        int8="" if agreement is None else f"; int8{_whether_kept(manifest)} agrees with fp32 on {100 * agreement:.1f} %",
     )
+
+
+def _whether_kept(manifest: Manifest) -> str:
+    return "" if "int8" in manifest.models else " (left out)"
 
 
 def _row(name: str, found: dict[str, object]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pigeonhole import storage
 from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, TOKENIZER, Bundle, Manifest, Precision, Windowing, open_bundle, seal
@@ -125,9 +126,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         precision: Classifier.load(Bundle(str(folder), folder, manifest), precision, threads) for precision in manifest.models
     }
     predictions = {precision: _predict(classifier, split.test) for precision, classifier in classifiers.items()}
-    logits = {precision: np.stack([found.logits for found in answers]) for precision, answers in predictions.items()}
-    parity = export.compare(torch_logits, logits["fp32"], logits.get("int8"))
-    export.require_parity(parity, config.export.tolerance, config.export.min_agreement)
+    parity = _compare(torch_logits, classifiers, predictions, split.test)
+    export.require_parity(parity, config.export.tolerance)
+    objection = export.why_not_int8(parity, config.export.min_agreement)
+    if objection:
+        say(f"export: {objection}; int8 is left out, fp32 is served")
+        manifest = _leave_int8_out(manifest, folder)
+        del classifiers["int8"], predictions["int8"]
     results = _evaluate(dataset, rows, predictions, manifest.served, config.seed)
     watch.lap("evaluation")
 
@@ -261,7 +266,7 @@ def _export(
     export.export_fp32(model, folder / models["fp32"])
     if config.export.int8:
         models["int8"] = "model.int8.onnx"
-        export.quantize(folder / models["fp32"], folder / models["int8"])
+        export.export_int8(model, folder / models["fp32"], folder / models["int8"])
     storage.write(str(folder / TOKENIZER), tokenizer.encode())
     now = datetime.datetime.now(datetime.UTC)
     return Manifest(
@@ -293,6 +298,26 @@ def _digest(path: Path) -> str:
 def _predict(classifier: Classifier, rows: Sequence[Row]) -> list[Prediction]:
     texts = [row.text for row in rows]
     return [found for start in range(0, len(texts), CHUNK) for found in classifier.predict(texts[start : start + CHUNK])]
+
+
+def _compare(
+    torch_logits: NDArray[np.float32],
+    classifiers: Mapping[Precision, Classifier],
+    predictions: Mapping[Precision, Sequence[Prediction]],
+    rows: Sequence[Row],
+) -> export.Parity:
+    logits = {precision: np.stack([found.logits for found in answers]) for precision, answers in predictions.items()}
+    texts = [row.text for row in rows]
+    company = {
+        precision: export.company_difference(classifier, texts, logits[precision])
+        for precision, classifier in classifiers.items()
+    }
+    return export.compare(torch_logits, logits, company)
+
+
+def _leave_int8_out(manifest: Manifest, folder: Path) -> Manifest:
+    (folder / manifest.models["int8"]).unlink()
+    return msgspec.structs.replace(manifest, models={"fp32": manifest.models["fp32"]}, served="fp32")
 
 
 def _evaluate(

@@ -158,7 +158,22 @@ def load_model(
         average_tokens(cast(BertForSequenceClassification, body))
     if isinstance(body, BertForSequenceClassification):
         body.bert.encoder.layer[-1].__class__ = FirstTokenLayer
-    return _take_apart(body)
+    return take_apart(body)
+
+
+def take_apart(body: PreTrainedModel) -> TextClassifier:
+    """Raises ConfigError for a body that ends in no linear layer."""
+    for name in ("classifier", "classifier.out_proj", "score"):
+        try:
+            head = body.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(head, nn.Linear):
+            body.set_submodule(name, nn.Identity())
+            return TextClassifier(body, name, head)
+    raise ConfigError(
+        f"model.pretrained: {type(body).__name__} ends in no linear layer that is known here; choose another encoder"
+    )
 
 
 @torch.no_grad()
@@ -231,18 +246,4 @@ def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
-    )
-
-
-def _take_apart(body: PreTrainedModel) -> TextClassifier:
-    for name in ("classifier", "classifier.out_proj", "score"):
-        try:
-            head = body.get_submodule(name)
-        except AttributeError:
-            continue
-        if isinstance(head, nn.Linear):
-            body.set_submodule(name, nn.Identity())
-            return TextClassifier(body, name, head)
-    raise ConfigError(
-        f"model.pretrained: {type(body).__name__} ends in no linear layer that is known here; choose another encoder"
     )

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from pigeonhole.errors import ParityError
+from pigeonhole.training.export import Parity, compare, require_parity, why_not_int8
+
+
+def parity(**changes: float) -> Parity:
+    good = Parity(
+        rows=10,
+        fp32_max_logit_difference=1e-6,
+        fp32_label_flips=0,
+        fp32_company_difference=0.0,
+        int8_max_logit_difference=0.1,
+        int8_label_flips=0,
+        int8_agreement_with_fp32=1.0,
+        int8_company_difference=0.0,
+    )
+    return Parity(**{**good.__dict__, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fp32_max_logit_difference": 2e-4}, "logits are up to 0.0002 off .* at most 0.0001"),
+        ({"fp32_company_difference": 2e-5}, "differ by up to 2e-05 between a text alone and among others, at most 1e-05"),
+    ],
+)
+def test_an_fp32_export_that_disagrees_fails_the_run_with_the_numbers(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ParityError, match=message):
+        require_parity(parity(**changes), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "objection"),
+    [
+        ({"int8_agreement_with_fp32": 0.7}, "int8 and fp32 agree on 0.7000 of 10 texts, export.min_agreement is 0.99"),
+        ({"int8_company_difference": 0.01}, "int8 logits differ by up to 0.01 between a text alone and among others"),
+    ],
+)
+def test_an_int8_that_disagrees_is_not_to_be_served(changes: dict[str, float], objection: str) -> None:
+    require_parity(parity(**changes), 1e-4)
+    assert why_not_int8(parity(**changes), 0.99) == objection
+
+
+def test_an_export_within_its_bounds_passes() -> None:
+    good = parity(fp32_max_logit_difference=1e-4, fp32_company_difference=1e-5, int8_agreement_with_fp32=0.99)
+    require_parity(good, 1e-4)
+    assert why_not_int8(good, 0.99) is None
+
+
+def test_the_comparison_counts_flips_and_differences() -> None:
+    torch = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
+    fp32 = torch + np.float32(0.25)
+    int8 = np.array([[1, 0], [1, 0], [1, 0]], np.float32)
+    found = compare(torch, {"fp32": fp32, "int8": int8}, {"fp32": 0.0, "int8": 0.5})
+    assert (found.rows, found.fp32_label_flips, found.int8_label_flips) == (3, 0, 1)
+    assert found.fp32_max_logit_difference == 0.25
+    assert found.int8_agreement_with_fp32 == pytest.approx(2 / 3)
+    assert found.int8_company_difference == 0.5
+    assert compare(torch, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None

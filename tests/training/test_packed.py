@@ -1,0 +1,100 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PretrainedConfig,
+    RobertaConfig,
+)
+
+from pigeonhole.classifier import Packed
+from pigeonhole.training.model import TextClassifier, take_apart
+from pigeonhole.training.packed import write_packed
+from pigeonhole.training.weights import read_weights
+
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_labels": 3,
+}
+DISTILBERT_SIZES: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "dim": 32, "hidden_dim": 48, "num_labels": 3}
+FAMILIES = {
+    "bert": BertConfig(vocab_size=60, max_position_embeddings=128, **SIZES),
+    "roberta": RobertaConfig(vocab_size=60, max_position_embeddings=130, pad_token_id=1, type_vocab_size=1, **SIZES),
+    "distilbert": DistilBertConfig(vocab_size=60, max_position_embeddings=128, **DISTILBERT_SIZES),
+}
+ROWS = [np.random.default_rng(length).integers(3, 60, length).tolist() for length in (3, 7, 31, 32, 33, 64, 100, 7)]
+
+
+def random_classifier(config: PretrainedConfig) -> TextClassifier:
+    torch.manual_seed(0)
+    body = AutoModelForSequenceClassification.from_config(config).eval()
+    for parameter in body.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))  # biases and norms begin as zeros and ones
+    return take_apart(body)
+
+
+def logits_of(file: Path, rows: list[list[int]]) -> NDArray[np.float32]:
+    session, layout = ort.InferenceSession(file), Packed()
+    widths = [layout.width(len(row)) for row in rows]
+    found = np.zeros((len(rows), 3), np.float32)
+    for width in set(widths):
+        chosen = [number for number, each in enumerate(widths) if each == width]
+        found[chosen] = session.run(["logits"], dict(layout.inputs([rows[number] for number in chosen], width)))[0]
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_packed_graph_gives_the_logits_of_torch(family: str, tmp_path: Path) -> None:
+    model = random_classifier(FAMILIES[family])
+    weights = read_weights(model)
+    assert weights is not None
+    write_packed(weights, tmp_path / "model.onnx", "fp32")
+    with torch.no_grad():
+        expected = [model(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.int64))[0][0].numpy() for row in ROWS]
+    assert logits_of(tmp_path / "model.onnx", ROWS) == pytest.approx(np.stack(expected), abs=2e-5)
+
+
+def test_int8_stays_near_fp32_and_an_answer_is_the_same_in_any_company(tmp_path: Path) -> None:
+    weights = read_weights(random_classifier(FAMILIES["bert"]))
+    assert weights is not None
+    found = {}
+    for precision in ("fp32", "int8"):
+        file = tmp_path / f"{precision}.onnx"
+        write_packed(weights, file, "int8" if precision == "int8" else "fp32")
+        found[precision] = logits_of(file, ROWS)
+        for number, row in enumerate(ROWS):
+            assert np.array_equal(logits_of(file, [row])[0], found[precision][number])
+    assert np.abs(found["int8"] - found["fp32"]).max() < 0.05 * np.abs(found["fp32"]).max()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ElectraConfig(vocab_size=60, embedding_size=32, **SIZES),
+        BertConfig(vocab_size=60, hidden_act="relu", **SIZES),
+    ],
+)
+def test_a_body_that_is_built_otherwise_is_left_to_the_tracer(config: PretrainedConfig) -> None:
+    torch.manual_seed(0)
+    body = AutoModelForSequenceClassification.from_config(config)
+    model = TextClassifier(body, "classifier", torch.nn.Linear(32, 3))
+    assert read_weights(model) is None
+
+
+def test_what_a_text_shorter_than_the_narrowest_view_is_packed_to() -> None:
+    inputs = Packed().inputs([[5, 6], [7, 8, 9]], 4)
+    assert inputs["input_ids"].tolist() == [5, 6, 7, 8, 9]
+    assert inputs["view"].tolist() == [[0, 1, -1, -1], [2, 3, 4, -1]]
+    assert inputs["place"].tolist() == [0, 1, 4, 5, 6]
+    assert [Packed().width(n_tokens) for n_tokens in (2, 32, 33, 64, 65, 512)] == [32, 32, 64, 64, 128, 512]
