@@ -20,7 +20,8 @@ from pigeonhole.command import call
 from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Record, read_window
 from pigeonhole.registry import Registry
-from pigeonhole.serving.serve import bind, find_bundle, run
+from pigeonhole.serving.port import bind
+from pigeonhole.serving.serve import find_bundle, run
 from pigeonhole.serving.settings import Settings
 
 OURS = ("HOST", "PORT", "PIGEONHOLE_")

@@ -24,6 +24,7 @@ from pigeonhole.serving.rollout import Rollout
 from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_explain, read_feedback, read_question
 from pigeonhole.serving.service import Service
 from pigeonhole.serving.settings import Settings
+from pigeonhole.serving.shortcut import Shortcut
 from pigeonhole.serving.stalls import StallWatch
 from pigeonhole.serving.tracing import Tracing
 
@@ -41,7 +42,7 @@ def create_app(
     tracing = Tracing() if settings.traces == "otlp" else None
     service = Service(settings, classifier, log, feedback, tracing)
     stalls = StallWatch(service.telemetry.stall)
-    access = Access(settings.keys)
+    access = Access(settings.keys, share=settings.workers)
     pollers = []
     if settings.keys:
         pollers.append(Poller("keys", access.look, settings.poll_s))
@@ -73,9 +74,10 @@ def create_app(
         redirect_slashes=False,  # the target would be made of the caller's own host header
         exception_handlers={HTTPException: _refuse},
     )
-    app.add_middleware(Edge, telemetry=service.telemetry, tracing=tracing)
     routes = APIRouter()
     _add_predict(routes, service, settings, access)
+    app.add_middleware(Shortcut, routes=routes)
+    app.add_middleware(Edge, telemetry=service.telemetry, tracing=tracing)
     _add_feedback(routes, service, access)
     _add_state(routes, service, access)
     _add_pages(routes, app)

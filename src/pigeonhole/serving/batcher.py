@@ -58,12 +58,14 @@ class Batcher(Generic[Asked, Answer]):
         max_waiting: int,
         mourn: Callable[[], None] = lambda: None,
         restart_s: float = RESTART_S,
+        watch: Callable[[int], None] = lambda texts: None,
     ) -> None:
-        """`mourn` is called whenever a worker has died."""
+        """`mourn` is called whenever a worker has died, `watch` with by how many more or fewer texts wait."""
         self._work = work
         self._max_waiting = max_waiting
         self._mourn = mourn
         self._restart_s = restart_s
+        self._watch = watch
         self._waiting: deque[_Job[Asked, Answer]] = deque()
         self._waiting_texts = 0
         self._in_hand: list[_Job[Asked, Answer]] = []
@@ -119,6 +121,7 @@ class Batcher(Generic[Asked, Answer]):
                 raise OverloadedError
             self._waiting.extend(jobs)
             self._waiting_texts += texts
+            self._watch(texts)
             self._changed.notify()
 
     def _new_worker(self) -> threading.Thread:
@@ -139,6 +142,7 @@ class Batcher(Generic[Asked, Answer]):
             lost = [*self._in_hand, *self._waiting]
             self._in_hand, self._taken_at = [], math.inf
             self._waiting.clear()
+            self._watch(-self._waiting_texts)
             self._waiting_texts = 0
         self._mourn()
         self._deliver([(job, DeadError()) for job in lost])
@@ -172,6 +176,7 @@ class Batcher(Generic[Asked, Answer]):
                 batch.append(self._waiting.popleft())
                 texts += len(batch[-1].asked)
             self._waiting_texts -= texts
+            self._watch(-texts)
             return batch
 
     def _outcomes(self, batch: list[_Job[Asked, Answer]]) -> list[tuple[_Job[Asked, Answer], list[Answer] | Exception]]:

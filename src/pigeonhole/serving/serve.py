@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 from collections.abc import Mapping
 from types import FrameType
 
@@ -19,14 +18,16 @@ from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import journal
 from pigeonhole.serving.app import create_app
+from pigeonhole.serving.port import bind
 from pigeonhole.serving.protocol import Protocol
 from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
+from pigeonhole.serving.workers import become_parent, follow_parent
 
 GRACE_S = 8  # Cloud Run kills ten seconds after SIGTERM; the rest is for the last records
 
 logger = logging.getLogger(__name__)
 
-HELP = f"""usage: [VARIABLE=value ...] uv run serve [--help]
+HELP = f"""usage: [VARIABLE=value ...] uv run serve [--workers N] [--help]
 
 Serve a bundle over HTTP: POST /predict /explain /feedback, GET /model /health /ready /metrics /docs /openapi.json.
 
@@ -39,10 +40,29 @@ def run(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
-    if arguments:
-        raise ConfigError(f"unexpected argument {arguments[0]!r}: the environment sets what is served, see uv run serve --help")
+    environment = dict(os.environ)
+    match arguments:
+        case []:
+            pass
+        case ["--workers", count]:
+            environment["PIGEONHOLE_WORKERS"] = count
+        case _:
+            raise ConfigError(
+                f"unexpected argument {arguments[0]!r}: the environment sets what is served, see uv run serve --help"
+            )
+    settings = read_settings(environment)
+    if settings.workers > 1:
+        become_parent(settings.workers)
+    journal.begin(settings.stderr)
+    serve(settings, environment)
+
+
+def run_worker(arguments: list[str]) -> None:
+    """One of several: the same, on a port that it shares."""
+    assert not arguments
     settings = read_settings(os.environ)
     journal.begin(settings.stderr)
+    follow_parent()
     serve(settings, os.environ)
 
 
@@ -50,7 +70,7 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigError, BundleError, RegistryError, StorageError before the port is opened."""
     for name in unknown_variables(environment):
         logger.info("ignored: %s is no variable of serve; see uv run serve --help", name)
-    with bind(settings.host, settings.port) as listener:
+    with bind(settings.host, settings.port, shared=settings.workers > 1) as listener:
         bundle = find_bundle(settings)
         storage.exists(settings.log)  # a mistyped scheme or a missing role is told now, not after a day of unshipped records
         with open_log(settings, "predictions") as log, open_log(settings, "feedback") as feedback:
@@ -103,23 +123,6 @@ def _model_promoted_last(registry: Registry) -> str:
     return name
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Take the port before the long work, and listen only after it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only then; without, a connection's second answer takes 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    if os.name == "posix":
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"HOST={host!r} PORT={port}: cannot listen there ({error.strerror}); set another PORT or HOST"
-        ) from error
-    return listener
-
-
 def _address(settings: Settings) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}"
@@ -147,3 +150,4 @@ def _ended_well(number: int, frame: FrameType | None) -> None:
 
 
 main = command(run)
+work = command(run_worker)

@@ -42,10 +42,9 @@ class Service:
         self.replies = Replies()
         self._log, self._feedback_log = log, feedback
         self._tracing = tracing
-        self.telemetry = Telemetry(classifier.manifest, self._backlog)
+        self.telemetry = telemetry = Telemetry(classifier.manifest, self._backlog)
         self.feedback = FeedbackDesk(classifier.labels, feedback, self.replies, self.telemetry)
-        self.batcher = Batcher(self._work, settings.max_waiting, self.telemetry.worker_deaths.inc)
-        self.telemetry.waiting.set_function(lambda: self.batcher.waiting_texts)
+        self.batcher = Batcher(self._work, settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc)
         self._failures = 0  # of the model, since it last gave an answer
         self._recorder = Recorder(log, settings.text_policy, settings.text_key.encode(), settings.sample)
 

@@ -73,6 +73,9 @@ class Settings:
     traces: Literal["off", "otlp"] = variable(
         "PIGEONHOLE_TRACES", "off", "off, or otlp: OpenTelemetry spans, as the OTEL_* variables say", one_of("off", "otlp")
     )
+    workers: int = variable(
+        "PIGEONHOLE_WORKERS", 1, "processes that share the port, each with a model and a spool of its own", whole_number(1, 64)
+    )
 
     @property
     def level(self) -> Durability:

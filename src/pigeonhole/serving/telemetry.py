@@ -1,15 +1,19 @@
 """What the service says about itself to Prometheus. Label values come from closed sets only: no user text, no path, no id."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from pigeonhole.bundle import Manifest
 from pigeonhole.classifier import Prediction
 from pigeonhole.prediction_log import Backlog
+
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's name for where workers keep their numbers
 
 # A MiniLM answers in 2 to 10 ms a text; the deadline is 10 s.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -26,7 +30,7 @@ class Telemetry:
 
     def __init__(self, manifest: Manifest, backlog: Callable[[], Backlog]) -> None:
         registry = self._registry = CollectorRegistry()
-        self.in_flight = Gauge("pigeonhole_in_flight", "Requests being answered", registry=registry)
+        self.in_flight = Gauge("pigeonhole_in_flight", "Requests being answered", registry=registry, multiprocess_mode="livesum")
         self._requests = Counter("pigeonhole_requests", "Answers by route and status", ["route", "code"], registry=registry)
         self._request_seconds = Histogram(
             "pigeonhole_request_seconds", "From head to answer", ["route"], buckets=SECONDS, registry=registry
@@ -43,29 +47,46 @@ class Telemetry:
         self.stall = Histogram(
             "pigeonhole_event_loop_stall_seconds", "How late a timer rang", buckets=STALLS, registry=registry
         ).observe
-        self.waiting = Gauge("pigeonhole_waiting_texts", "Texts in the queue before the model", registry=registry)
+        self.waiting = Gauge(
+            "pigeonhole_waiting_texts", "Texts in the queue before the model", registry=registry, multiprocess_mode="livesum"
+        )
         self.feedback = Counter("pigeonhole_feedback", "True labels written down", ["label"], registry=registry)
         self.feedback_outcomes = Counter(
             "pigeonhole_feedback_outcomes", "Words on predictions, by what became of them", ["outcome"], registry=registry
         )
         self.worker_deaths = Counter("pigeonhole_worker_deaths", "Deaths of the batcher's worker", registry=registry)
         self.model_failures = Counter("pigeonhole_model_failures", "Batches with logits that are no numbers", registry=registry)
-        self._model = Gauge("pigeonhole_model_info", "The model that answers", ["model", "version"], registry=registry)
+        self._model = Gauge(
+            "pigeonhole_model_info",
+            "The model that answers",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._versions: set[str] = set()
+        workers = Gauge("pigeonhole_processes", "Processes that answer", registry=registry, multiprocess_mode="livesum")
+        workers.set(1)
         self.rollouts = Counter("pigeonhole_rollouts", "Versions met by the rollout", ["outcome"], registry=registry)
         self.behind = Gauge(
-            "pigeonhole_rollout_behind", "1 while production means a version that does not answer", registry=registry
+            "pigeonhole_rollout_behind",
+            "1 while production means a version that does not answer",
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         for outcome in ROLLOUTS:
             self.rollouts.labels(outcome)
         for outcome in FEEDBACK:
             self.feedback_outcomes.labels(outcome)
         self.model(manifest)
-        registry.register(_BacklogCollector(backlog))
+        self._backlog = _BacklogCollector(backlog)
+        registry.register(self._backlog)
         ProcessCollector(registry=registry)
 
     def model(self, manifest: Manifest) -> None:
         """Who answers from now on."""
-        self._model.clear()
+        for version in self._versions:
+            self._model.labels(manifest.name, version).set(0)  # not removed: files of several workers cannot forget a label
+        self._versions.add(manifest.version)
         self._model.labels(manifest.name, manifest.version).set(1)
         for label in manifest.labels:
             self.feedback.labels(label)
@@ -89,7 +110,13 @@ class Telemetry:
             self._scores.observe(prediction.score)
 
     def exposition(self) -> bytes:
-        return generate_latest(self._registry)
+        """Of this process, or of all workers that share its port (workers.py); then without what Python says of one process."""
+        if METRICS_FOLDER not in os.environ:
+            return generate_latest(self._registry)
+        shared = CollectorRegistry()
+        MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        shared.register(self._backlog)  # workers share the spool's folder: each sees all of it
+        return generate_latest(shared)
 
 
 class _BacklogCollector(Collector):

@@ -1,0 +1,105 @@
+"""Two real workers on one port."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.serving.test_serve import free_port, records
+
+PROGRAM = "from pigeonhole.serving.serve import main; main()"
+
+
+class Pool:
+    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+
+    def ask(self, times: int) -> None:
+        """On a connection each, so that the kernel shares them out."""
+        for _ in range(times):
+            assert httpx.post(f"{self.url}/predict", json={"text": "where is my parcel"}).status_code == 200
+
+    def workers(self) -> list[int]:
+        return [int(child) for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+
+    def metric(self, sample: str, **labels: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        found = [each for family in text_string_to_metric_families(text) for each in family.samples]
+        return sum(each.value for each in found if each.name == sample and labels.items() <= each.labels.items())
+
+    def wait_for(self, workers: int) -> None:
+        until = time.monotonic() + 20
+        while self.metric("pigeonhole_processes") < workers:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def pool(bundle: Path, folder: Path) -> Iterator[Pool]:
+    port = free_port()
+    environment = {"PORT": str(port), "PIGEONHOLE_BUNDLE": str(bundle), "PIGEONHOLE_LOG": str(folder / "log")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "--workers", "2"],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+    with process:
+        try:
+            found = Pool(process, port)
+            while True:
+                assert process.poll() is None, process.communicate()
+                with contextlib.suppress(httpx.TransportError):
+                    found.wait_for(2)
+                    break
+                time.sleep(0.05)
+            yield found
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_workers_share_the_port_and_their_metrics_and_a_dead_one_is_replaced(words_bundle: Path, tmp_path: Path) -> None:
+    with pool(words_bundle, tmp_path) as running:
+        first, second = running.workers()
+        running.ask(30)
+        for _ in range(4):  # whoever is asked
+            assert running.metric("pigeonhole_requests_total", route="/predict", code="200") == 30
+        assert running.metric("pigeonhole_waiting_texts") == 0
+        os.kill(first, signal.SIGKILL)
+        until = time.monotonic() + 20
+        while first in running.workers() or len(running.workers()) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        running.wait_for(2)
+        assert second in running.workers()
+        running.ask(10)
+        assert running.metric("pigeonhole_requests_total", route="/predict", code="200") == 40
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(20) == 0
+    assert len({record.prediction_id for record in records(tmp_path / "log")}) == 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_what_cannot_be_served_is_told_once(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "--workers", "2"],
+        env={**os.environ, "PORT": str(free_port()), "PIGEONHOLE_BUNDLE": "nowhere"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.count("manifest.json is missing") == 1
