@@ -46,6 +46,7 @@ EVALUATE_FP32 = "uv run evaluate bundle=BUNDLE precision=fp32"
 ELSEWHERE = {
     "uv run pytest": "this is it",
     "uv run demo": "tests/loop/test_demo.py runs its short form",
+    "uv run import-model model=FOLDER_OR_HUB_ID data=new.csv": "tests/training/test_import_model.py, with a folder",
     "uv run invoke up": "tests/frontend/test_up.py starts and stops it",
     "uv sync --no-default-groups --group serve": "would take the libraries away from under the tests",
     "uv run deploy image=COMMIT model=tickets --dry-run": "tests/cloud/test_deploy.py, with a commit",

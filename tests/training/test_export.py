@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pigeonhole.errors import ParityError
-from pigeonhole.training.export import Parity, compare, require_parity, why_not_int8
+from pigeonhole.training.export import Parity, compare_logits, require_parity, why_not_int8
 
 
 def parity(**changes: float) -> Parity:
@@ -53,9 +53,9 @@ def test_the_comparison_counts_flips_and_differences() -> None:
     torch = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
     fp32 = torch + np.float32(0.25)
     int8 = np.array([[1, 0], [1, 0], [1, 0]], np.float32)
-    found = compare(torch, {"fp32": fp32, "int8": int8}, {"fp32": 0.0, "int8": 0.5})
+    found = compare_logits(torch, {"fp32": fp32, "int8": int8}, {"fp32": 0.0, "int8": 0.5})
     assert (found.rows, found.fp32_label_flips, found.int8_label_flips) == (3, 0, 1)
     assert found.fp32_max_logit_difference == 0.25
     assert found.int8_agreement_with_fp32 == pytest.approx(2 / 3)
     assert found.int8_company_difference == 0.5
-    assert compare(torch, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None
+    assert compare_logits(torch, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None

@@ -7,7 +7,6 @@ the server's own door and compared -> sealed -> registry.
 import datetime
 import hashlib
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +15,9 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from pigeonhole import storage
-from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, TOKENIZER, Bundle, Manifest, Precision, Windowing, open_bundle, seal
+from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
 from pigeonhole.configuration import to_flat, to_yaml
@@ -37,12 +35,11 @@ from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig, TrainerConfig
 from pigeonhole.training.head import REFIT_REGULARISATION, fit_head
-from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer, locate
+from pigeonhole.training.model import load_model, load_tokenizer, locate
 from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.tracking import Tracker, open_tracker
 from pigeonhole.training.trainer import Recipe
 
-CHUNK = 256
 RESULT = "metrics.json"  # written last: a run folder that has it is finished
 
 
@@ -119,19 +116,32 @@ def train(config: TrainConfig) -> dict[str, Any]:
     model.save_twin(out / "model", tokenizer)
     torch_logits = trainer.predict_logits(model, rows.test)
     folder = out / "bundle"
-    manifest = _export(config, name, model, tokenizer.backend_tokenizer.to_str(), dataset.labels, temperature, folder)
+    manifest = export.draft(
+        folder,
+        model,
+        tokenizer.backend_tokenizer.to_str(),
+        name=name,
+        labels=dataset.labels,
+        max_length=config.model.max_length,
+        temperature=temperature,
+        threshold=config.serve.threshold,
+        served="int8" if config.export.served == "int8" else "fp32",
+        int8=config.export.int8,
+    )
     watch.lap("export")
 
     classifiers = {
         precision: Classifier.load(Bundle(str(folder), folder, manifest), precision, threads) for precision in manifest.models
     }
-    predictions = {precision: _predict(classifier, split.test) for precision, classifier in classifiers.items()}
-    parity = _compare(torch_logits, classifiers, predictions, split.test)
+    predictions = {
+        precision: export.predict(classifier, [row.text for row in split.test]) for precision, classifier in classifiers.items()
+    }
+    parity = export.compare(torch_logits, classifiers, predictions, [row.text for row in split.test])
     export.require_parity(parity, config.export.tolerance)
     objection = export.why_not_int8(parity, config.export.min_agreement)
     if objection:
         say(f"export: {objection}; int8 is left out, fp32 is served")
-        manifest = _leave_int8_out(manifest, folder)
+        manifest = export.leave_int8_out(manifest, folder)
         del classifiers["int8"], predictions["int8"]
     results = _evaluate(dataset, rows, predictions, manifest.served, config.seed)
     watch.lap("evaluation")
@@ -156,7 +166,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     manifest = seal(folder, manifest)
     Classifier.open(open_bundle(str(folder)))
     figures = _draw(out / "plots", dataset, rows, served, history)
-    url, alias = _publish(Registry(config.registry), folder, manifest)
+    url, alias = publish(Registry(config.registry), folder, manifest)
     watch.lap("bundle")
 
     result = {
@@ -256,70 +266,6 @@ def _tell(history: list[Epoch], tracker: Tracker, out: Path) -> None:
     tracker.log({key: value for key, value in asdict(epoch).items() if key != "step"}, epoch.step)
 
 
-def _export(
-    config: TrainConfig, name: str, model: TextClassifier, tokenizer: str, labels: Sequence[str], temperature: float, folder: Path
-) -> Manifest:
-    """Write the models and the tokenizer, and return the manifest as far as it is known; nothing is sealed yet."""
-    models: dict[Precision, str] = {"fp32": "model.onnx"}
-    shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it exported
-    folder.mkdir()
-    export.export_fp32(model, folder / models["fp32"])
-    if config.export.int8:
-        models["int8"] = "model.int8.onnx"
-        export.export_int8(model, folder / models["fp32"], folder / models["int8"])
-    storage.write(str(folder / TOKENIZER), tokenizer.encode())
-    now = datetime.datetime.now(datetime.UTC)
-    return Manifest(
-        schema_version=1,
-        name=name,
-        version=f"{now:%Y%m%d-%H%M%S}-{_digest(folder / models['fp32'])[:8]}",
-        created_at=now.isoformat(timespec="seconds"),
-        task="single_label",
-        labels=tuple(labels),
-        max_length=config.model.max_length,
-        windowing=Windowing(),
-        temperature=temperature,
-        thresholds=dict.fromkeys(labels, config.serve.threshold),
-        threshold_target=None,
-        models=models,
-        served="int8" if config.export.served == "int8" else "fp32",
-        parity={},
-        metrics={},
-        provenance={},
-        files={},
-    )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _predict(classifier: Classifier, rows: Sequence[Row]) -> list[Prediction]:
-    texts = [row.text for row in rows]
-    return [found for start in range(0, len(texts), CHUNK) for found in classifier.predict(texts[start : start + CHUNK])]
-
-
-def _compare(
-    torch_logits: NDArray[np.float32],
-    classifiers: Mapping[Precision, Classifier],
-    predictions: Mapping[Precision, Sequence[Prediction]],
-    rows: Sequence[Row],
-) -> export.Parity:
-    logits = {precision: np.stack([found.logits for found in answers]) for precision, answers in predictions.items()}
-    texts = [row.text for row in rows]
-    company = {
-        precision: export.company_difference(classifier, texts, logits[precision])
-        for precision, classifier in classifiers.items()
-    }
-    return export.compare(torch_logits, logits, company)
-
-
-def _leave_int8_out(manifest: Manifest, folder: Path) -> Manifest:
-    (folder / manifest.models["int8"]).unlink()
-    return msgspec.structs.replace(manifest, models={"fp32": manifest.models["fp32"]}, served="fp32")
-
-
 def _evaluate(
     dataset: Dataset, rows: Tokenized, predictions: Mapping[Precision, Sequence[Prediction]], served: Precision, seed: int
 ) -> dict[str, Any]:
@@ -358,7 +304,7 @@ def _draw(
     return {name: folder / f"{name}.png" for name in pictures}
 
 
-def _publish(registry: Registry, folder: Path, manifest: Manifest) -> tuple[str, Literal["production", "candidate"]]:
+def publish(registry: Registry, folder: Path, manifest: Manifest) -> tuple[str, Literal["production", "candidate"]]:
     """Into the registry; the first version of a model goes to production, a later one is a candidate for `promote`."""
     url = registry.publish(folder, manifest)
     first = registry.alias(manifest.name, "production").version is None

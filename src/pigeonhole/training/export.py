@@ -1,26 +1,32 @@
-"""From torch to ONNX: the fp32 graph, its int8 sibling, and how far each of them is from the model that was trained.
+"""From torch to ONNX: a bundle's graphs in fp32 and int8, and how far each of them is from the model that was trained.
 
 BERT-family bodies become padding-free graphs (packed.py); any other one is traced as it is.
 """
 
+import datetime
+import hashlib
 import logging
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 
-from pigeonhole.bundle import Golden, Precision
-from pigeonhole.classifier import OUTPUTS, Classifier
+from pigeonhole import storage
+from pigeonhole.bundle import TOKENIZER, Golden, Manifest, Precision, Windowing
+from pigeonhole.classifier import OUTPUTS, Classifier, Prediction
 from pigeonhole.errors import ParityError
 from pigeonhole.training.model import TextClassifier
 from pigeonhole.training.packed import write_packed
 from pigeonhole.training.weights import read_weights
 
+CHUNK = 256  # texts a call
 COMPANY_TEXTS = 256  # as many are asked alone, to see whether their answers are those that they got among others
 COMPANY_TOLERANCE = 1e-5
 
@@ -55,6 +61,60 @@ class Parity:
     int8_label_flips: int | None
     int8_agreement_with_fp32: float | None
     int8_company_difference: float | None
+
+
+def draft(
+    folder: Path,
+    model: TextClassifier,
+    tokenizer: str,
+    *,
+    name: str,
+    labels: Sequence[str],
+    max_length: int,
+    temperature: float,
+    threshold: float,
+    served: Precision,
+    int8: bool,
+) -> Manifest:
+    """Write models and tokenizer into a new folder, and return the manifest as far as it is known; nothing is sealed yet."""
+    models: dict[Precision, str] = {"fp32": "model.onnx"}
+    shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it exported
+    folder.mkdir()
+    export_fp32(model, folder / models["fp32"])
+    if int8:
+        models["int8"] = "model.int8.onnx"
+        export_int8(model, folder / models["fp32"], folder / models["int8"])
+    storage.write(str(folder / TOKENIZER), tokenizer.encode())
+    now = datetime.datetime.now(datetime.UTC)
+    return Manifest(
+        schema_version=1,
+        name=name,
+        version=f"{now:%Y%m%d-%H%M%S}-{_digest(folder / models['fp32'])[:8]}",
+        created_at=now.isoformat(timespec="seconds"),
+        task="single_label",
+        labels=tuple(labels),
+        max_length=max_length,
+        windowing=Windowing(),
+        temperature=temperature,
+        thresholds=dict.fromkeys(labels, threshold),
+        threshold_target=None,
+        models=models,
+        served=served,
+        parity={},
+        metrics={},
+        provenance={},
+        files={},
+    )
+
+
+def leave_int8_out(manifest: Manifest, folder: Path) -> Manifest:
+    (folder / manifest.models["int8"]).unlink()
+    return msgspec.structs.replace(manifest, models={"fp32": manifest.models["fp32"]}, served="fp32")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def export_fp32(model: TextClassifier, path: Path) -> None:
@@ -130,13 +190,30 @@ def golden_answers(classifiers: Sequence[Classifier]) -> list[Golden]:
     return [Golden(text, logits) for text, logits in zip(PROBES, answers, strict=True)]
 
 
-def company_difference(classifier: Classifier, texts: Sequence[str], logits: NDArray[np.float32]) -> float:
-    """`logits` (n, c): what the texts got when they were asked together."""
+def predict(classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
+    return [found for start in range(0, len(texts), CHUNK) for found in classifier.predict(texts[start : start + CHUNK])]
+
+
+def compare(
+    torch_logits: NDArray[np.float32],
+    classifiers: Mapping[Precision, Classifier],
+    predictions: Mapping[Precision, Sequence[Prediction]],
+    texts: Sequence[str],
+) -> Parity:
+    """`torch_logits` (n, c) and the predictions are those of the texts."""
+    logits = {precision: np.stack([found.logits for found in answers]) for precision, answers in predictions.items()}
+    company = {
+        precision: _company_difference(classifier, texts, logits[precision]) for precision, classifier in classifiers.items()
+    }
+    return compare_logits(torch_logits, logits, company)
+
+
+def _company_difference(classifier: Classifier, texts: Sequence[str], logits: NDArray[np.float32]) -> float:
     alone = [classifier.predict([text])[0].logits for text in texts[:COMPANY_TEXTS]]
     return max(float(np.abs(one - row).max()) for one, row in zip(alone, logits, strict=False))
 
 
-def compare(
+def compare_logits(
     torch_logits: NDArray[np.float32], logits: Mapping[Precision, NDArray[np.float32]], company: Mapping[Precision, float]
 ) -> Parity:
     """Logits (n, c) of the same texts through the trained model and through the bundle; `company`: the company differences."""

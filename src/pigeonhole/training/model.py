@@ -97,8 +97,8 @@ class TextClassifier(nn.Module):
             file.chmod(0o644)  # safetensors writes 0600, unreadable for another user's server
 
 
-def locate(pretrained: str, sha256: str | None) -> Pretrained:
-    """Find the pretrained weights and check them before anything is loaded. Raises ConfigError."""
+def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -> Pretrained:
+    """Find the pretrained weights and check them before anything is loaded. Raises ConfigError, which names the key."""
     if pretrained == SCRATCH:
         return Pretrained(SCRATCH, local=True)
     folder = storage.local_path(pretrained)
@@ -107,10 +107,10 @@ def locate(pretrained: str, sha256: str | None) -> Pretrained:
         return Pretrained(pretrained, local=False)
     allowed = "a package:// or file:// URL of a folder with config.json and model.safetensors, a hub id OWNER/NAME, or scratch"
     if folder is None or ".." in Path(pretrained).parts or not (folder / "config.json").is_file():
-        raise ConfigError(f"model.pretrained={pretrained}: no model is there; expected {allowed}")
+        raise ConfigError(f"{key}={pretrained}: no model is there; expected {allowed}")
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise ConfigError(f"model.pretrained={pretrained}: model.safetensors is missing; expected {allowed}")
+        raise ConfigError(f"{key}={pretrained}: model.safetensors is missing; expected {allowed}")
     if sha256 is not None:
         _verify(pretrained, weights, sha256)
     return Pretrained(str(folder), local=True)

@@ -1,0 +1,186 @@
+"""A classifier that somebody else trained, from its folder to a sealed bundle in the registry.
+
+The same export, the same comparison with torch and the same door as at the end of training; only what cannot be known (the data,
+a calibration) is left out, and the model card says so.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+
+from pigeonhole import storage
+from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, open_bundle, seal
+from pigeonhole.classifier import Classifier, Encoder, Prediction
+from pigeonhole.command import say
+from pigeonhole.errors import ConfigError
+from pigeonhole.evaluation.labelled import Labelled, label_ids, read_labelled
+from pigeonhole.metrics import score_metrics
+from pigeonhole.registry import Registry
+from pigeonhole.training import export, provenance, trainer
+from pigeonhole.training.batches import TokenizedRows
+from pigeonhole.training.corridor import publish
+from pigeonhole.training.import_model import ImportOptions
+from pigeonhole.training.model import Pretrained, TextClassifier, load_tokenizer, locate, take_apart
+from pigeonhole.training.reference import write_reference
+
+CARD_TEXT = """\
+# {name} {version}
+
+A text classifier with {count} labels that was trained elsewhere and imported from `{source}` on {created_at} by `import-model`.
+
+Its probabilities are the softmax of its logits, not calibrated here. {measured}
+The exported fp32 logits are within {difference:.1e} of torch's over {rows} texts; {served} is served.
+
+## Labels
+
+{labels}
+"""
+
+
+def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
+    """Raises ConfigError, DataError, ParityError, StorageError."""
+    assert options.model is not None
+    pretrained = locate(options.model, None, "model")
+    pretrained = Pretrained(pretrained.source, pretrained.local, options.revision)
+    model, labels = _load(pretrained, options)
+    tokenizer = load_tokenizer(pretrained, [])
+    rows = read_labelled(options.data, options.text, options.label) if options.data else None
+    true_ids = label_ids(rows, labels) if rows else None
+    texts = rows.texts if rows else list(export.PROBES)
+    say(f"model: {type(model.body).__name__}, {len(labels)} labels; compared with torch over {len(texts)} texts")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bundle"
+        manifest = export.draft(
+            folder,
+            model,
+            tokenizer.backend_tokenizer.to_str(),
+            name=name,
+            labels=labels,
+            max_length=options.max_length,
+            temperature=1.0,
+            threshold=options.threshold,
+            served="int8" if rows else "fp32",
+            int8=rows is not None,  # which nobody has compared is not served
+        )
+        torch_logits = _torch_logits(model, Encoder(tokenizer.backend_tokenizer, options.max_length), texts)
+        classifiers = {
+            precision: Classifier.load(Bundle(str(folder), folder, manifest), precision) for precision in manifest.models
+        }
+        predictions = {precision: export.predict(classifier, texts) for precision, classifier in classifiers.items()}
+        parity = export.compare(torch_logits, classifiers, predictions, texts)
+        export.require_parity(parity, options.tolerance)
+        objection = export.why_not_int8(parity, options.min_agreement)
+        if objection:
+            say(f"export: {objection}; int8 is left out, fp32 is served")
+            manifest = export.leave_int8_out(manifest, folder)
+            del classifiers["int8"], predictions["int8"]
+        served = predictions[manifest.served]
+        measured = {}
+        if rows and true_ids is not None:
+            probabilities = np.stack([found.probabilities for found in served])
+            measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed)}
+        manifest = msgspec.structs.replace(
+            manifest, parity=export.as_dict(parity), metrics=measured, provenance=_origin(options, rows)
+        )
+        manifest = _seal(folder, manifest, classifiers, rows, served, options.model)
+        url, alias = publish(Registry(options.registry), folder, manifest)
+    return {
+        "bundle": url,
+        "model": name,
+        "version": manifest.version,
+        "alias": alias,
+        "served": manifest.served,
+        "labels": labels,
+        "parity": export.as_dict(parity),
+        **measured,
+    }
+
+
+def _load(pretrained: Pretrained, options: ImportOptions) -> tuple[TextClassifier, list[str]]:
+    known = {"revision": pretrained.revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(pretrained.source, **known)
+        _check(config, options)
+        body, info = AutoModelForSequenceClassification.from_pretrained(
+            pretrained.source, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **known
+        )
+    except (OSError, ValueError) as error:  # transformers' own words for a file that is not there and a kind that is not known
+        raise ConfigError(f"model={options.model}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"model={options.model}: has no trained weights for {', '.join(missing[:3])}: this is an encoder, not a classifier; "
+            f"fine-tune it with uv run train model.pretrained={options.model}"
+        )
+    return take_apart(body.eval()), [label for _, label in sorted(config.id2label.items())]
+
+
+def _check(config: PretrainedConfig, options: ImportOptions) -> None:
+    """Raises ConfigError for what a bundle cannot say."""
+    if config.problem_type not in (None, "single_label_classification") or len(config.id2label or {}) < 2:
+        kind = config.problem_type or "a head with one output"
+        raise ConfigError(f"model={options.model}: {kind}; expected one label of several for each text")
+    names = [str(label) for label in (config.id2label or {}).values()]
+    if len(set(names)) < len(names) or not all(names):
+        raise ConfigError(f"model={options.model}: id2label in config.json names labels twice, or with nothing; mend it there")
+    positions = getattr(config, "max_position_embeddings", options.max_length)
+    if config.model_type in ("roberta", "camembert", "xlm-roberta"):
+        positions -= config.pad_token_id + 1  # RoBERTa counts from behind its padding's id
+    if options.max_length > positions:
+        raise ConfigError(f"max_length={options.max_length}: this model reads at most {positions} tokens")
+
+
+def _torch_logits(model: TextClassifier, encoder: Encoder, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(n, c)."""
+    input_ids = [found.input_ids for found in encoder.encode(texts)]
+    return trainer.predict_logits(model, TokenizedRows(input_ids, np.zeros(len(texts), np.int64)))
+
+
+def _origin(options: ImportOptions, rows: Labelled | None) -> dict[str, Any]:
+    config = {"import.model": options.model, "import.revision": options.revision, "import.data": options.data}
+    origin = provenance.collect(config, rows.sha256 or "" if rows else "", options.seed, torch.get_num_threads())
+    return {key: value for key, value in origin.items() if key != "data_sha256"}  # what it was trained on is not known
+
+
+def _seal(
+    folder: Path,
+    manifest: Manifest,
+    classifiers: dict[Precision, Classifier],
+    rows: Labelled | None,
+    served: Sequence[Prediction],
+    source: str,
+) -> Manifest:
+    """The sealed manifest, read back through the server's door."""
+    storage.write(
+        str(folder / GOLDEN), msgspec.json.format(msgspec.json.encode(export.golden_answers(list(classifiers.values()))))
+    )
+    if rows:
+        write_reference(folder / REFERENCE, rows.texts, rows.labels, served)
+    storage.write(str(folder / CARD), _card(manifest, source).encode())
+    sealed = seal(folder, manifest)
+    Classifier.open(open_bundle(str(folder)))
+    return sealed
+
+
+def _card(manifest: Manifest, source: str) -> str:
+    test = manifest.metrics.get("test")
+    return CARD_TEXT.format(
+        name=manifest.name,
+        version=manifest.version,
+        count=len(manifest.labels),
+        source=source,
+        created_at=manifest.created_at,
+        measured=f"Accuracy {test['accuracy']:.3f} on {test['n']} rows given."
+        if test
+        else "Nothing was measured on labelled rows.",
+        difference=manifest.parity["fp32_max_logit_difference"],
+        rows=manifest.parity["rows"],
+        served=manifest.served,
+        labels="\n".join(f"- `{label}`" for label in manifest.labels),
+    )

@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+from pigeonhole.bundle import MANIFEST, Manifest, open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.command import call
+from pigeonhole.errors import ConfigError, DataError
+from pigeonhole.registry import Registry
+from pigeonhole.training.import_model import run
+from pigeonhole.training.model import SCRATCH, Pretrained, load_tokenizer
+
+TEXTS = ["where is my parcel", "the invoice is wrong", "my password is gone", "hello there again"]
+LABELS = {0: "delivery", 1: "billing", 2: "account"}
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "id2label": LABELS,
+    "label2id": {label: number for number, label in LABELS.items()},
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    return load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS)
+
+
+def save(folder: Path, config: BertConfig | RobertaConfig | DistilBertConfig) -> Path:
+    """A random classifier as save_pretrained leaves it."""
+    torch.manual_seed(0)
+    body = AutoModelForSequenceClassification.from_config(config)
+    for parameter in body.parameters():
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    body.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("saved") / "my-model", BertConfig(vocab_size=200, max_position_embeddings=64, **SIZES))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_what_is_imported_answers_as_torch_does(family: str, saved: Path, tmp_path: Path) -> None:
+    folder = saved
+    if family == "roberta":
+        folder = save(tmp_path / "my-model", RobertaConfig(vocab_size=200, max_position_embeddings=66, pad_token_id=0, **SIZES))
+    found = run([f"model={folder}", f"registry={tmp_path / 'registry'}", "max_length=32"])
+    assert found is not None
+    assert (found["model"], found["alias"], found["served"]) == ("my-model", "production", "fp32")
+    assert found["labels"] == list(LABELS.values())
+    classifier = Classifier.open(open_bundle(found["bundle"]))
+    body = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for text, prediction in zip(TEXTS, classifier.predict(TEXTS), strict=True):
+        with torch.no_grad():
+            logits = body(**tokenizer()(text, return_tensors="pt")).logits[0]
+        assert prediction.logits == pytest.approx(logits.numpy(), abs=1e-4)
+
+
+def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "".join(f"{text},{LABELS[number % 3]}\n" for number, text in enumerate(TEXTS)))
+    arguments = [f"model={saved}", "name=mine", f"registry={tmp_path / 'registry'}", "max_length=32", f"data={data}"]
+    found = run([*arguments, "min_agreement=0.1"])
+    assert found is not None
+    assert found["served"] == "int8"
+    assert found["test"]["n"] == 4
+    assert found["parity"]["int8_company_difference"] == 0
+    bundle = Path(Registry(str(tmp_path / "registry")).resolve("mine", "production"))
+    assert (bundle / "reference.parquet").is_file()
+    manifest = msgspec.json.decode((bundle / MANIFEST).read_bytes(), type=Manifest)
+    assert set(manifest.models) == {"fp32", "int8"}
+    data.write_text("text,label\nhello,weather\n")
+    with pytest.raises(DataError, match="1 of its labels are unseen"):
+        run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "model=FOLDER_OR_HUB_ID is needed"),
+        (["model=../nowhere/at/all"], "model=../nowhere/at/all: no model is there"),
+        (["model={saved}", "max_length=65"], "max_length=65: this model reads at most 64 tokens"),
+        (["model={saved}", "name=../x"], "name=../x: expected lower-case letters"),
+        (["model={saved}", "colour=red"], "there is no key colour"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    saved: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(run, [argument.format(saved=saved) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert (out, err.count("\n")) == ("", 1)
+
+
+def test_an_encoder_without_a_trained_head_is_refused(tmp_path: Path) -> None:
+    BertModel(BertConfig(vocab_size=200, max_position_embeddings=64, **SIZES)).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"no trained weights for classifier\.bias, classifier\.weight: this is an encoder"):
+        run([f"model={tmp_path}", "name=encoder", "max_length=32"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"problem_type": "multi_label_classification"}, "multi_label_classification; expected one label of several"),
+        ({"id2label": {"0": "a", "1": "a", "2": "b"}}, "names labels twice"),
+        ({"model_type": "no-such-family"}, "cannot be loaded"),
+    ],
+)
+def test_a_configuration_that_a_bundle_cannot_say_is_refused(
+    saved: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((saved / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ConfigError, match=message):
+        run([f"model={tmp_path}", "name=mine", "max_length=32"])
+
+
+def test_a_pickle_is_not_read(saved: Path, tmp_path: Path) -> None:
+    for file in saved.iterdir():
+        (tmp_path / file.name.replace("model.safetensors", "pytorch_model.bin")).write_bytes(file.read_bytes())
+    with pytest.raises(ConfigError, match=r"model\.safetensors is missing"):
+        run([f"model={tmp_path}", "name=mine"])
