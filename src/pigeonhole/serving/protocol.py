@@ -9,8 +9,10 @@ from http import HTTPStatus
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from pigeonhole.serving.plain import Plain, PlainCycle, read
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 
+HELD_BYTES = 64 << 10
 RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
 
 
@@ -18,12 +20,22 @@ class Protocol(H11Protocol):
     """One connection."""
 
     _receiving: asyncio.TimerHandle | None = None
+    _held = b""  # what came while a plain request was answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn itself
         super().connection_made(transport)
         self._watch(is_receiving=True)
 
     def data_received(self, data: bytes) -> None:
+        if isinstance(self.cycle, PlainCycle) and not self.cycle.response_complete:
+            self._held += data
+            if len(self._held) > HELD_BYTES:
+                self.flow.pause_reading()
+            return
+        if self._is_idle() and (request := read(data)) is not None:
+            self._watch(is_receiving=False)
+            self._answer(request)
+            return
         super().data_received(data)
         self._watch(is_receiving=self.conn.their_state in (h11.IDLE, h11.SEND_BODY))
 
@@ -33,6 +45,43 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(400, "invalid_http", "this is not HTTP/1.1 as RFC 9112 has it"))
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._held and not self.transport.is_closing():
+            data, self._held = self._held, b""
+            self.data_received(data)
+
+    def _is_idle(self) -> bool:
+        """Whether the next byte begins a request."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        waits = cycle is None or cycle.response_complete
+        return waits and self.conn.states == {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE} and not self.conn.trailing_data[0]
+
+    def _answer(self, request: Plain) -> None:
+        """As handle_events of uvicorn's protocol does."""
+        self._unset_keepalive_if_required()
+        scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": "POST",
+            "root_path": self.root_path,
+            "path": self.root_path + request.path,
+            "raw_path": (self.root_path + request.path).encode(),
+            "query_string": b"",
+            "headers": request.headers,
+            "state": self.app_state.copy(),
+        }
+        headers = self.server_state.default_headers
+        cycle = PlainCycle(scope, request.body, self.transport, self.flow, headers, self.on_response_complete)
+        self.cycle = cycle  # type: ignore[assignment]  # has all that uvicorn asks of one
+        task = self.loop.create_task(cycle.run(self.app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def _watch(self, *, is_receiving: bool) -> None:
         """The clock runs from the first sign of a request (or of a connection) to the request's last byte, and never anew."""

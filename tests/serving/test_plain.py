@@ -1,0 +1,112 @@
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from tests.serving.conftest import Running
+
+from pigeonhole.serving.plain import read
+
+HEADERS = {"Host": "localhost", "Content-Type": "application/json", "Accept": "*/*", "Connection": "keep-alive"}
+
+
+def request(body: bytes, path: str = "/predict", **more: str) -> bytes:
+    headers = {**HEADERS, "Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in more.items()}}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+
+def test_a_whole_request_is_read_as_asgi_has_it() -> None:
+    found = read(request(b"{}", X_Request_Id="a-1"))
+    assert found is not None
+    assert (found.path, found.body) == ("/predict", b"{}")
+    assert dict(found.headers)[b"x-request-id"] == b"a-1"
+    assert (b"content-length", b"2") in found.headers
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(b"{}")[:-1],
+        request(b"{}") + b"x",
+        request(b"{}") + request(b"{}"),
+        request(b"{}", path="/explain"),
+        request(b"{}", path="/predict?a=b"),
+        request(b"{}", Transfer_Encoding="chunked"),
+        request(b"{}", Expect="100-continue"),
+        request(b"{}", Content_Length="+2"),
+        request(b"{}", Content_Length="2, 2"),
+        request(b"{}", Idempotency_Key="a"),
+        request(b"{}", Connection="close"),
+        request(b"{}", Connection="upgrade"),
+        request(b"{}").replace(b"Accept: */*", b"Content-Length: 2"),
+        request(b"{}").replace(b"Accept: */*", b"accept : */*"),
+        request(b"{}").replace(b"Accept: */*", b"accept: a\r\n b"),
+        request(b"{}").replace(b"Accept: */*", b"accept: a\x00b"),
+        request(b"{}").replace(b"Accept: */*", b"accept: a\nb"),
+        request(b"{}").replace(b"Accept: */*", b"accept: \xff"),
+        request(b"{}").replace(b"Host: localhost\r\n", b""),
+        request(b"{}").replace(b"HTTP/1.1", b"HTTP/1.0"),
+        request(b"{}").replace(b"\r\n", b"\n"),
+        b" " + request(b"{}"),
+        b"\r\n" + request(b"{}"),
+    ],
+)
+def test_what_is_unusual_in_any_way_is_left_to_the_parser(data: bytes) -> None:
+    assert read(data) is None
+
+
+@pytest.fixture
+def connection(running: Running) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as opened:
+        yield opened
+
+
+def answer(connection: socket.socket) -> tuple[int, set[str], dict[str, object]]:
+    """Status, names of the headers, body."""
+    stream = connection.makefile("rb")
+    status = int(stream.readline().split()[1])
+    headers = dict(line.decode().strip().lower().split(": ", 1) for line in iter(stream.readline, b"\r\n"))
+    return status, set(headers), json.loads(stream.read(int(headers["content-length"])))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"text": "where is my parcel"}',
+        b'{"inputs": "refund"}',
+        b'{"text": 1}',
+        b'{"text": ""}',
+        b"{",
+        b"",
+        b'{"text": "\\ud800"}',
+    ],
+)
+def test_both_ways_give_the_same_answer(connection: socket.socket, body: bytes) -> None:
+    found = []
+    for more in ({}, {"X_Unheard_Of": "1"}):  # a header that is not well known takes the long way
+        assert (read(request(body, **more)) is None) == bool(more)
+        connection.sendall(request(body, **more))
+        status, names, reply = answer(connection)
+        if isinstance(reply, dict):
+            reply = {key: value for key, value in reply.items() if key not in ("prediction_id", "request_id")}
+        found.append((status, names, reply))
+    assert found[0] == found[1]
+
+
+def test_requests_that_come_before_the_answer_are_answered_in_their_order(connection: socket.socket) -> None:
+    for name in ("a", "b", "c"):
+        connection.sendall(request(b'{"text": "where is my parcel"}', X_Request_Id=name))
+    stream = connection.makefile("rb")
+    found = []
+    for _ in range(3):
+        headers = dict(line.decode().strip().lower().split(": ", 1) for line in list(iter(stream.readline, b"\r\n"))[1:])
+        stream.read(int(headers["content-length"]))
+        found.append(headers["x-request-id"])
+    assert found == ["a", "b", "c"]
+
+
+def test_a_long_and_a_short_way_take_turns_on_one_connection(connection: socket.socket) -> None:
+    for path in ("/predict", "/explain", "/v1/predict", "/predict"):
+        connection.sendall(request(b'{"text": "where is my parcel"}', path=path))
+        assert answer(connection)[0] == 200
