@@ -43,7 +43,7 @@ def test_the_same_command_finds_its_plan_again(config: ScoreConfig, table: Path)
         ({"embedding": True}, "its embedding is False, not True"),
         ({"id": "id"}, "its id is None, not id"),
         ({"log": "elsewhere"}, "its log is None, not file://"),
-        ({"batch_tokens": 64}, "its batch_tokens is 512, not 64"),
+        ({"batch_tokens": 64}, "its batch_tokens is 256, not 64"),
         ({"precision": "fp32"}, "int8 (another precision)"),
     ],
 )

@@ -8,14 +8,14 @@ import hmac
 import logging
 import math
 import time
-from typing import Any
 
-from fastapi import Depends, Request
 from starlette.datastructures import Headers
+from starlette.requests import Request
 
 from pigeonhole.errors import PigeonholeError
 from pigeonhole.serving.keys import Key, Scope, digest_of, read_keys
 from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.routing import Check
 
 MAX_KEY_CHARS = 200
 
@@ -57,13 +57,13 @@ class Access:
         except PigeonholeError as error:
             logger.warning("the list of keys cannot be read, the known one holds: %s", error)
 
-    def needs(self, scope: Scope) -> Any:
-        """A route's dependency: its requests are admitted before their bodies are read."""
+    def needs(self, scope: Scope) -> Check:
+        """A route's check: its requests are admitted before their bodies are read."""
 
         async def check(request: Request) -> None:
             self.admit(request.headers, scope)
 
-        return Depends(check)
+        return check
 
     def admit(self, headers: Headers, scope: Scope) -> None:
         """Raises Problem: 401 without a key that holds, 403 without the scope, 429 above the rate."""

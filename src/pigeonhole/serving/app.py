@@ -1,16 +1,18 @@
 """The routes, each a few lines, and the edge around them."""
 
+import asyncio
 import contextlib
 import hashlib
-import importlib.metadata
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 import msgspec
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 
 from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import LogWriter
@@ -21,6 +23,7 @@ from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadlin
 from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
 from pigeonhole.serving.rollout import Rollout
+from pigeonhole.serving.routing import Routes
 from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_explain, read_feedback, read_question
 from pigeonhole.serving.service import Service
 from pigeonhole.serving.settings import Settings
@@ -34,7 +37,7 @@ LINKS = {name: f"/{name}" for name in PATHS}
 
 def create_app(
     settings: Settings, classifier: Classifier, log: LogWriter, feedback: LogWriter, followed: Registry | None = None
-) -> FastAPI:
+) -> Starlette:
     """The service over a classifier that has passed its golden answers. The logs stay their maker's to close.
 
     `followed`: the registry whose production alias decides what answers from now on.
@@ -50,7 +53,7 @@ def create_app(
         pollers.append(Poller("rollout", Rollout(followed, service, settings.threads).look, settings.poll_s))
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.batcher.start()
         stalls.start()
         for poller in pollers:
@@ -63,31 +66,26 @@ def create_app(
         if tracing is not None:
             await tracing.close()
 
-    app = FastAPI(
-        title=f"Pigeonhole: {classifier.manifest.name}",
-        version=importlib.metadata.version("pigeonhole"),
-        description="Sorts texts into labels, and writes every prediction down before it gives it out.",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,  # the target would be made of the caller's own host header
-        exception_handlers={HTTPException: _refuse},
-    )
-    routes = APIRouter()
+    routes = Routes()
     _add_predict(routes, service, settings, access)
-    app.add_middleware(Shortcut, routes=routes)
-    app.add_middleware(Edge, telemetry=service.telemetry, tracing=tracing)
     _add_feedback(routes, service, access)
     _add_state(routes, service, access)
-    _add_pages(routes, app)
-    app.include_router(routes)
-    app.include_router(routes, prefix="/v1", include_in_schema=False)
-    _add_vertex(app, routes, settings)
+    _add_pages(routes, f"Pigeonhole: {classifier.manifest.name}")
+    everything = [*routes.runnable(), *routes.runnable("/v1"), *_vertex(routes, settings).runnable()]
+    app = Starlette(
+        routes=everything,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Edge, telemetry=service.telemetry, tracing=tracing),
+            Middleware(Shortcut, predict=routes.at("/predict")),
+        ],
+        exception_handlers={HTTPException: _refuse},
+    )
+    app.router.redirect_slashes = False  # the target would be made of the caller's own host header
     return app
 
 
-def _add_predict(routes: APIRouter, service: Service, settings: Settings, access: Access) -> None:
+def _add_predict(routes: Routes, service: Service, settings: Settings, access: Access) -> None:
     needed = [access.needs("predict")]
 
     def deadline_s(request: Request) -> float:
@@ -121,7 +119,7 @@ def _add_predict(routes: APIRouter, service: Service, settings: Settings, access
         return _json(await service.explain(question, request.state.request_id, deadline_s(request)))
 
 
-def _add_feedback(routes: APIRouter, service: Service, access: Access) -> None:
+def _add_feedback(routes: Routes, service: Service, access: Access) -> None:
     needed = [access.needs("feedback")]
 
     @routes.post("/feedback", dependencies=needed, responses=openapi.FEEDBACK_RESPONSES, openapi_extra=openapi.FEEDBACK_BODY)
@@ -133,26 +131,25 @@ def _add_feedback(routes: APIRouter, service: Service, access: Access) -> None:
         return _logged(reply, service.kept_since(dropped))
 
 
-def _add_vertex(app: FastAPI, routes: APIRouter, settings: Settings) -> None:
+def _vertex(routes: Routes, settings: Settings) -> Routes:
     """The paths that Vertex AI chooses, for the routes that it means."""
-    named = {route.path: route for route in routes.routes if isinstance(route, APIRoute)}
-    predict, ready = named["/predict"], named["/ready"]
-    if settings.predict_route:
-        app.post(settings.predict_route, dependencies=predict.dependencies, include_in_schema=False)(predict.endpoint)
-    if settings.health_route:
-        app.get(settings.health_route, include_in_schema=False)(ready.endpoint)
+    chosen = Routes()
+    for path, entry in ((settings.predict_route, routes.at("/predict")), (settings.health_route, routes.at("/ready"))):
+        if path:
+            chosen.alias(path, entry)
+    return chosen
 
 
-def _add_state(routes: APIRouter, service: Service, access: Access) -> None:
+def _add_state(routes: Routes, service: Service, access: Access) -> None:
     @routes.get("/health", responses=openapi.problems(503))
-    async def health() -> Response:
+    async def health(_: Request) -> Response:
         """Whether the process is of any use; where it is not, restart it."""
         if not service.batcher.alive:
             raise Problem(503, "not_alive", "the worker that answers is gone")
         return _json(b'{"status":"ok"}')
 
     @routes.get("/ready", responses=openapi.problems(503))
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         """Whether requests should come here. The golden answers of the bundle came out before the port was opened."""
         if not service.ready:
             raise Problem(503, "not_ready", "the service does not take questions now")
@@ -160,7 +157,7 @@ def _add_state(routes: APIRouter, service: Service, access: Access) -> None:
         return _json(msgspec.json.encode({"status": "ready", "model": manifest.name, "model_version": manifest.version}))
 
     @routes.get("/model", dependencies=[access.needs("predict")], responses=openapi.problems(401, 403, 429))
-    async def model() -> Response:
+    async def model(_: Request) -> Response:
         """What answers here, how well it did on its test split, and the limits of a question."""
         classifier = service.classifier
         manifest = classifier.manifest
@@ -182,23 +179,23 @@ def _add_state(routes: APIRouter, service: Service, access: Access) -> None:
     @routes.get(
         "/metrics", dependencies=[access.needs("metrics")], response_class=Response, responses=openapi.problems(401, 403, 429)
     )
-    async def metrics() -> Response:
+    async def metrics(_: Request) -> Response:
         """For Prometheus."""
         return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_pages(routes: APIRouter, app: FastAPI) -> None:
+def _add_pages(routes: Routes, title: str) -> None:
     @routes.get("/")
-    async def links() -> Response:
+    async def links(_: Request) -> Response:
         """What there is."""
         return _json(msgspec.json.encode(LINKS))
 
     @routes.get("/openapi.json", include_in_schema=False)
-    async def document() -> Response:
-        return _json(openapi.document(app))
+    async def document(_: Request) -> Response:
+        return _json(await asyncio.to_thread(openapi.document, title, routes))
 
     @routes.get("/docs", include_in_schema=False)
-    async def page() -> Response:
+    async def page(_: Request) -> Response:
         return docs.page()
 
 
@@ -212,7 +209,7 @@ def _logged(body: bytes, level: str) -> Response:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    """FastAPI's own refusals (404, 405), handed to the edge like all others."""
+    """Starlette's own refusals (404, 405), handed to the edge like all others."""
     assert isinstance(error, HTTPException)  # registered for nothing else
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     raise Problem(error.status_code, code, f"there is: {', '.join(LINKS.values())}", dict(error.headers or {}))

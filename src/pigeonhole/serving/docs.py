@@ -5,7 +5,7 @@ import hashlib
 import re
 from importlib import resources
 
-from fastapi import Response
+from starlette.responses import Response
 
 
 def page() -> Response:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
@@ -98,7 +98,7 @@ def open_log(settings: Settings, kind: Kind) -> LogWriter:
     )
 
 
-def open_app(settings: Settings, bundle: Bundle, log: LogWriter, feedback: LogWriter, followed: Registry | None) -> FastAPI:
+def open_app(settings: Settings, bundle: Bundle, log: LogWriter, feedback: LogWriter, followed: Registry | None) -> Starlette:
     """The app over a bundle whose golden answers came out; it alone holds the model, so that a rollout can let go of it."""
     return create_app(settings, Classifier.open(bundle, threads=settings.threads), log, feedback, followed)
 
@@ -128,7 +128,7 @@ def _address(settings: Settings) -> str:
     return f"http://{host}:{settings.port}"
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: Starlette) -> uvicorn.Server:
     """A quiet uvicorn, with our protocol and with an end to its patience."""
     config = uvicorn.Config(
         app,
