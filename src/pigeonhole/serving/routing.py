@@ -75,8 +75,7 @@ class Routes:
 
 def _runnable(path: str, entry: Entry) -> Route:
     async def endpoint(request: Request) -> Response:
-        request.scope["route"] = route  # telemetry names it
+        request.scope["route"] = entry  # telemetry names it, by one path for all its aliases
         return await entry.answer(request)
 
-    route = Route(path, endpoint, methods=[entry.method])
-    return route
+    return Route(path, endpoint, methods=[entry.method])

@@ -1,7 +1,6 @@
 """The short way to `POST /predict`: past the routing, for the exact path and method, to the same function and checks."""
 
 from starlette.requests import Request
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pigeonhole.serving.routing import Entry
@@ -15,13 +14,11 @@ class Shortcut:
     def __init__(self, app: ASGIApp, predict: Entry) -> None:
         self._app = app
         self._predict = predict
-        self._routes = {path: Route(path, predict.answer, methods=["POST"]) for path in PATHS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if route is None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
             await self._app(scope, receive, send)
             return
-        scope["route"] = route  # telemetry names it
+        scope["route"] = self._predict  # telemetry names it
         response = await self._predict.answer(Request(scope, receive))
         await response(scope, receive, send)

@@ -85,7 +85,9 @@ class Telemetry:
     def model(self, manifest: Manifest) -> None:
         """Who answers from now on."""
         for version in self._versions:
-            self._model.labels(manifest.name, version).set(0)  # not removed: files of several workers cannot forget a label
+            self._model.labels(manifest.name, version).set(0)
+        if METRICS_FOLDER not in os.environ:
+            self._model.clear()  # the files of several workers cannot forget a label
         self._versions.add(manifest.version)
         self._model.labels(manifest.name, manifest.version).set(1)
         for label in manifest.labels:
