@@ -18,8 +18,9 @@ def family_of(pid: int) -> list[int]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """Ray's workers below a process: the actors that score and the readers."""
-    return [found for found in family_of(pid) if title_of(found).startswith("ray::")]
+    """Ray's workers below a process: the actors that score and the readers; not its two agents, which bear such a name too."""
+    titles = {found: title_of(found) for found in family_of(pid)}
+    return [found for found, title in titles.items() if title.startswith("ray::") and not title.endswith("Agent")]
 
 
 def scorers_of(pid: int) -> list[int]:
