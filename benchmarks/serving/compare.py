@@ -199,7 +199,7 @@ def _measure(server: Server, texts: list[str], seconds: float, scratch: Path) ->
         idle_from = _cpu_s(process.pid)
         _load({**told, "per_s": IDLE_PER_S})
         idle_cores = (_cpu_s(process.pid) - idle_from) / seconds
-        closed = {str(count): _load({**told, "connections": count}) for count in CONNECTIONS}
+        closed = {str(count): _closed(process.pid, told, count) for count in CONNECTIONS}
         opened = _load({**told, "per_s": OPEN_PER_S, "seconds": 2 * seconds})
         return {
             "closed": closed,
@@ -210,6 +210,13 @@ def _measure(server: Server, texts: list[str], seconds: float, scratch: Path) ->
             "peak_mb": round(_peak_mb(process.pid), 1),
             "foreign_cores": foreign.cores(),
         }
+
+
+def _closed(server: int, told: dict[str, Any], connections: int) -> dict[str, Any]:
+    """CPU of the server for a request too: it means something on a busy machine as well."""
+    before = _cpu_s(server)
+    found = _load({**told, "connections": connections})
+    return {**found, "cpu_ms": round(1000 * (_cpu_s(server) - before) / found["answered"], 3)}
 
 
 @contextlib.contextmanager
@@ -319,11 +326,17 @@ def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         inside = [rate(found, name) / found[name]["in_process_per_s"]["32"] for found in rounds]
         ratios[f"{name}_of_in_process"] = round(statistics.median(inside), 3)
         if peers:
+            cpu = [min(_cpu_ms(found, peer) for peer in peers) / _cpu_ms(found, name) for found in rounds]
+            ratios[f"{name}_requests_a_cpu_second_of_best_peer"] = round(statistics.median(cpu), 2)
             best = [rate(found, name) / max(rate(found, peer) for peer in peers) for found in rounds]
             slow = [p99(found, name) / min(p99(found, peer) for peer in peers) for found in rounds]
             ratios[f"{name}_of_best_peer"] = round(statistics.median(best), 2)
             ratios[f"{name}_p99_of_best_peer"] = round(statistics.median(slow), 3)
     return ratios
+
+
+def _cpu_ms(found: dict[str, Any], name: str) -> float:
+    return float(found[name]["closed"]["32"]["cpu_ms"])
 
 
 def _machine() -> dict[str, Any]:
@@ -344,15 +357,15 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         (
             "| server | req/s at 1 / 32 / 128 connections | p50/p99 ms at 32 | p99 ms at 60 req/s "
-            "| start s (CPU s) | peak MB | foreign cores |"
+            "| CPU ms a request at 32 | start s (CPU s) | peak MB | foreign cores |"
         ),
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in result["median"].items():
         rates = " / ".join(f"{found['closed'][str(count)]['requests_per_s']:.0f}" for count in CONNECTIONS)
         at_32, opened = found["closed"]["32"], found[f"open_{OPEN_PER_S}_per_s"]
         lines.append(
-            f"| {name} | {rates} | {at_32['p50_ms']:.0f}/{at_32['p99_ms']:.0f} | {opened['p99_ms']:.0f} "
+            f"| {name} | {rates} | {at_32['p50_ms']:.0f}/{at_32['p99_ms']:.0f} | {opened['p99_ms']:.0f} | {at_32['cpu_ms']} "
             f"| {found['start_s']} ({found['start_cpu_s']}) | {found['peak_mb']:.0f} | {found['foreign_cores']} |"
         )
     return "\n".join([*lines, "", *(f"- {name}: {ratio}" for name, ratio in result["ratios"].items()), ""])

@@ -21,20 +21,22 @@ Post = Callable[[], Awaitable[None]]
 
 async def measure(told: dict[str, Any]) -> dict[str, Any]:
     bodies = itertools.cycle([json.dumps(body).encode() for body in told["bodies"]])
-    failures = 0
+    answered = failures = 0
     connector = aiohttp.TCPConnector(limit=told.get("connections", 64))
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
         async def post() -> None:
-            nonlocal failures
+            nonlocal answered, failures
             async with session.post(told["url"], data=next(bodies), headers={"content-type": "application/json"}) as answer:
                 body = await answer.read()
+                answered += 1
                 failures += answer.status != 200 or b"label" not in body
 
         latencies, seconds = await (_closed if "connections" in told else _open)(post, told)
     latencies.sort()
     return {
+        "answered": answered,  # in the warm-up too
         "requests": len(latencies),
         "failures": failures,
         "requests_per_s": round(len(latencies) / seconds, 1),
