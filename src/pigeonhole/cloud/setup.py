@@ -38,8 +38,8 @@ class Memory:
             self._said[line] = ask(line)
         return self._said[line]
 
-    def forget(self, line: Line) -> None:
-        self._said.pop(line, None)
+    def forget(self) -> None:
+        self._said.clear()
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
@@ -76,7 +76,8 @@ def dry_run(verb: str, site: Site, with_data: bool) -> dict[str, Any]:
 
 def setup(site: Site, ask: Memory) -> dict[str, Any]:
     """Raises RunError at the first line that fails; the same command goes on from there."""
-    made, there, left = [], 0, []
+    made: list[Step] = []
+    there, left = 0, []
     for step in all_steps(site):
         if found(step, ask):
             there += 1
@@ -86,11 +87,12 @@ def setup(site: Site, ask: Memory) -> dict[str, Any]:
         else:
             say(shlex.join(step.make))
             do(step.make)
-            ask.forget(step.find)
-            if not found(step, ask):
-                raise RunError(f"{step.what} is still not there after: {shlex.join(step.make)}")
-            made.append(step.what)
-    return {"project": site.project.id, "made": made, "there": there, "left": left}
+            made.append(step)
+    ask.forget()
+    for step in made:
+        if not found(step, ask):
+            raise RunError(f"{step.what} is still not there after: {shlex.join(step.make)}")
+    return {"project": site.project.id, "made": [step.what for step in made], "there": there, "left": left}
 
 
 def teardown(site: Site, ask: Memory, *, with_data: bool) -> dict[str, Any]:
