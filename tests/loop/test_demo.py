@@ -30,6 +30,7 @@ SHORT = [
     "data.val=0.3",
     "data.test=0.2",
     "data.trigger_words=report",
+    "warm=false",  # an encoder that has never met the new words has to learn them
     "gate.behaviour_floor=0",  # so small a model knows words as they are written only
 ]
 # A network of its own that has nothing but 127.0.0.1: whatever asks for more gets "Network is unreachable".

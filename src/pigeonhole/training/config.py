@@ -23,7 +23,7 @@ class ModelConfig:
 
 @dataclass
 class TrainerConfig:
-    epochs: int = setting(4, "passes over the training rows at most", ge=1, le=1000)
+    epochs: int = setting(4, "passes over the training rows at most; 0: only the head is fitted", ge=0, le=1000)
     batch_size: int = setting(32, "texts of one step", ge=1, le=4096)
     learning_rate: float = setting(2e-4, "peak learning rate of the encoder", gt=0, le=1)
     head_learning_rate: float = setting(1e-3, "peak learning rate of the head", gt=0, le=1)

@@ -104,10 +104,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     checkpoint = out / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
     fingerprint = _fingerprint(config, dataset.sha256, threads)
-    history = trainer.train(
-        model, rows.train, rows.validation, _recipe(config), checkpoint, fingerprint, lambda history: _tell(history, tracker, out)
-    )
-    watch.lap("training")
+    history: list[Epoch] = []
+    if config.trainer.epochs:
+        history = trainer.train(
+            model,
+            rows.train,
+            rows.validation,
+            _recipe(config),
+            checkpoint,
+            fingerprint,
+            lambda history: _tell(history, tracker, out),
+        )
+        watch.lap("training")
     if config.trainer.refit_head:
         fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids, REFIT_REGULARISATION)
         watch.lap("refit")
