@@ -196,8 +196,8 @@ def count_for_ever(model: onnx.ModelProto) -> None:
             if name == "logits":
                 node.output[number] = "early_logits"
     body = helper.make_graph(steps, "round", inputs, outputs)
-    model.graph.node.append(helper.make_node("Loop", ["rounds", "yes", "nought"], ["sum"], body=body))
-    model.graph.node.append(helper.make_node("Add", ["early_logits", "sum"], ["logits"]))
+    model.graph.node.append(helper.make_node("Loop", ["rounds", "yes", "nought"], ["never"], body=body))
+    model.graph.node.append(helper.make_node("Add", ["early_logits", "never"], ["logits"]))
 
 
 def test_a_graph_that_never_ends_is_refused_at_load(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ class Classifier:
 
     @contextlib.contextmanager
     def within(self, deadline_s: float) -> Iterator[None]:
-        """A forward pass that is still running when the time is up fails there."""
+        """A forward pass that is still running when the time is up raises there what onnxruntime raises."""
         timer = threading.Timer(deadline_s, setattr, (self._run_options, "terminate", True))
         timer.daemon = True
         timer.start()
@@ -184,6 +184,8 @@ class Classifier:
             yield
         finally:
             timer.cancel()
+            timer.join()
+            self._run_options.terminate = False
 
     def _batches(self, encodings: Sequence[Encoding]) -> list[tuple[int, list[int]]]:
         """Rows of equal width, at most `self.batch_tokens` tokens together (or one row)."""

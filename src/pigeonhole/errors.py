@@ -13,7 +13,8 @@ PigeonholeError
 │   ├── DivergedError              the loss is no longer a number
 │   ├── StoppedError               a run that was told to stop and can go on
 │   ├── InferenceError             a model that gave no usable answer
-│   └── LogError                   a prediction that could not be written down
+│   ├── LogError                   a prediction that could not be written down
+│   └── ServiceError               a service that refused a question, or gave no answer in time
 └── GateError                  4   a gate said no
 """
 
@@ -74,6 +75,15 @@ class InferenceError(RunError):
 
 class LogError(RunError):
     pass
+
+
+class ServiceError(RunError):
+    """What the client raises. `status` None: there was no answer at all; `code` is what programs compare."""
+
+    def __init__(self, message: str, status: int | None, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
 
 
 class GateError(PigeonholeError):

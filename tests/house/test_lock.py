@@ -36,7 +36,7 @@ def test_the_serving_environment_holds_none_of_trainings_libraries() -> None:
     assert packages_of("train") >= TRAINING_ONLY
 
 
-def test_a_bare_uv_run_has_every_group_but_rays_whose_serve_would_replace_ours() -> None:
+def test_a_bare_uv_run_has_every_group_but_rays_whose_serve_would_replace_ours_and_that_of_load_tests() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert set(project["tool"]["uv"]["default-groups"]) == set(project["dependency-groups"]) - {"load", "score", "score-cluster"}
 

@@ -27,6 +27,7 @@ from pigeonhole.serving.serve import make_server
 from pigeonhole.serving.settings import Settings
 
 LABELS = ("billing", "delivery", "refund")
+OTHER_LABELS = ("money", "post", "return")
 WORDS = [
     "[PAD]",
     "[UNK]",
@@ -123,6 +124,22 @@ def classifier(words_bundle: Path) -> Classifier:
     return Classifier.open(open_bundle(str(words_bundle)))
 
 
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """v1 in production; v2 has other labels; broken has a byte changed."""
+    found = Registry(str(tmp_path / "registry"))
+    for version, labels in (("v1", LABELS), ("v2", OTHER_LABELS), ("broken", LABELS)):
+        found.publish(tmp_path / version, make_bundle(tmp_path / version, "words", version, labels))
+    model = tmp_path / "registry" / "models" / "words" / "versions" / "broken" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"\0")
+    found.set_alias("words", "production", "v1", "first", expected=None)
+    return found
+
+
+def opened(registry: Registry, version: str = "v1") -> Classifier:
+    return Classifier.open(open_bundle(registry.version_url("words", version)))
+
+
 @dataclass
 class Running:
     """A service that answers on a socket."""
@@ -202,3 +219,10 @@ def running_once(words_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     opened = Classifier.open(open_bundle(str(words_bundle)))
     with run_service(opened, tmp_path_factory.mktemp("service") / "log", Settings()) as service:
         yield service
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    soon = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < soon
+        time.sleep(0.01)

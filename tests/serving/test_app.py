@@ -117,6 +117,8 @@ def test_a_refusal_names_the_field_and_the_limit(running_once: Running) -> None:
         return str(running_once.http.post("/predict", json=body).json()["detail"])
 
     assert detail({"texts": ["a", " "]}) == "texts[1] is blank"
+    assert detail({"texts": ["a", "a" * 8193]}) == "texts[1] has more than 8192 characters"
+    assert detail({"texts": ["a"], "patrial": True}) == "unknown field; allowed beside texts is top_k and partial"
     assert detail({"texts": ["a", None]}) == "Expected `str`, got `null` - at `texts[1]`"
     assert detail({"text": "a" * 8193}) == "Expected `str` of length <= 8192 - at `text`"
     assert detail({"text": "a", "treshold": 1}) == "unknown field; allowed beside text is top_k"

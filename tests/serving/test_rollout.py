@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 import httpx
 import pytest
-from tests.serving.conftest import LABELS, Running, Start, make_bundle
+from tests.serving.conftest import LABELS, OTHER_LABELS, Running, Start, opened
 
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
@@ -28,28 +28,11 @@ from pigeonhole.serving.schemas import Question
 from pigeonhole.serving.service import Service
 from pigeonhole.serving.settings import Settings
 
-OTHER_LABELS = ("money", "post", "return")
 LABELS_OF = {"v1": set(LABELS), "v2": set(OTHER_LABELS)}
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    """v1 in production; v2 has other labels; broken has a byte changed."""
-    found = Registry(str(tmp_path / "registry"))
-    for version, labels in (("v1", LABELS), ("v2", OTHER_LABELS), ("broken", LABELS)):
-        found.publish(tmp_path / version, make_bundle(tmp_path / version, "words", version, labels))
-    model = tmp_path / "registry" / "models" / "words" / "versions" / "broken" / "model.onnx"
-    model.write_bytes(model.read_bytes()[:-1] + b"\0")
-    found.set_alias("words", "production", "v1", "first", expected=None)
-    return found
 
 
 def move(registry: Registry, version: str | None) -> None:
     registry.set_alias("words", "production", version, "test", expected=registry.alias("words", "production").version)
-
-
-def opened(registry: Registry, version: str = "v1") -> Classifier:
-    return Classifier.open(open_bundle(registry.version_url("words", version)))
 
 
 def wait_for(service: Running, version: str) -> float:
@@ -96,9 +79,9 @@ def test_under_load_no_request_fails_and_every_answer_is_of_one_version(start: S
             assert set(prediction["probabilities"]) == set(record.probabilities) == LABELS_OF[record.version]
             assert prediction["label"] == record.label == ("delivery" if record.version == "v1" else "post")
     assert recorded == {}
-    assert 'pigeonhole_rollouts_total{outcome="swapped"} 5.0' in metrics
-    assert 'pigeonhole_rollouts_total{outcome="refused"} 1.0' in metrics
-    assert 'pigeonhole_model_info{model="words",version="v2"} 1.0' in metrics
+    assert 'pigeonhole_rollouts_total{alias="production",outcome="swapped"} 5.0' in metrics
+    assert 'pigeonhole_rollouts_total{alias="production",outcome="refused"} 1.0' in metrics
+    assert 'pigeonhole_model_info{model="words",role="production",version="v2"} 1.0' in metrics
     assert 'version="v1"' not in metrics
 
 
@@ -133,20 +116,23 @@ def test_a_broken_version_is_refused_once_and_told_until_the_alias_moves(
         rollout.look()
     assert service.classifier.manifest.version == "v1"
     refused = (
-        f"words: version broken is refused, v1 goes on: {registry.version_url('words', 'broken')}: "
+        f"words: version broken is refused for production: {registry.version_url('words', 'broken')}: "
         "model.onnx was changed after it was sealed (its sha256 differs)"
     )
-    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [refused]
-    assert sample(service, 'pigeonhole_rollouts_total{outcome="refused"}') == 1
-    assert sample(service, "pigeonhole_rollout_behind") == 1
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        refused,
+        "words: v1 goes on",
+    ]
+    assert sample(service, 'pigeonhole_rollouts_total{alias="production",outcome="refused"}') == 1
+    assert sample(service, 'pigeonhole_rollout_behind{alias="production"}') == 1
     move(registry, "v1")
     move(registry, "broken")
     rollout.look()
-    assert sample(service, 'pigeonhole_rollouts_total{outcome="refused"}') == 2
+    assert sample(service, 'pigeonhole_rollouts_total{alias="production",outcome="refused"}') == 2
     move(registry, "v2")
     rollout.look()
     assert service.classifier.manifest.version == "v2"
-    assert sample(service, "pigeonhole_rollout_behind") == 0
+    assert sample(service, 'pigeonhole_rollout_behind{alias="production"}') == 0
 
 
 def test_a_bundle_that_lies_under_another_name_is_refused(registry: Registry, service: Service, tmp_path: Path) -> None:
@@ -165,8 +151,8 @@ def test_without_a_production_version_the_one_that_answers_goes_on(
         move(registry, None)
         rollout.look()
     assert service.classifier.manifest.version == "v1"
-    assert caplog.messages == ["words: nothing is in production any more; v1 goes on"] * 2
-    assert sample(service, "pigeonhole_rollout_behind") == 0
+    assert caplog.messages == ["words: no version is in production any more", "words: v1 goes on"] * 2
+    assert sample(service, 'pigeonhole_rollout_behind{alias="production"}') == 0
 
 
 def test_a_registry_that_cannot_be_read_is_said_once_and_tried_again(
@@ -182,14 +168,14 @@ def test_a_registry_that_cannot_be_read_is_said_once_and_tried_again(
         for _ in range(3):
             rollout.look()
     assert len(caplog.messages) == 1
-    assert sample(service, 'pigeonhole_rollouts_total{outcome="unreachable"}') == 3
+    assert sample(service, 'pigeonhole_rollouts_total{alias="production",outcome="unreachable"}') == 3
     rollout.look()
     assert service.classifier.manifest.version == "v2"
 
 
 def test_the_old_model_is_gone_after_the_swap_even_if_nobody_asks_the_new_one(registry: Registry, service: Service) -> None:
     async def ask_then_swap() -> None:
-        service.batcher.start()
+        service.start()
         await service.answer(Question(["parcel"], None, "one"), "r-1", time.perf_counter(), 10)
         move(registry, "v2")
         Rollout(registry, service, 1).look()
@@ -197,7 +183,7 @@ def test_the_old_model_is_gone_after_the_swap_even_if_nobody_asks_the_new_one(re
             assert time.monotonic() < soon
             await asyncio.sleep(0.01)
             gc.collect()
-        await service.batcher.stop()
+        await service.stop()
 
     soon = time.monotonic() + 5
     old = weakref.ref(service.classifier)
@@ -236,9 +222,9 @@ async def asked_around_a_swap(service: Service, other: Classifier) -> list[dict[
     service.swap(other)
     after = ask()
     await asyncio.sleep(0)
-    service.batcher.start()
+    service.start()
     found = await asyncio.gather(*before, after)
-    await service.batcher.stop()
+    await service.stop()
     return [json.loads(body) for body in found]
 
 

@@ -34,6 +34,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+PROGRAM = "from pigeonhole.serving.entry import main; main()"
+
+
 def free_port() -> int:
     with bind("127.0.0.1", 0) as listener:
         return int(listener.getsockname()[1])
@@ -55,9 +58,8 @@ def records(log: Path) -> list[Record]:
 def served(**environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """The real command in a process of its own, once it answers."""
     port = free_port()
-    program = "from pigeonhole.serving.serve import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", PROGRAM],
         env={**os.environ, "PORT": str(port), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -193,16 +195,16 @@ def test_sigterm_under_load_answers_all_that_was_accepted_ships_the_log_and_ends
 ) -> None:
     answered: list[str] = []
 
-    def ask() -> None:
-        with httpx.Client(base_url=http.base_url, timeout=20) as mine, contextlib.suppress(httpx.TransportError):
-            while True:
-                answer = mine.post("/predict", json={"texts": ["parcel"] * 20}, headers={"connection": "close"})
+    def ask(headers: dict[str, str]) -> None:
+        with httpx.Client(base_url=http.base_url, timeout=20) as mine, contextlib.suppress(httpx.ConnectError):
+            while True:  # until nobody listens any more; a connection that breaks under a request is an answer lost
+                answer = mine.post("/predict", json={"texts": ["parcel"] * 20}, headers=headers)
                 if answer.status_code == 200:
                     answered.extend(found["prediction_id"] for found in answer.json()["predictions"])
 
     log = tmp_path / "log"
     with served(PIGEONHOLE_BUNDLE=str(words_bundle), PIGEONHOLE_LOG=str(log), PIGEONHOLE_LOGS="typo") as (process, http):
-        threads = [threading.Thread(target=ask) for _ in range(4)]
+        threads = [threading.Thread(target=ask, args=(headers,)) for headers in [{}, {"connection": "close"}] * 3]
         for thread in threads:
             thread.start()
         while len(answered) < 400:
@@ -223,6 +225,42 @@ def test_sigterm_under_load_answers_all_that_was_accepted_ships_the_log_and_ends
     assert len(answered) == len(set(answered))
     assert set(answered) == {record.prediction_id for record in records(log)}  # what was computed was answered
     assert list((log / "spool").rglob("*.jsonl")) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM, not Windows")
+def test_a_request_that_was_on_its_way_at_sigterm_is_answered_and_is_the_last_of_its_connection(
+    words_bundle: Path, tmp_path: Path
+) -> None:
+    with served(PIGEONHOLE_BUNDLE=str(words_bundle), PIGEONHOLE_LOG=str(tmp_path / "log")) as (process, http):
+        assert "connection" not in http.post("/predict", json={"text": "parcel"}).headers
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.15)
+        last = http.post("/predict", json={"text": "parcel"})
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
+        assert process.wait(8) == 0
+
+
+def can_be_process_1() -> bool:
+    return bool(shutil.which("unshare")) and subprocess.run(["unshare", "-pf", "true"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM, not Windows")
+@pytest.mark.parametrize("place", [[], ["unshare", "-pf", "--kill-child"]], ids=["a process", "process 1"])
+@pytest.mark.parametrize("moment_s", [0.15, 0.6, 1.2])
+def test_sigterm_before_the_service_is_ready_ends_it_with_0_even_as_process_1_of_a_container(
+    words_bundle: Path, tmp_path: Path, place: list[str], moment_s: float
+) -> None:
+    if place and not can_be_process_1():
+        pytest.skip("needs the right to make a process namespace, not Windows")
+    environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
+    with subprocess.Popen([*place, sys.executable, "-c", PROGRAM], env={**os.environ, **environment}) as process:
+        time.sleep(moment_s)
+        child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text() if place else str(process.pid)
+        os.kill(int(child), signal.SIGTERM)
+        try:
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")

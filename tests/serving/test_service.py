@@ -16,6 +16,29 @@ def feedback_of(service: Running) -> Sequence[Feedback]:
     return read_window(str(service.log), now - dt.timedelta(hours=2), now + dt.timedelta(hours=1), "feedback").records
 
 
+def test_a_partial_answer_tells_what_is_wrong_with_each_text_and_answers_the_others(running: Running) -> None:
+    texts = ["parcel", " ", "refund", "zebra" * 2000, "invoice"]
+    answer = running.http.post("/predict", json={"texts": texts, "partial": True, "top_k": 1})
+    assert answer.status_code == 200
+    assert [found and found["label"] for found in answer.json()["predictions"]] == ["delivery", None, "refund", None, "billing"]
+    assert answer.json()["errors"] == [
+        {"index": 1, "code": "blank_text", "detail": "texts[1] is blank"},
+        {"index": 3, "code": "text_too_long", "detail": "texts[3] has more than 8192 characters"},
+    ]
+    assert [record.text for record in running.records()] == ["parcel", "refund", "invoice"]
+    assert running.http.post("/predict", json={"texts": ["parcel"], "partial": True}).json()["errors"] == []
+
+
+def test_a_refusal_tells_of_every_text_that_is_wrong_up_to_a_limit(running_once: Running) -> None:
+    refused = running_once.http.post("/predict", json={"texts": ["parcel", "", "refund", " "]})
+    assert (refused.status_code, refused.json()["code"], refused.json()["detail"]) == (422, "blank_text", "texts[1] is blank")
+    assert [(error["index"], error["code"]) for error in refused.json()["errors"]] == [(1, "blank_text"), (3, "blank_text")]
+    none_good = running_once.http.post("/predict", json={"texts": [""] * 256, "partial": True})
+    assert (none_good.status_code, len(none_good.json()["errors"])) == (422, 16)
+    assert len(none_good.content) <= 4096
+    assert "errors" not in running_once.http.post("/predict", json={"text": ""}).json()
+
+
 def test_feedback_is_in_the_log_once_however_often_it_is_sent(running: Running) -> None:
     prediction_id = running.http.post("/predict", json={"text": "parcel"}).json()["prediction_id"]
     given = {"prediction_id": prediction_id, "label": "refund", "source": "agent"}

@@ -42,7 +42,7 @@ def test_predictions_are_counted_by_label_and_score(running: Running) -> None:
     assert found["pigeonhole_score_count{}"] == 3
     assert found["pigeonhole_batch_texts_sum{}"] == 3
     assert found["pigeonhole_model_seconds_count{}"] == 1
-    assert found["pigeonhole_model_info{model=words,version=20260301-120000}"] == 1
+    assert found["pigeonhole_model_info{model=words,role=production,version=20260301-120000}"] == 1
 
 
 def test_the_buckets_are_of_use_for_milliseconds(running: Running) -> None:
@@ -73,7 +73,7 @@ def test_every_series_that_a_dashboard_or_a_rule_asks_for_is_there(running: Runn
     running.http.post("/predict", json={"text": "parcel"})
     there = {name.partition("{")[0] for name in samples(running)}
     texts = {path.name: path.read_text(encoding="utf-8") for path in MONITORING.iterdir() if path.suffix in (".json", ".yaml")}
-    asked = {name: set(re.findall(r"(?<![:\w])(?:pigeonhole|process)_\w+", text)) for name, text in texts.items()}
+    asked = {name: set(re.findall(r"(?<![:\w])(?:pigeonhole_(?!drift_)|process_)\w+", text)) for name, text in texts.items()}
     assert len(asked["grafana.json"]) >= 15
     assert {name: series - there for name, series in asked.items() if series - there} == {}
 

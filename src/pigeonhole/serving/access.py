@@ -1,4 +1,4 @@
-"""Who may ask what, and how often: API keys with scopes, a rate and an end. Without a list of keys the service is open.
+"""Who may ask what, and how often: API keys with scopes, a rate and an end, or ID tokens. Without either the service is open.
 
 All keys are compared with the one that came, in constant time; what is wrong with a key that is refused is not told.
 """
@@ -8,6 +8,8 @@ import hmac
 import logging
 import math
 import time
+from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -18,6 +20,7 @@ from pigeonhole.serving.problem import Problem
 from pigeonhole.serving.routing import Check
 
 MAX_KEY_CHARS = 200
+MAX_TOKEN_CHARS = 8192
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,35 @@ class _Bucket:
         return 0.0
 
 
+class UnknownCaller(Exception):  # noqa: N818  a refusal, which `admit` words
+    """A token names nobody who is let in."""
+
+
+class Identity(Protocol):
+    """identity.py has it; what it needs is loaded only where ID tokens are asked for."""
+
+    scopes: tuple[Scope, ...]
+    rate_per_s: float
+
+    def verify(self, token: str) -> str:
+        """Who it is. Raises UnknownCaller."""
+
+
+@dataclass(frozen=True)
+class _Person:
+    """Somebody, or some service, with an ID token."""
+
+    id: str
+    scopes: tuple[Scope, ...]
+    rate_per_s: float
+
+
 class Access:
     """Asked on the event loop; `look` may run anywhere."""
 
-    def __init__(self, url: str | None, share: int = 1) -> None:
+    def __init__(self, url: str | None, share: int = 1, identity: Identity | None = None) -> None:
         """Raises ConfigError, StorageError for a list that cannot be read. `share`: how many processes share a key's rate."""
+        self._identity = identity
         self._url = url
         self._share = share
         self._keys = read_keys(url).keys if url else ()
@@ -67,16 +94,25 @@ class Access:
 
     def admit(self, headers: Headers, scope: Scope) -> None:
         """Raises Problem: 401 without a key that holds, 403 without the scope, 429 above the rate."""
-        if self._url is None:
+        if self._url is None and self._identity is None:
             return
-        key = self._key(_given(headers))
-        if scope not in key.scopes:
+        caller = self._caller(_given(headers))
+        if scope not in caller.scopes:
             raise Problem(403, "missing_scope", f"this key has not the scope {scope}")
         now = time.monotonic()
-        wait_s = self._buckets.setdefault(key.id, _Bucket(now)).take(key.rate_per_s / self._share, now)
+        wait_s = self._buckets.setdefault(caller.id, _Bucket(now)).take(caller.rate_per_s / self._share, now)
         if wait_s > 0:
-            limit = f"at most {key.rate_per_s:g} requests a second with this key"
+            limit = f"at most {caller.rate_per_s:g} requests a second with this key"
             raise Problem(429, "rate_limited", limit, {"retry-after": str(math.ceil(wait_s))})
+
+    def _caller(self, given: str) -> "Key | _Person":
+        if self._identity is None or given.count(".") != 2:  # an API key has no dots, an ID token two
+            return self._key(given)
+        try:
+            subject = self._identity.verify(given)
+        except UnknownCaller as error:
+            raise _unknown("invalid_token", "this token is not for this service, or does not hold any more") from error
+        return _Person(f"subject {subject}", self._identity.scopes, self._identity.rate_per_s)
 
     def _key(self, given: str) -> Key:
         digest = digest_of(given)
@@ -99,7 +135,7 @@ def _given(headers: Headers) -> str:
     if len(keys) + len(credentials) > 1:
         raise _unknown("invalid_key", "send one key, in one header")
     scheme, _, value = credentials[0].partition(" ") if credentials else ("bearer", "", keys[0])
-    if scheme.lower() != "bearer" or len(value) > MAX_KEY_CHARS:
+    if scheme.lower() != "bearer" or len(value) > (MAX_TOKEN_CHARS if credentials else MAX_KEY_CHARS):
         raise _unknown("invalid_key", "a key is sent as `authorization: Bearer KEY` or as `x-api-key: KEY`")
     return value
 

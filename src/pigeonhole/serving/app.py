@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -19,10 +20,13 @@ from pigeonhole.prediction_log import LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import docs, openapi
 from pigeonhole.serving.access import Access, caller_of
+from pigeonhole.serving.canary import KEY_HEADER
+from pigeonhole.serving.door import Door
 from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadline_asked, idempotency_key
+from pigeonhole.serving.keys import SCOPES
 from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
-from pigeonhole.serving.rollout import Rollout
+from pigeonhole.serving.rollout import Canary, Production, Rollout, Seat, Shadowed
 from pigeonhole.serving.routing import Routes
 from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_explain, read_feedback, read_question
 from pigeonhole.serving.service import Service
@@ -30,6 +34,9 @@ from pigeonhole.serving.settings import Settings
 from pigeonhole.serving.shortcut import Shortcut
 from pigeonhole.serving.stalls import StallWatch
 from pigeonhole.serving.tracing import Tracing
+
+if TYPE_CHECKING:
+    from pigeonhole.serving.identity import Identity
 
 PATHS = ("predict", "explain", "feedback", "model", "health", "ready", "metrics", "docs", "openapi.json")
 LINKS = {name: f"/{name}" for name in PATHS}
@@ -45,23 +52,29 @@ def create_app(
     tracing = Tracing() if settings.traces == "otlp" else None
     service = Service(settings, classifier, log, feedback, tracing)
     stalls = StallWatch(service.telemetry.stall)
-    access = Access(settings.keys, share=settings.workers)
+    identity = _identity(settings)
+    access = Access(settings.keys, share=settings.workers, identity=identity)
     pollers = []
+    if identity is not None:
+        pollers.append(Poller("issuer", identity.look, settings.poll_s))
     if settings.keys:
         pollers.append(Poller("keys", access.look, settings.poll_s))
     if followed is not None:
-        pollers.append(Poller("rollout", Rollout(followed, service, settings.threads).look, settings.poll_s))
+        seats: list[Seat] = [Production(service), Shadowed(service), *([Canary(service)] if settings.canary_share else [])]
+        for seat in seats:
+            rollout = Rollout(followed, service, settings.threads, seat)
+            pollers.append(Poller(f"rollout of {seat.alias}", rollout.look, settings.poll_s))
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        service.batcher.start()
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, object]]:
+        service.start()
         stalls.start()
         for poller in pollers:
             poller.start()
-        yield
+        yield {"door": Door(lambda: service.is_full(stalls.late_s), service.telemetry.turned_away)}
         for poller in pollers:
             poller.stop()
-        await service.batcher.stop()
+        await service.stop()
         stalls.stop()
         if tracing is not None:
             await tracing.close()
@@ -85,6 +98,15 @@ def create_app(
     return app
 
 
+def _identity(settings: Settings) -> "Identity | None":
+    if settings.oidc_issuer is None:
+        return None
+    from pigeonhole.serving.identity import Identity  # cryptography is loaded only where it is needed
+
+    scopes = tuple(scope for scope in SCOPES if scope in settings.oidc_scopes.split(","))
+    return Identity(settings.oidc_issuer, settings.oidc_audience, settings.oidc_allowed, scopes, settings.oidc_rate)
+
+
 def _add_predict(routes: Routes, service: Service, settings: Settings, access: Access) -> None:
     needed = [access.needs("predict")]
 
@@ -98,11 +120,12 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         check_content(request.headers)
         limit_s = deadline_s(request)
         key = idempotency_key(request.headers)
+        canary_key = request.headers.get(KEY_HEADER, "")
         body = await request.body()
         question = read_question(body)
 
         async def answer() -> bytes:
-            return await service.answer(question, request.state.request_id, request.state.began, limit_s)
+            return await service.answer(question, request.state.request_id, request.state.began, limit_s, canary_key)
 
         dropped = service.dropped()
         if key is None:
@@ -172,6 +195,8 @@ def _add_state(routes: Routes, service: Service, access: Access) -> None:
             "temperature": manifest.temperature,
             "thresholds": manifest.thresholds,
             "metrics": manifest.metrics,
+            "candidate": _canary(service),
+            "shadow": service.shadow.report(),
             "limits": {"characters": MAX_CHARS, "texts": MAX_TEXTS, "body_bytes": MAX_BODY_BYTES},
         }
         return _json(msgspec.json.encode(about))
@@ -197,6 +222,11 @@ def _add_pages(routes: Routes, title: str) -> None:
     @routes.get("/docs", include_in_schema=False)
     async def page(_: Request) -> Response:
         return docs.page()
+
+
+def _canary(service: Service) -> dict[str, object] | None:
+    canary = service.canary
+    return {"model_version": canary.manifest.version, "share": service.canary_share} if canary else None
 
 
 def _json(body: bytes) -> Response:

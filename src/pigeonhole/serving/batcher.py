@@ -6,6 +6,7 @@ does is the caller's; HTTP is unknown here.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -82,10 +83,14 @@ class Batcher(Generic[Asked, Answer]):
 
     async def stop(self) -> None:
         """Answer what is waiting, then end."""
+        self.end()
+        await asyncio.to_thread(self._worker.join)
+
+    def end(self) -> None:
+        """As `stop`, without waiting for it."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        await asyncio.to_thread(self._worker.join)
 
     @property
     def alive(self) -> bool:
@@ -147,7 +152,7 @@ class Batcher(Generic[Asked, Answer]):
         self._mourn()
         self._deliver([(job, DeadError()) for job in lost])
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.call_later, self._restart_s, self._restart)
+            self._on_loop(self._loop.call_later, self._restart_s, self._restart)
 
     def _restart(self) -> None:
         if not self._stopping:
@@ -199,5 +204,9 @@ class Batcher(Generic[Asked, Answer]):
                 else:
                     job.future.set_result(outcome)
 
+        self._on_loop(settle)
+
+    def _on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(settle)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: a worker hung until nobody waited any more
+                self._loop.call_soon_threadsafe(callback, *arguments)

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pigeonhole.prediction_log import new_id
+from pigeonhole.serving.door import Door
 from pigeonhole.serving.journal import Request, current, new_trace_id, requests, traceparent_of
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 from pigeonhole.serving.telemetry import Telemetry
@@ -24,7 +25,7 @@ MAX_HEADER_BYTES = 16 << 10
 MAX_URL_BYTES = 8 << 10
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # any other word is a client's own
 # Of a header that stands twice, a proxy in front may have read the other one.
-SINGLE_HEADERS = (b"content-type", b"content-encoding", b"idempotency-key", b"x-request-timeout-ms")
+SINGLE_HEADERS = (b"content-type", b"content-encoding", b"idempotency-key", b"x-canary-key", b"x-request-timeout-ms")
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,9 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             own = {b"x-request-id": self.request_id.encode(), b"x-content-type-options": b"nosniff"}
+            door: Door | None = self.scope["state"].get("door")
+            if door is not None and door.is_ending:
+                own[b"connection"] = b"close"
             message["headers"] = [*message["headers"], *own.items()]
         await self._send(message)
 

@@ -67,6 +67,13 @@ _IDEMPOTENCY_KEY = {
     "description": f"The same key and body within {KEEP_S / 60:g} minutes get the same reply; another body is refused with 422.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
 }
+_CANARY_KEY = {
+    "name": "X-Canary-Key",
+    "in": "header",
+    "required": False,
+    "description": "Whose question it is (a user, a session): the same key meets the same version while a candidate is tried.",
+    "schema": {"type": "string"},
+}
 _TIMEOUT = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
@@ -76,7 +83,7 @@ _TIMEOUT = {
 }
 
 PREDICT_BODY: dict[str, Any] = {
-    "parameters": [_IDEMPOTENCY_KEY, _TIMEOUT],
+    "parameters": [_IDEMPOTENCY_KEY, _CANARY_KEY, _TIMEOUT],
     "requestBody": {
         "required": True,
         "content": {

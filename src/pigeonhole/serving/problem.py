@@ -7,6 +7,14 @@ import msgspec
 MEDIA_TYPE = "application/problem+json"
 
 
+class TextError(msgspec.Struct, frozen=True):
+    """What is wrong with one text of many; `index` counts from 0."""
+
+    index: int
+    code: str
+    detail: str
+
+
 class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     """The body of every answer that is not a success. `code` is what programs compare; it keeps its meaning."""
 
@@ -16,19 +24,28 @@ class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str
     detail: str = ""
     request_id: str = ""
+    errors: tuple[TextError, ...] = ()
 
 
 class Problem(Exception):  # noqa: N818  the word of RFC 9457
     """Raised anywhere below the edge, answered by the edge."""
 
-    def __init__(self, status: int, code: str, detail: str = "", headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str = "",
+        headers: dict[str, str] | None = None,
+        errors: tuple[TextError, ...] = (),
+    ) -> None:
         super().__init__(code)
         self.status = status
         self.code = code
         self.detail = detail
         self.headers = headers or {}
+        self.errors = errors
 
     def body(self, request_id: str = "") -> bytes:
         title = HTTPStatus(self.status).phrase
         kind = f"urn:pigeonhole:problem:{self.code}"
-        return msgspec.json.encode(ProblemDetails(kind, title, self.status, self.code, self.detail, request_id))
+        return msgspec.json.encode(ProblemDetails(kind, title, self.status, self.code, self.detail, request_id, self.errors))

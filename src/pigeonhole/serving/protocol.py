@@ -9,10 +9,12 @@ from http import HTTPStatus
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from pigeonhole.serving.door import Door
 from pigeonhole.serving.plain import Plain, PlainCycle, read
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 
 HELD_BYTES = 64 << 10
+LINGER_S = 0.5
 RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
 
 
@@ -32,7 +34,10 @@ class Protocol(H11Protocol):
             if len(self._held) > HELD_BYTES:
                 self.flow.pause_reading()
             return
-        if self._is_idle() and (request := read(data)) is not None:
+        if self._is_idle() and (refusal := self.app_state["door"].refusal(data)) is not None:
+            self._turn_away(refusal)
+            return
+        if not self.app_state["door"].is_ending and self._is_idle() and (request := read(data)) is not None:
             self._watch(is_receiving=False)
             self._answer(request)
             return
@@ -51,6 +56,19 @@ class Protocol(H11Protocol):
         if self._held and not self.transport.is_closing():
             data, self._held = self._held, b""
             self.data_received(data)
+
+    def shutdown(self) -> None:
+        """An idle connection lingers: a request may be on its way here, and closing now would break it off unanswered."""
+        door: Door = self.app_state["door"]
+        door.is_ending = True
+        if self._is_idle():
+            self.loop.call_later(LINGER_S, self._end)
+        else:
+            super().shutdown()
+
+    def _end(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def _is_idle(self) -> bool:
         """Whether the next byte begins a request."""
@@ -82,6 +100,13 @@ class Protocol(H11Protocol):
         task = self.loop.create_task(cycle.run(self.app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
+
+    def _turn_away(self, refusal: bytes) -> None:
+        """Answer past the parser; the connection rests as after any answer."""
+        self._unset_keepalive_if_required()
+        self._watch(is_receiving=False)
+        self.transport.write(refusal)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _watch(self, *, is_receiving: bool) -> None:
         """The clock runs from the first sign of a request (or of a connection) to the request's last byte, and never anew."""

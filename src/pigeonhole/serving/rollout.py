@@ -1,28 +1,101 @@
-"""The rollout: follows the production alias, opens a new version beside the one that answers, and hands over when it is proven.
+"""The rollout: follows the registry's aliases, opens a new version beside the one that answers, and hands over when it is proven.
 
-Promises: a version that is damaged, or that does not give its golden answers, never answers anybody; the one before it goes on,
-and the new one is not tried again until the alias moves. No request can load a model: only who may write to the registry can.
+Promises: a version that is damaged, or that does not give its golden answers, never answers anybody; in production the one before
+it goes on, and the new one is not tried again until the alias moves. No request can load a model: only who may write to the
+registry can.
 """
 
 import logging
 import shutil
+from dataclasses import dataclass
+from typing import Protocol
 
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import BundleError, StorageError
-from pigeonhole.registry import Change, Registry
+from pigeonhole.registry import Alias, Change, Registry
 from pigeonhole.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
 
-class Rollout:
-    """Keeps `service` at what production means in `registry`, for the model that it began with."""
+class Seat(Protocol):
+    """What a version is opened for."""
 
-    def __init__(self, registry: Registry, service: Service, threads: int) -> None:
+    @property
+    def alias(self) -> Alias: ...
+
+    @property
+    def version(self) -> str | None: ...
+
+    def fill(self, classifier: Classifier) -> None: ...
+
+    def vacate(self) -> None:
+        """The alias means nothing, or nothing that can be opened."""
+
+
+@dataclass(frozen=True)
+class Production:
+    """Never empty: the one that answers goes on."""
+
+    service: Service
+    alias: Alias = "production"
+
+    @property
+    def version(self) -> str:
+        return self.service.classifier.manifest.version
+
+    def fill(self, classifier: Classifier) -> None:
+        self.service.swap(classifier)
+
+    def vacate(self) -> None:
+        logger.warning("%s: %s goes on", self.service.classifier.manifest.name, self.version)
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A part of the questions goes to the candidate."""
+
+    service: Service
+    alias: Alias = "candidate"
+
+    @property
+    def version(self) -> str | None:
+        return self.service.canary.manifest.version if self.service.canary else None
+
+    def fill(self, classifier: Classifier) -> None:
+        self.service.seat_canary(classifier)
+
+    def vacate(self) -> None:
+        self.service.seat_canary(None)
+
+
+@dataclass(frozen=True)
+class Shadowed:
+    """Is asked what production is asked, and answers nobody."""
+
+    service: Service
+    alias: Alias = "shadow"
+
+    @property
+    def version(self) -> str | None:
+        return self.service.shadow.version
+
+    def fill(self, classifier: Classifier) -> None:
+        self.service.seat_shadow(classifier)
+
+    def vacate(self) -> None:
+        self.service.seat_shadow(None)
+
+
+class Rollout:
+    """Keeps a seat of `service` at what its alias means in `registry`, for the model that the service began with."""
+
+    def __init__(self, registry: Registry, service: Service, threads: int, seat: Seat | None = None) -> None:
         self._registry = registry
-        self._service = service
+        self._seat = seat or Production(service)
+        self._telemetry = service.telemetry
         self._threads = threads
         self._name = service.classifier.manifest.name
         self._settled: Change | None = None  # the latest move of the alias that needs nothing more
@@ -33,7 +106,7 @@ class Rollout:
         try:
             self._follow()
         except StorageError as error:  # nothing is wrong with the version: the next look tries again
-            self._service.telemetry.rollouts.labels("unreachable").inc()
+            self._count("unreachable")
             if not self._unreachable:
                 logger.warning("%s: the rollout cannot read the registry for now: %s", self._name, error)
             self._unreachable = True
@@ -41,36 +114,40 @@ class Rollout:
             self._unreachable = False
 
     def _follow(self) -> None:
-        moves = self._registry.alias(self._name, "production").moves
+        alias = self._seat.alias
+        moves = self._registry.alias(self._name, alias).moves
         if not moves or moves[-1] == self._settled:
             return
         change = moves[-1]
         version = change.version
+        behind = self._telemetry.behind.labels(alias)
         if version is None:
-            logger.warning("%s: nothing is in production any more; %s goes on", self._name, self._serving)
-        elif version != self._serving:
-            self._service.telemetry.behind.set(1)
+            logger.warning("%s: no version is in %s any more", self._name, alias)
+            self._seat.vacate()
+        elif version != self._seat.version:
+            behind.set(1)
             self._replace(version)
-        self._service.telemetry.behind.set(version not in (None, self._serving))
+        behind.set(version not in (None, self._seat.version))
         self._settled = change
 
-    @property
-    def _serving(self) -> str:
-        return self._service.classifier.manifest.version
-
     def _replace(self, version: str) -> None:
-        before = self._serving
+        seat = self._seat
+        before = seat.version
         try:
             classifier = self._open(version)
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001  whatever is wrong with the new one, MemoryError too, the old one answers
-            self._service.telemetry.rollouts.labels("refused").inc()
-            logger.warning("%s: version %s is refused, %s goes on: %s", self._name, version, before, error)
+            self._count("refused")
+            logger.warning("%s: version %s is refused for %s: %s", self._name, version, seat.alias, error)
+            seat.vacate()
         else:
-            self._service.swap(classifier)
-            self._service.telemetry.rollouts.labels("swapped").inc()
-            logger.warning("%s: version %s answers now, after %s", self._name, version, before)
+            seat.fill(classifier)
+            self._count("swapped")
+            logger.warning("%s: version %s is in %s now, after %s", self._name, version, seat.alias, before or "none")
+
+    def _count(self, outcome: str) -> None:
+        self._telemetry.rollouts.labels(self._seat.alias, outcome).inc()
 
     def _open(self, version: str) -> Classifier:
         """Its golden answers have warmed it."""

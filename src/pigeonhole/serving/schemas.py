@@ -5,7 +5,7 @@ refusal never repeats what was sent.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,10 +14,11 @@ from msgspec import Meta, Struct
 
 from pigeonhole.classifier import Prediction
 from pigeonhole.prediction_log import Decision
-from pigeonhole.serving.problem import Problem, ProblemDetails
+from pigeonhole.serving.problem import Problem, ProblemDetails, TextError
 
 MAX_CHARS = 8192
 MAX_TEXTS = 256
+MAX_ERRORS_TOLD = 16  # a refusal has at most 4 KB
 # A megabyte of `{"":0},` keeps the event loop busy for 0.1 s before it can be refused; no question comes near these two.
 MAX_STRINGS = 4096
 MAX_BESIDE_STRINGS_BYTES = 64 << 10
@@ -35,10 +36,11 @@ class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PredictManyRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Many texts."""
+    """Many texts. `partial`: a text that cannot be read is told of beside the answers, instead of refusing them all."""
 
     texts: Texts
     top_k: TopK | None = None
+    partial: bool = False
 
 
 class HuggingFaceParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,7 +99,10 @@ class PredictReply(Answer, frozen=True, kw_only=True):
 
 
 class PredictManyReply(Struct, frozen=True, kw_only=True):
-    predictions: list[Answer]
+    """A prediction a text, in their order; null in the place of one that `errors` tells of."""
+
+    predictions: list[Answer | None]
+    errors: list[TextError]
     model: str
     model_version: str
     request_id: str
@@ -140,6 +145,12 @@ class LabelScore(Struct, frozen=True):
     score: float
 
 
+class _LooseTexts(PredictManyRequest, frozen=True, forbid_unknown_fields=True):
+    """As PredictManyRequest; its texts are looked at one by one."""
+
+    texts: Annotated[list[str], Meta(min_length=1, max_length=MAX_TEXTS)]
+
+
 PredictShape = PredictRequest | PredictManyRequest | HuggingFaceRequest | VertexRequest
 Shape = TypeVar("Shape")
 
@@ -159,6 +170,7 @@ class Question:
     texts: list[str]
     top_k: int | None
     shape: Literal["one", "many", "hugging_face"]
+    errors: tuple[TextError, ...] = ()  # of the texts that are left out
 
 
 def read_question(body: bytes) -> Question:
@@ -167,8 +179,13 @@ def read_question(body: bytes) -> Question:
     match request:
         case PredictRequest(text, top_k):
             return Question(_checked(text, "text"), top_k, "one")
-        case PredictManyRequest(texts, top_k):
-            return Question(_checked(texts, "texts"), top_k, "many")
+        case PredictManyRequest(texts, top_k, partial):
+            errors = tuple(_errors(texts, "texts"))
+            if errors and (len(errors) == len(texts) or not partial):
+                raise Problem(422, errors[0].code, errors[0].detail, errors=errors[:MAX_ERRORS_TOLD])
+            wrong = {error.index for error in errors}
+            good = [text for index, text in enumerate(texts) if index not in wrong]
+            return Question(good, top_k, "many", errors)
         case HuggingFaceRequest(inputs, parameters):
             return Question(_checked(inputs, "inputs"), parameters.top_k if parameters else None, "hugging_face")
         case VertexRequest(instances, parameters):
@@ -223,8 +240,9 @@ def _convert_question(value: object) -> PredictShape:
     found = [field for field in REQUESTS if field in value] if isinstance(value, dict) else []
     if len(found) != 1:
         raise Problem(422, "invalid_request", f"exactly one of the fields {', '.join(REQUESTS)} is needed, in a JSON object")
-    beside = "top_k" if found[0] in ("text", "texts") else "parameters.top_k"
-    return _convert(value, REQUESTS[found[0]], f"allowed beside {found[0]} is {beside}")
+    beside = {"text": "top_k", "texts": "top_k and partial"}.get(found[0], "parameters.top_k")
+    shape = _LooseTexts if found[0] == "texts" else REQUESTS[found[0]]
+    return _convert(value, shape, f"allowed beside {found[0]} is {beside}")
 
 
 def _convert(value: object, shape: type[Shape], allowed: str) -> Shape:
@@ -243,6 +261,18 @@ def _checked(texts: str | list[str], field: str) -> list[str]:
     if isinstance(texts, str):
         return [_checked_text(texts, field)]
     return [_checked_text(text, f"{field}[{number}]") for number, text in enumerate(texts)]
+
+
+def _errors(texts: list[str], field: str) -> Iterator[TextError]:
+    for index, text in enumerate(texts):
+        place = f"{field}[{index}]"
+        if len(text) > MAX_CHARS:
+            yield TextError(index, "text_too_long", f"{place} has more than {MAX_CHARS} characters")
+            continue
+        try:
+            _checked_text(text, place)
+        except Problem as problem:
+            yield TextError(index, problem.code, problem.detail)
 
 
 def _checked_text(text: str, place: str) -> str:
@@ -278,7 +308,15 @@ def reply(question: Question, answers: list[Answer], model: str, version: str, r
     if question.shape == "hugging_face":
         return msgspec.json.encode([[LabelScore(*pair) for pair in found.probabilities.items()] for found in answers])
     if question.shape == "many":
-        many = PredictManyReply(predictions=answers, model=model, model_version=version, request_id=request_id)
+        wrong, given = {error.index for error in question.errors}, iter(answers)
+        places = range(len(answers) + len(wrong))
+        many = PredictManyReply(
+            predictions=[None if place in wrong else next(given) for place in places],
+            errors=list(question.errors),
+            model=model,
+            model_version=version,
+            request_id=request_id,
+        )
         return msgspec.json.encode(many)
     one = msgspec.structs.asdict(answers[0])
     return msgspec.json.encode(PredictReply(**one, model=model, model_version=version, request_id=request_id))

@@ -1,5 +1,6 @@
 """`uv run serve`: find the bundle, open it, answer its golden questions, then listen."""
 
+import functools
 import logging
 import os
 import signal
@@ -79,11 +80,11 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
             manifest = bundle.manifest
             address = _address(settings)
             logger.info("serving %s %s at %s (see %s/docs)", manifest.name, manifest.version, address, address)
-            if not settings.keys:
+            if not (settings.keys or settings.oidc_issuer):
                 logger.info("open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it")
-            # uvicorn raises the signal again when it is done; all answered, the process ends with 0 and not by the signal.
-            signal.signal(signal.SIGTERM, _ended_well)
-            make_server(app).run(sockets=[listener])
+            server = make_server(app)
+            signal.signal(signal.SIGTERM, functools.partial(_on_sigterm, server))
+            server.run(sockets=[listener])
 
 
 def open_log(settings: Settings, kind: Kind) -> LogWriter:
@@ -145,8 +146,10 @@ def make_server(app: Starlette) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _ended_well(number: int, frame: FrameType | None) -> None:
-    """What SIGTERM asks for has been done."""
+def _on_sigterm(server: uvicorn.Server, _: int, __: FrameType | None) -> None:
+    """Before uvicorn listens to signals, and when it raises again those that it has heard, with all requests answered."""
+    if not server.should_exit:
+        os._exit(0)  # nothing was answered yet
 
 
 main = command(run)

@@ -10,13 +10,16 @@ import operator
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.errors import InferenceError, LogError
 from pigeonhole.prediction_log import Backlog, LogWriter, new_id
+from pigeonhole.registry import Alias
 from pigeonhole.serving.batcher import Batcher, DeadError, LateError, OverloadedError, StoppedError
+from pigeonhole.serving.canary import is_chosen
 from pigeonhole.serving.explain import MAX_S, MAX_WORDS, weights, without, words_of
 from pigeonhole.serving.feedback import FeedbackDesk
 from pigeonhole.serving.problem import Problem
@@ -24,10 +27,13 @@ from pigeonhole.serving.recorder import AskedText, Recorder, Variant
 from pigeonhole.serving.replies import Replies
 from pigeonhole.serving.schemas import ExplainReply, ExplainRequest, Question, answer, reply
 from pigeonhole.serving.settings import Settings
+from pigeonhole.serving.shadow import Shadow
 from pigeonhole.serving.telemetry import Telemetry
 from pigeonhole.serving.tracing import Tracing, span_of_request
 
 MAX_FAILURES = 3
+ENOUGH_WAITING = 256  # texts: eight batches
+MAX_LATE_S = 0.005
 
 logger = logging.getLogger(__name__)
 
@@ -41,19 +47,55 @@ class Service:
         self.classifier = classifier
         self.replies = Replies()
         self._log, self._feedback_log = log, feedback
+        self._max_waiting = settings.max_waiting
         self._tracing = tracing
         self.telemetry = telemetry = Telemetry(classifier.manifest, self._backlog)
         self.feedback = FeedbackDesk(classifier.labels, feedback, self.replies, self.telemetry)
-        self.batcher = Batcher(self._work, settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc)
-        self._failures = 0  # of the model, since it last gave an answer
+        self.batcher = Batcher(
+            partial(self._work, "production"), settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc
+        )
+        # The candidate has a worker of its own: one that hangs or dies keeps only its own questions waiting.
+        self._canary_batcher = Batcher(partial(self._work, "candidate"), settings.max_waiting, telemetry.worker_deaths.inc)
+        self.canary: Classifier | None = None
+        self.canary_share = settings.canary_share
+        self.shadow = Shadow(telemetry.shadowed, telemetry.shadow_difference)
+        self._failures = 0  # of the model in production, since it last gave an answer
+        self._canary_failures = 0
         self._recorder = Recorder(log, settings.text_policy, settings.text_key.encode(), settings.sample)
+
+    def start(self) -> None:
+        """On the loop that asks."""
+        self.batcher.start()
+        if self.canary_share:
+            self._canary_batcher.start()
+        self.shadow.start()
+
+    async def stop(self) -> None:
+        """Answer what is waiting, then end."""
+        self.shadow.stop()
+        self._canary_batcher.end()  # all who asked have their answers by now; a candidate that hangs must not hold up the end
+        await self.batcher.stop()
 
     def swap(self, classifier: Classifier) -> None:
         """Questions asked from now on are the new one's; the old one is gone when its last question is answered. Any thread."""
-        self.telemetry.model(classifier.manifest)
+        self.telemetry.model("production", classifier.manifest)
         self.classifier = classifier
         self.feedback.add_labels(classifier.labels)
         self._failures = 0
+        self.shadow.fill(self.shadow.classifier)  # compared with another one from now on
+
+    def seat_canary(self, classifier: Classifier | None) -> None:
+        """Its share of the questions asked from now on goes to this one; None: to production. Any thread."""
+        self.telemetry.model("candidate", classifier.manifest if classifier else None)
+        if classifier is not None:
+            self.feedback.add_labels(classifier.labels)
+        self._canary_failures = 0
+        self.canary = classifier
+
+    def seat_shadow(self, classifier: Classifier | None) -> None:
+        """Any thread."""
+        self.telemetry.model("shadow", classifier.manifest if classifier else None)
+        self.shadow.fill(classifier)
 
     @property
     def ready(self) -> bool:
@@ -79,18 +121,59 @@ class Service:
         level = self._log.durability if dropped == self.dropped() else "none"
         return level if sample == 1 else f"{level}; sample={sample:g}"
 
-    async def answer(self, question: Question, request_id: str, began: float, deadline_s: float) -> bytes:
-        """The body of the 200; when it returns, its predictions are in the log. Raises Problem."""
+    def is_full(self, loop_late_s: float) -> bool:
+        """Whether not even one text more may wait; or enough do, and what is let in makes the loop later still."""
+        waiting = self.batcher.waiting_texts
+        return waiting >= self._max_waiting or (waiting >= ENOUGH_WAITING and loop_late_s > MAX_LATE_S)
+
+    async def answer(self, question: Question, request_id: str, began: float, deadline_s: float, key: str = "") -> bytes:
+        """The body of the 200; when it returns, its predictions are in the log. `key`: whose question. Raises Problem."""
+        asked_at = time.monotonic()
+        canary = self._canary_for(key or question.texts[0])
+        if canary is not None:
+            try:
+                found = await self._answer(canary, self._canary_batcher, question, request_id, began, deadline_s / 2)
+            except Exception as error:  # noqa: BLE001  whatever the candidate failed of, production answers
+                self._canary_failed(canary, error)
+                deadline_s -= time.monotonic() - asked_at
+            else:
+                self._canary_failures = 0
+                return found
+        return await self._answer(self.classifier, self.batcher, question, request_id, began, deadline_s)
+
+    async def _answer(
+        self,
+        classifier: Classifier,
+        batcher: Batcher[AskedText | Variant, Prediction],
+        question: Question,
+        request_id: str,
+        began: float,
+        deadline_s: float,
+    ) -> bytes:
         now = datetime.now(UTC)
-        classifier = self.classifier
         queued, span = time.perf_counter(), span_of_request.get()
         asked = [AskedText(text, new_id(), request_id, now, began, classifier, queued, span) for text in question.texts]
-        predictions = await self._predictions(asked, deadline_s)
+        predictions = await self._predictions(batcher, asked, deadline_s)
         answers = [
             answer(prediction, classifier.labels, text.prediction_id, question.top_k)
             for text, prediction in zip(asked, predictions, strict=True)
         ]
         return reply(question, answers, classifier.manifest.name, classifier.manifest.version, request_id)
+
+    def _canary_for(self, key: str) -> Classifier | None:
+        """The candidate, if this question is one of its share."""
+        canary = self.canary
+        if canary is None or canary.manifest.version == self.classifier.manifest.version:
+            return None
+        return canary if is_chosen(key, canary.manifest.version, self.canary_share) else None
+
+    def _canary_failed(self, canary: Classifier, error: Exception) -> None:
+        self._canary_failures += 1
+        version, kind = canary.manifest.version, error.code if isinstance(error, Problem) else type(error).__name__
+        logger.warning("candidate %s failed, %d times running: %s", version, self._canary_failures, kind)
+        if self._canary_failures >= MAX_FAILURES and self.canary is canary:
+            logger.warning("candidate %s is asked no more", version)
+            self.seat_canary(None)
 
     async def explain(self, question: ExplainRequest, request_id: str, deadline_s: float) -> bytes:
         """The body of the 200. Raises Problem."""
@@ -99,7 +182,9 @@ class Service:
             raise Problem(422, "unknown_label", "label is none of the model's labels; see /model")
         words = words_of(question.text)
         texts = [question.text, *(without(question.text, word) for word in words[:MAX_WORDS])]
-        whole, *left_out = await self._predictions([Variant(text, classifier) for text in texts], min(deadline_s, MAX_S))
+        whole, *left_out = await self._predictions(
+            self.batcher, [Variant(text, classifier) for text in texts], min(deadline_s, MAX_S)
+        )
         label_id = whole.label_id if question.label is None else classifier.labels.index(question.label)
         found = ExplainReply(
             label=classifier.labels[label_id],
@@ -112,9 +197,11 @@ class Service:
         )
         return msgspec.json.encode(found)
 
-    async def _predictions(self, asked: Sequence[AskedText | Variant], deadline_s: float) -> list[Prediction]:
+    async def _predictions(
+        self, batcher: Batcher[AskedText | Variant, Prediction], asked: Sequence[AskedText | Variant], deadline_s: float
+    ) -> list[Prediction]:
         try:
-            return await self.batcher.ask(asked, time.monotonic() + deadline_s)
+            return await batcher.ask(asked, time.monotonic() + deadline_s)
         except OverloadedError as error:
             self.telemetry.shed.inc()
             raise _later("overloaded", "too many texts are waiting") from error
@@ -129,7 +216,7 @@ class Service:
         except LogError as error:
             raise _later("not_recorded", "the prediction could not be written down, so it is not given out") from error
 
-    def _work(self, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
+    def _work(self, role: Alias, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
         predictions: list[Prediction] = []
         for classifier, group in itertools.groupby(asked, key=operator.attrgetter("classifier")):
@@ -137,7 +224,9 @@ class Service:
         logged = [(each, found) for each, found in zip(asked, predictions, strict=True) if isinstance(each, AskedText)]
         if logged:
             self._recorder.record([each for each, _ in logged], [found for _, found in logged])
-            self.telemetry.predicted([found for _, found in logged])
+            self.telemetry.predicted(role, [found for _, found in logged])
+            if role == "production":
+                self.shadow.offer([each.text for each, _ in logged], [found for _, found in logged])
         return predictions
 
     def _predict(self, classifier: Classifier, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
@@ -148,11 +237,13 @@ class Service:
         try:
             predictions = classifier.predict([each.text for each in asked])
         except InferenceError as error:
-            self._failures += 1
+            if classifier is not self.canary:
+                self._failures += 1
             self.telemetry.model_failures.inc()
             logger.warning("no usable answer, %d times running: %s", self._failures, error)
             raise
-        self._failures = 0
+        if classifier is not self.canary:
+            self._failures = 0
         ended = time.perf_counter()
         self.telemetry.batch(predictions, ended - began)
         if self._tracing is not None:

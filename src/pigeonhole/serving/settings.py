@@ -9,11 +9,18 @@ from pigeonhole.environment import describe_variables, one_of, read_variables, s
 from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Durability, TextPolicy, WhenFull
 from pigeonhole.serving.journal import Form
+from pigeonhole.serving.keys import SCOPES
 
 
 def route(value: str) -> str:
     if not re.fullmatch(r"/[A-Za-z0-9/_.:-]{1,500}", value):
         raise ValueError("a path such as /predict")
+    return value
+
+
+def scopes(value: str) -> str:
+    if set(value.split(",")) - set(SCOPES):
+        raise ValueError(f"of {', '.join(SCOPES)}, with commas between them")
     return value
 
 
@@ -76,10 +83,28 @@ class Settings:
     workers: int = variable(
         "PIGEONHOLE_WORKERS", 1, "processes that share the port, each with a model and a spool of its own", whole_number(1, 64)
     )
+    canary_share: float = variable(
+        "PIGEONHOLE_CANARY_SHARE",
+        0.0,
+        "part of the questions that the candidate alias answers, by X-Canary-Key",
+        share(0, 0.5),
+    )
 
     @property
     def level(self) -> Durability:
         return "remote" if self.strict == "yes" else self.durability
+
+    oidc_issuer: str | None = variable(
+        "PIGEONHOLE_OIDC_ISSUER", None, "whose ID tokens open the service too, such as https://accounts.google.com"
+    )
+    oidc_audience: str = variable("PIGEONHOLE_OIDC_AUDIENCE", "", "what such a token has to be made out for: this service's URL")
+    oidc_allowed: str = variable(
+        "PIGEONHOLE_OIDC_ALLOWED", "", "who is let in: e-mail addresses, subjects or *@domain, with commas between them"
+    )
+    oidc_scopes: str = variable(
+        "PIGEONHOLE_OIDC_SCOPES", "predict,feedback", "what they may: of predict, feedback, metrics", scopes
+    )
+    oidc_rate: int = variable("PIGEONHOLE_OIDC_RATE", 10, "requests a second of each of them", whole_number(1, 99999))
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -88,6 +113,10 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if settings.text_policy == "hash" and not settings.text_key:
         raise ConfigError(
             "PIGEONHOLE_TEXT=hash needs a secret in PIGEONHOLE_TEXT_KEY; without one a short text can be guessed back"
+        )
+    if settings.oidc_issuer and not (settings.oidc_audience and settings.oidc_allowed):
+        raise ConfigError(
+            "PIGEONHOLE_OIDC_ISSUER needs PIGEONHOLE_OIDC_AUDIENCE and PIGEONHOLE_OIDC_ALLOWED: an issuer signs for everybody"
         )
     return settings
 

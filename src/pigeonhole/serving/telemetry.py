@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 from pigeonhole.bundle import Manifest
 from pigeonhole.classifier import Prediction
 from pigeonhole.prediction_log import Backlog
+from pigeonhole.registry import ALIASES, Alias
+from pigeonhole.serving.shadow import OUTCOMES, Outcome
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's name for where workers keep their numbers
 
@@ -58,38 +60,52 @@ class Telemetry:
         self.model_failures = Counter("pigeonhole_model_failures", "Batches with logits that are no numbers", registry=registry)
         self._model = Gauge(
             "pigeonhole_model_info",
-            "The model that answers",
-            ["model", "version"],
+            "The models here",
+            ["role", "model", "version"],
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self._versions: set[str] = set()
+        self._seen: dict[Alias, set[tuple[str, str]]] = {alias: set() for alias in ALIASES}
         workers = Gauge("pigeonhole_processes", "Processes that answer", registry=registry, multiprocess_mode="livesum")
         workers.set(1)
-        self.rollouts = Counter("pigeonhole_rollouts", "Versions met by the rollout", ["outcome"], registry=registry)
+        self._answered = Counter("pigeonhole_answered", "Texts answered, by the model's role", ["role"], registry=registry)
+        self._shadow_texts = Counter("pigeonhole_shadow_texts", "Texts for the shadow", ["outcome"], registry=registry)
+        self.shadow_difference = Histogram(
+            "pigeonhole_shadow_score_difference", "Of the shadow's score from the given one", buckets=SCORES, registry=registry
+        ).observe
+        self.rollouts = Counter("pigeonhole_rollouts", "Versions met by the rollout", ["alias", "outcome"], registry=registry)
         self.behind = Gauge(
             "pigeonhole_rollout_behind",
-            "1 while production means a version that does not answer",
+            "1 while the alias means a version that is not here",
+            ["alias"],
             registry=registry,
             multiprocess_mode="livemax",
         )
-        for outcome in ROLLOUTS:
-            self.rollouts.labels(outcome)
-        for outcome in FEEDBACK:
-            self.feedback_outcomes.labels(outcome)
-        self.model(manifest)
+        for alias in ALIASES:
+            self.behind.labels(alias)
+            for rollout in ROLLOUTS:
+                self.rollouts.labels(alias, rollout)
+        for outcome in OUTCOMES:
+            self._shadow_texts.labels(outcome)
+        for word in FEEDBACK:
+            self.feedback_outcomes.labels(word)
+        self.model("production", manifest)
         self._backlog = _BacklogCollector(backlog)
         registry.register(self._backlog)
         ProcessCollector(registry=registry)
 
-    def model(self, manifest: Manifest) -> None:
-        """Who answers from now on."""
-        for version in self._versions:
-            self._model.labels(manifest.name, version).set(0)
+    def model(self, role: Alias, manifest: Manifest | None) -> None:
+        """Who is in this role from now on."""
+        for name, version in self._seen[role]:
+            self._model.labels(role, name, version).set(0)
+            if METRICS_FOLDER not in os.environ:
+                self._model.remove(role, name, version)  # the files of several workers cannot forget a label
         if METRICS_FOLDER not in os.environ:
-            self._model.clear()  # the files of several workers cannot forget a label
-        self._versions.add(manifest.version)
-        self._model.labels(manifest.name, manifest.version).set(1)
+            self._seen[role].clear()
+        if manifest is None:
+            return
+        self._seen[role].add((manifest.name, manifest.version))
+        self._model.labels(role, manifest.name, manifest.version).set(1)
         for label in manifest.labels:
             self.feedback.labels(label)
             self._predictions.labels(label)  # a label never predicted is a 0, not a gap
@@ -97,6 +113,11 @@ class Telemetry:
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
+
+    def turned_away(self) -> None:
+        """At the door."""
+        self.shed.inc()
+        self._requests.labels("/predict", "503").inc()
 
     def waited(self, seconds: float) -> None:
         self._queue_seconds.observe(seconds)
@@ -106,7 +127,11 @@ class Telemetry:
         self._batch_texts.observe(len(predictions))
         self._batch_tokens.observe(sum(prediction.n_tokens for prediction in predictions))
 
-    def predicted(self, predictions: Sequence[Prediction]) -> None:
+    def shadowed(self, outcome: Outcome, texts: int) -> None:
+        self._shadow_texts.labels(outcome).inc(texts)
+
+    def predicted(self, role: Alias, predictions: Sequence[Prediction]) -> None:
+        self._answered.labels(role).inc(len(predictions))
         for prediction in predictions:
             self._predictions.labels(prediction.label).inc()
             self._scores.observe(prediction.score)

@@ -1,0 +1,226 @@
+"""Clients that mean no good: sockets that never finish a request, and requests that nobody should send.
+
+    uv run --group load python -m benchmarks.serving.hostile bundle=URL [sockets=10000] [requests=100000] [seed=0]
+
+First a real server is held by `sockets` connections that send nothing, half a head or half a body, while 20 normal questions a
+second are asked: all have to be closed within 15 s, and p99 of the normal ones has to stay under twice what it was. Then come
+generated requests: schemathesis by the OpenAPI document, hypothesis, and mutants of the corpus of the tests. Whatever is sent: no
+5xx, refusals as problem+json of at most 4 KB, no stall of the event loop over 100 ms. Prints one JSON object; exit code 4 where
+one of these is not so.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving.hostile_requests import by_hypothesis, by_schemathesis, corpus, mutants, quoted
+from benchmarks.serving.overload import REQUESTS, stalls_over
+from benchmarks.serving.served import Connection, Served, percentile, served
+
+from pigeonhole.command import command, say
+from pigeonhole.errors import ConfigError, GateError
+
+NORMAL_PER_S = 20
+CLOSED_WITHIN_S = 15.0
+AT_ONCE = 64
+PATIENCE_S = 0.25  # a request that the server still waits for the rest of
+DEFAULTS = {"bundle": "", "sockets": "10000", "requests": "100000", "seed": "0"}
+UNFINISHED = [
+    b"",
+    b"POST /predict HTT",
+    b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n{",
+]
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return None
+    options = DEFAULTS | dict(argument.partition("=")[::2] for argument in arguments)
+    if set(options) - set(DEFAULTS) or not options["bundle"]:
+        raise ConfigError(f"allowed are {', '.join(DEFAULTS)}, and bundle is needed; not {arguments}")
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"PIGEONHOLE_BUNDLE": options["bundle"], "PIGEONHOLE_TEXT": "none", "OMP_NUM_THREADS": "1"}
+        with served(Path(folder), **environment) as server:
+            slow = asyncio.run(hold(server, int(options["sockets"])))
+            say(json.dumps(slow))
+            stalls = stalls_over(server.scrape(), "0.1")
+            generated = requests_for(server, int(options["requests"]), int(options["seed"]))
+            sent = asyncio.run(send_all(server.port, generated))
+            sent["stalls_over_100_ms"] = stalls_over(server.scrape(), "0.1") - stalls
+    found = {"slow_sockets": slow, "requests": sent, "load_average": round(os.getloadavg()[0], 2)}
+    missed = misses(found)
+    if missed:
+        raise GateError("; ".join(missed), found)
+    return found
+
+
+def misses(found: dict[str, Any]) -> list[str]:
+    """What of the promise was not kept."""
+    slow, sent = found["slow_sockets"], found["requests"]
+    kept = {
+        "a slow socket stayed open": slow["closed_after_s"] is not None and slow["closed_after_s"] <= CLOSED_WITHIN_S,
+        "normal questions took twice as long": slow["normal_p99_ms"] < 2 * slow["normal_p99_ms_before"],
+        "a normal question failed": slow["normal_failed"] == 0,
+        "memory grew by more than 100 MB": slow["grown_mb"] <= 100,
+        "a request was answered 5xx": sent["5xx"] == 0,
+        "a refusal was none": sent["odd"] == [],
+        "the event loop stalled": sent["stalls_over_100_ms"] == 0,
+    }
+    return [miss for miss, true in kept.items() if not true]
+
+
+async def hold(server: Served, sockets: int) -> dict[str, Any]:
+    """Normal questions alone, then beside `sockets` that never finish."""
+    before = await normal(server.port, 8.0)
+    resident_mb = server.resident_mb()
+    slow = asyncio.create_task(open_and_wait(server.port, sockets))
+    beside = await normal(server.port, CLOSED_WITHIN_S)
+    opened_in_s, closed_after_s = await slow
+    return {
+        "sockets": sockets,
+        "opened_in_s": round(opened_in_s, 2),
+        "closed_after_s": None if closed_after_s is None else round(closed_after_s, 2),
+        "normal_p99_ms_before": round(percentile(before[0], 0.99), 2),
+        "normal_p99_ms": round(percentile(beside[0], 0.99), 2),
+        "normal_failed": before[1] + beside[1],
+        "grown_mb": round(server.resident_mb() - resident_mb, 1),
+    }
+
+
+async def normal(port: int, seconds: float) -> tuple[list[float], int]:
+    """Milliseconds of each question, and how many failed."""
+    connection = await Connection.open(port)
+    took: list[float] = []
+    failed = 0
+    for number in range(int(seconds * NORMAL_PER_S)):
+        reply = await connection.ask(REQUESTS[number % len(REQUESTS)])
+        took.append(1000 * (reply.ended - reply.began))
+        failed += reply.status != 200
+        await asyncio.sleep(max(0.0, 1 / NORMAL_PER_S - took[-1] / 1000))
+    connection.close()
+    return took, failed
+
+
+class Unfinished(asyncio.Protocol):
+    """Sends the beginning of a request, and waits until it is closed."""
+
+    def __init__(self, beginning: bytes) -> None:
+        self._beginning = beginning
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self._beginning)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+async def open_and_wait(port: int, sockets: int) -> tuple[float, float | None]:
+    """Seconds until all are open, and from then until all are closed (None: not all were)."""
+    loop = asyncio.get_running_loop()
+    began = time.perf_counter()
+    protocols: list[Unfinished] = []
+    for start in range(0, sockets, 250):
+        beginnings = [UNFINISHED[number % len(UNFINISHED)] for number in range(start, min(sockets, start + 250))]
+        opened = await asyncio.gather(
+            *(loop.create_connection(partial(Unfinished, beginning), "127.0.0.1", port) for beginning in beginnings)
+        )
+        protocols += [protocol for _, protocol in opened]
+    all_open = time.perf_counter()
+    try:
+        async with asyncio.timeout(2 * CLOSED_WITHIN_S):
+            await asyncio.gather(*(protocol.closed for protocol in protocols))
+    except TimeoutError:
+        return all_open - began, None
+    return all_open - began, time.perf_counter() - all_open
+
+
+def requests_for(server: Served, count: int, seed: int) -> Iterable[bytes]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/openapi.json", timeout=20) as answer:
+        document = json.load(answer)
+    told = by_schemathesis(document, min(12_000, count // 4), seed)
+    drawn = by_hypothesis(min(12_000, count // 4), seed)
+    known = corpus()
+    say(f"{len(told)} by schemathesis, {len(drawn)} by hypothesis, {len(known)} known, the rest mutants of these")
+    rest = count - len(told) - len(drawn) - len(known)
+    return itertools.chain(told, drawn, known, itertools.islice(mutants(random.Random(seed)), max(0, rest)))
+
+
+async def send_all(port: int, requests: Iterable[bytes]) -> dict[str, Any]:
+    """Each on a connection of its own, AT_ONCE together."""
+    statuses: Counter[str] = Counter()
+    odd: list[str] = []
+    waiting = iter(requests)
+
+    async def send_next() -> None:
+        for request in waiting:
+            answer = await send(port, request)
+            statuses[answer[9:12].decode() if answer else "no answer yet"] += 1
+            fault = fault_of(answer)
+            if fault and len(odd) < 20:
+                odd.append(f"{fault}: {quoted(request)}")
+
+    began = time.perf_counter()
+    await asyncio.gather(*(send_next() for _ in range(AT_ONCE)))
+    return {
+        "sent": sum(statuses.values()),
+        "per_s": round(sum(statuses.values()) / (time.perf_counter() - began)),
+        "statuses": dict(sorted(statuses.items())),
+        "5xx": sum(count for status, count in statuses.items() if status.startswith("5")),
+        "odd": odd,
+    }
+
+
+async def send(port: int, request: bytes) -> bytes:
+    """What comes back until the first answer is whole; nothing where the server waits for more, or closes without a word."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    found = b""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        writer.write(request)
+        while not is_whole(found):
+            async with asyncio.timeout(PATIENCE_S if not found else 5.0):
+                part = await reader.read(65536)
+            if not part:
+                break
+            found += part
+    writer.transport.abort()
+    return found.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def is_whole(answer: bytes) -> bool:
+    head, found, body = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
+    length = head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
+    return bool(found) and len(body) >= int(length or 0)
+
+
+def fault_of(answer: bytes) -> str | None:
+    """What is wrong with an answer, whatever was asked."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = head[9:12]
+    if b"HTTP/1.1 5" in answer:
+        return f"5xx ({head[:40].decode('latin-1')})"
+    if status < b"400":
+        return None
+    if len(body.partition(b"HTTP/1.1 ")[0]) > 4096:
+        return "a refusal of more than 4 KB"
+    if b"application/problem+json" not in head:
+        return "a refusal that is no problem+json"
+    return "a stack" if b"Traceback" in body or b".py" in body else None
+
+
+if __name__ == "__main__":
+    command(run)()

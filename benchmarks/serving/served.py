@@ -1,0 +1,142 @@
+"""A server to measure: `serve` in a process of its own, on cores of its own, and the least client that speaks to it."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pigeonhole.errors import RunError
+
+PROGRAM = "from pigeonhole.serving.entry import main; main()"
+
+
+@dataclass(frozen=True)
+class Served:
+    process: subprocess.Popen[str]
+    port: int
+
+    def scrape(self) -> dict[str, float]:
+        """`name{labels}` of /metrics -> value."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=20) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def cpu_s(self) -> float:
+        ticks = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    def resident_mb(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1000
+
+
+@contextlib.contextmanager
+def served(folder: Path, cores: str | None = None, **environment: str) -> Iterator[Served]:
+    """Until the block ends; then SIGTERM, and its exit code has to be 0. `cores`: as taskset has them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    place = ["taskset", "-c", cores] if cores else []
+    variables = {**os.environ, "PORT": str(port), "PIGEONHOLE_LOG": str(folder / "log"), **environment}
+    process = subprocess.Popen([*place, sys.executable, "-c", PROGRAM], env=variables, stderr=subprocess.PIPE, text=True)
+    try:
+        _wait_until_ready(process, port)
+        yield Served(process, port)
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=30)[1]
+    if process.returncode:
+        raise RunError(f"serve ended with {process.returncode}: {said[-500:]}")
+
+
+def _wait_until_ready(process: "subprocess.Popen[str]", port: int) -> None:
+    soon = time.monotonic() + 60
+    while time.monotonic() < soon:
+        if process.poll() is not None:
+            raise RunError(f"serve ended with {process.returncode}: {process.stderr.read() if process.stderr else ''}")
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
+            return
+        time.sleep(0.02)
+    raise RunError("serve is not ready after 60 s")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`began` and `ended` are time.perf_counter(); status 0: the connection broke."""
+
+    status: int
+    began: float
+    ended: float
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection and one question at a time; cheap enough to ask faster than a server can answer."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._waiter: asyncio.Future[int] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._is_lost = False
+
+    @classmethod
+    async def open(cls, port: int) -> "Connection":
+        return (await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port))[1]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        if not found or self._waiter is None:
+            return
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        if len(body) >= length:
+            self._buffer = b""
+            self._settle(int(head[9:12]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        self._settle(0)
+
+    def _settle(self, status: int) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(status)
+
+    async def ask(self, request: bytes, began: float | None = None) -> Reply:
+        """`began`: when it ought to have been asked, so that a client that falls behind does not flatter the server."""
+        assert self._transport is not None
+        began = began or time.perf_counter()
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self._is_lost:
+            self._settle(0)
+        self._transport.write(request)
+        status = await self._waiter
+        return Reply(status, began, time.perf_counter())
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def predict_request(text: str) -> bytes:
+    body = b'{"text":"%b"}' % text.encode()
+    return b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Nearest rank."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

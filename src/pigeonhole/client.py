@@ -1,0 +1,223 @@
+"""A client of the service: typed answers, one deadline for all attempts, retries that never count a question twice.
+
+    with Client("http://127.0.0.1:8080") as client:
+        print(client.predict("Where is my parcel?").label)
+
+An attempt that found no answer (no connection, 429, 502, 503, 504) is made again after a random pause that doubles, or when
+Retry-After says, while the deadline lasts. All attempts of a call carry one Idempotency-Key, so that the log has one record
+however often it was asked. Needs nothing but the standard library and msgspec; safe to share between threads.
+"""
+
+import http.client
+import random
+import ssl
+import threading
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import msgspec
+
+from pigeonhole.errors import ConfigError, ServiceError
+
+MAX_TEXTS = 256  # of one request
+AGAIN = (429, 502, 503, 504)
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+
+Reply = TypeVar("Reply")
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to one text; probabilities begin with the likeliest label."""
+
+    label: str
+    score: float
+    probabilities: dict[str, float]
+    prediction_id: str
+    decision: Literal["accept", "review", "out_of_scope"]
+    truncated: bool
+    n_tokens: int
+    model: str = ""
+    model_version: str = ""
+    request_id: str = ""
+
+
+class TextError(msgspec.Struct, frozen=True):
+    """What is wrong with one text of many."""
+
+    index: int
+    code: str
+    detail: str
+
+
+class Predictions(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers to many texts, in their order; None in the place of one that `errors` tells of."""
+
+    predictions: list[Prediction | None]
+    errors: list[TextError]
+    model: str
+    model_version: str
+    request_id: str
+
+
+class WordWeight(msgspec.Struct, frozen=True):
+    word: str
+    start: int
+    end: int
+    weight: float
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    label: str
+    score: float
+    words: list[WordWeight]
+    words_left: int
+    model: str
+    model_version: str
+    request_id: str
+
+
+class _Feedback(msgspec.Struct, frozen=True):
+    feedback_id: str
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    code: Annotated[str, msgspec.Meta(max_length=100)] = "unknown"
+    detail: str = ""
+    request_id: str = ""
+
+
+class _NoAnswer(Exception):  # noqa: N818  not an error yet: the next attempt may have one
+    def __init__(self, why: str, status: int | None = None, retry_after_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Client:
+    """Of the service at `url`. Every call raises ServiceError when it was refused, or had no answer within `timeout_s`."""
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, canary_key: str | None = None) -> None:
+        """`key`: an API key or an ID token. `canary_key`: who asks, where a candidate answers some. Raises ConfigError."""
+        found = urllib.parse.urlsplit(url)
+        if found.scheme not in ("http", "https") or not found.hostname:
+            raise ConfigError(f"url={url!r}: a service's URL begins with http:// or https:// and names a host")
+        self.timeout_s = timeout_s
+        self._address = found.hostname, found.port
+        self._path = found.path.rstrip("/")
+        self._tls = ssl.create_default_context() if found.scheme == "https" else None
+        given = {"authorization": f"Bearer {key}" if key else None, "x-canary-key": canary_key}
+        self._headers = {name: value for name, value in given.items() if value is not None}
+        self._local = threading.local()  # a connection a thread
+        self._connections: list[http.client.HTTPConnection] = []
+
+    def predict(self, text: str, *, top_k: int | None = None) -> Prediction:
+        return self._post("/predict", {"text": text, **_unless_none(top_k=top_k)}, Prediction)
+
+    def predict_many(self, texts: Sequence[str], *, top_k: int | None = None, partial: bool = False) -> Predictions:
+        """Of up to 256 texts. `partial`: a text that cannot be read does not cost the others their answers."""
+        if len(texts) > MAX_TEXTS:
+            raise ConfigError(f"{len(texts)} texts: at most {MAX_TEXTS} go into one request; send several")
+        body = {"texts": list(texts), "partial": partial, **_unless_none(top_k=top_k)}
+        return self._post("/predict", body, Predictions)
+
+    def explain(self, text: str, *, label: str | None = None) -> Explanation:
+        return self._post("/explain", {"text": text, **_unless_none(label=label)}, Explanation)
+
+    def feedback(self, prediction_id: str, label: str, source: str) -> str:
+        """The feedback's id; it is in the log."""
+        body = {"prediction_id": prediction_id, "label": label, "source": source}
+        return self._post("/feedback", body, _Feedback).feedback_id
+
+    def model(self) -> dict[str, Any]:
+        """What answers, and the limits of a question."""
+        return self._until_answered(lambda left_s: self._attempt("GET", "/model", b"", {}, left_s), dict[str, Any])
+
+    def close(self) -> None:
+        """Of all threads' connections; a call after it opens a new one."""
+        while self._connections:
+            self._connections.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _post(self, path: str, body: dict[str, Any], shape: type[Reply]) -> Reply:
+        headers = {"content-type": "application/json", "idempotency-key": str(uuid.uuid4())}
+        data = msgspec.json.encode(body)
+
+        def attempt(left_s: float) -> bytes:
+            timeout = {"x-request-timeout-ms": str(max(1, int(left_s * 1000)))}
+            return self._attempt("POST", path, data, headers | timeout, left_s)
+
+        return self._until_answered(attempt, shape)
+
+    def _until_answered(self, attempt: Callable[[float], bytes], shape: type[Reply]) -> Reply:
+        until = time.monotonic() + self.timeout_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return msgspec.json.decode(attempt(until - time.monotonic()), type=shape)
+            except msgspec.DecodeError as error:
+                raise ServiceError(f"the answer is not what this client knows: {error}", None, "unknown") from error
+            except _NoAnswer as none:
+                wait_s = max(none.retry_after_s, random.uniform(0, pause_s))  # full jitter: callers that fail together part
+                if time.monotonic() + wait_s >= until:
+                    message = f"no answer within {self.timeout_s:g} s: {none}"
+                    raise ServiceError(message, none.status, "no_answer") from none
+                time.sleep(wait_s)
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+    def _attempt(self, method: str, path: str, body: bytes, headers: dict[str, str], left_s: float) -> bytes:
+        connection = self._connection(left_s)
+        try:
+            connection.request(method, self._path + path, body or None, self._headers | headers)
+            answer = connection.getresponse()
+            data = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise _NoAnswer(f"{type(error).__name__}: {error}") from error
+        if answer.status in AGAIN:
+            raise _NoAnswer(_problem(data).code, answer.status, _retry_after(answer.headers.get("retry-after", "")))
+        if answer.status != 200:
+            problem = _problem(data)
+            message = f"refused with {answer.status} {problem.code}: {problem.detail} (request {problem.request_id})"
+            raise ServiceError(message, answer.status, problem.code)
+        return data
+
+    def _connection(self, left_s: float) -> http.client.HTTPConnection:
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        timeout_s = max(0.001, left_s)
+        if connection is None:
+            host, port = self._address
+            if self._tls is not None:
+                connection = http.client.HTTPSConnection(host, port, context=self._tls)
+            else:
+                connection = http.client.HTTPConnection(host, port)
+            self._local.connection = connection
+            self._connections.append(connection)
+        connection.timeout = timeout_s
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout_s)
+        return connection
+
+
+def _unless_none(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _problem(data: bytes) -> _Problem:
+    """Of a proxy's page too, which is no problem+json."""
+    try:
+        return msgspec.json.decode(data, type=_Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _Problem()
+
+
+def _retry_after(value: str) -> float:
+    return float(value) if value.isascii() and value.isdigit() else 0.0

@@ -1,0 +1,20 @@
+"""Where `uv run serve` begins: SIGTERM ends it with 0 from its first moment on.
+
+Process 1 of a container has no default for a signal: the kernel drops what nobody handles. A SIGTERM that came while libraries or
+the model were loading was lost, and the container ran on until it was killed.
+"""
+
+import os
+import signal
+from types import FrameType
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, _end)
+    from pigeonhole.serving.serve import main as serve  # a second of loading, in which a SIGTERM may come
+
+    serve()
+
+
+def _end(_: int, __: FrameType | None) -> None:
+    os._exit(0)  # an exception may be swallowed by whatever is being loaded; nothing is open yet that would have to be closed

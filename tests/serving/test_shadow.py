@@ -1,0 +1,174 @@
+"""The shadow alias, and a shadow that disagrees, sleeps, hangs or crashes beside a service that answers."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx
+import pytest
+from tests.serving.conftest import OTHER_LABELS, Running, Start, opened, wait_until
+from tests.serving.test_telemetry import samples
+from tests.test_classifier import count_for_ever
+
+from pigeonhole.bundle import open_bundle
+from pigeonhole.classifier import Classifier, Prediction
+from pigeonhole.registry import Registry
+from pigeonhole.serving import shadow
+from pigeonhole.serving.shadow import Shadow
+
+
+def cast(registry: Registry, version: str | None) -> None:
+    registry.set_alias("words", "shadow", version, "test", expected=registry.alias("words", "shadow").version)
+
+
+def report(service: Running) -> dict[str, object] | None:
+    found: dict[str, object] | None = service.http.get("/model").json()["shadow"]
+    return found
+
+
+def test_the_shadow_is_compared_and_answers_nobody(start: Start, registry: Registry) -> None:
+    with start(opened(registry), registry, poll_s=0.05) as service:
+        assert report(service) is None
+        cast(registry, "v2")
+        wait_until(lambda: report(service) is not None)
+        answers = [service.http.post("/predict", json={"texts": ["parcel", "refund"]}).json() for _ in range(5)]
+        assert {answer["model_version"] for answer in answers} == {"v1"}
+        service.http.post("/explain", json={"text": "my parcel"})
+        wait_until(lambda: samples(service)["pigeonhole_shadow_texts_total{outcome=differed}"] == 10)
+        assert report(service) == {
+            "model_version": "v2",
+            "is_asked": True,
+            "texts": {"agreed": 0, "differed": 10, "failed": 0, "dropped": 0},
+            "agreement": 0.0,
+            "mean_score_difference": 0.0,
+            "differed_by_label": {"delivery": 5, "refund": 5},
+        }
+        found = samples(service)
+        assert found["pigeonhole_model_info{model=words,role=shadow,version=v2}"] == 1
+        assert found["pigeonhole_shadow_score_difference_count{}"] == 10
+        assert {record.version for record in service.records()} == {"v1"}
+        assert set(OTHER_LABELS) & {record.label for record in service.records()} == set()
+        cast(registry, None)
+        wait_until(lambda: report(service) is None)
+        assert "pigeonhole_model_info{model=words,role=shadow,version=v2}" not in samples(service)
+
+
+def test_a_broken_shadow_is_refused_and_the_one_before_it_is_asked_no_more(start: Start, registry: Registry) -> None:
+    with start(opened(registry), registry, poll_s=0.05) as service:
+        cast(registry, "v2")
+        wait_until(lambda: report(service) is not None)
+        cast(registry, "broken")
+        wait_until(lambda: report(service) is None)
+        found = samples(service)
+        assert found["pigeonhole_rollouts_total{alias=shadow,outcome=refused}"] == 1
+        assert found["pigeonhole_rollout_behind{alias=shadow}"] == 1
+        assert service.http.post("/predict", json={"text": "parcel"}).json()["model_version"] == "v1"
+
+
+class Moody(Classifier):
+    """Does something else before it answers."""
+
+    def __init__(self, inner: Classifier, mood: Callable[[], object]) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.mood = mood
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        self.mood()
+        return super().predict(texts)
+
+
+class Notes:
+    """What a shadow counts."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, int] = dict.fromkeys(shadow.OUTCOMES, 0)
+
+    def note(self, outcome: str, texts: int) -> None:
+        self.outcomes[outcome] += texts
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+def started(notes: Notes, classifier: Classifier) -> Shadow:
+    found = Shadow(notes.note, lambda _: None)
+    found.fill(classifier)
+    found.start()
+    return found
+
+
+def test_a_shadow_that_sleeps_drops_what_it_cannot_hear_and_nobody_waits(classifier: Classifier, notes: Notes) -> None:
+    wake = threading.Event()
+    sleeping = started(notes, Moody(classifier, lambda: wake.wait(20)))
+    answered = classifier.predict(["parcel"])
+    for _ in range(shadow.MAX_QUEUED + 50):
+        sleeping.offer(["parcel"], answered)
+    assert notes.outcomes["dropped"] >= 49
+    assert notes.outcomes["agreed"] == 0
+    wake.set()
+    wait_until(lambda: notes.outcomes["agreed"] + notes.outcomes["dropped"] == shadow.MAX_QUEUED + 50)
+    sleeping.stop()
+
+
+def crash() -> None:
+    raise SystemExit("below Python's exceptions")
+
+
+def test_a_shadow_that_crashes_three_times_running_is_asked_no_more(classifier: Classifier, notes: Notes) -> None:
+    crashing = started(notes, Moody(classifier, crash))
+    answered = classifier.predict(["parcel"])
+    for number in range(1, shadow.MAX_FAILURES + 1):
+        crashing.offer(["parcel"], answered)
+        wait_until(lambda number=number: notes.outcomes["failed"] == number)  # type: ignore[misc]
+    crashing.offer(["parcel"], answered)
+    found = crashing.report()
+    assert found is not None
+    assert (found["is_asked"], found["texts"]["failed"]) == (False, shadow.MAX_FAILURES)
+    crashing.fill(classifier)
+    crashing.offer(["parcel"], answered)
+    wait_until(lambda: notes.outcomes["agreed"] == 1)
+    crashing.stop()
+
+
+def test_a_forward_pass_that_never_ends_is_cut_off_and_the_next_one_runs(
+    words_bundle: Path, tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow, "CAP_S", 0.2)
+    bundle = open_bundle(str(words_bundle))
+    classifier = Classifier.open(bundle)
+    endless = Classifier.load(bundle)
+    model = onnx.load(words_bundle / "model.onnx")
+    count_for_ever(model)
+    onnx.save(model, tmp_path / "endless.onnx")
+    endless._session = type(endless._session)(str(tmp_path / "endless.onnx"))
+    hanging = started(notes, endless)
+    answered = classifier.predict(["parcel"])
+    hanging.offer(["parcel"], answered)
+    wait_until(lambda: notes.outcomes["failed"] == 1)
+    endless._session = classifier._session
+    hanging.offer(["parcel"], answered)
+    wait_until(lambda: notes.outcomes["agreed"] == 1)
+    hanging.stop()
+
+
+def test_answers_are_the_same_beside_a_shadow_that_sleeps_or_crashes(start: Start, registry: Registry) -> None:
+    def ask(service: Running) -> list[dict[str, float]]:
+        answers = [service.http.post("/predict", json={"texts": ["parcel", "my refund"]}) for _ in range(100)]
+        assert {answer.status_code for answer in answers} == {200}
+        return [found["probabilities"] for answer in answers for found in answer.json()["predictions"]]
+
+    with start(opened(registry)) as service:
+        alone = ask(service)
+    moods: list[Callable[[], object]] = [crash, lambda: time.sleep(3)]
+    for mood in moods:
+        with start(opened(registry), registry, poll_s=0.05) as service:
+            with pytest.MonkeyPatch.context() as patched:
+                moody = Moody(opened(registry, "v2"), mood)
+                patched.setattr(Classifier, "open", classmethod(lambda *_, found=moody, **__: found))
+                cast(registry, "v2")
+                wait_until(lambda: report(service) is not None)
+            assert ask(service) == alone
+        cast(registry, None)

@@ -1,0 +1,232 @@
+"""The client against the real service, and against servers that fail in every way that a network has."""
+
+import json
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.serving.conftest import run_service, words_bundle  # noqa: F401  a fixture
+
+from pigeonhole import client as module
+from pigeonhole.bundle import open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.client import Client, Explanation, Prediction, Predictions, TextError, WordWeight
+from pigeonhole.errors import ConfigError, ServiceError
+from pigeonhole.prediction_log import new_id
+from pigeonhole.serving.settings import Settings
+
+ANSWER = {
+    "label": "delivery",
+    "score": 0.9,
+    "probabilities": {"delivery": 0.9},
+    "prediction_id": "p-1",
+    "decision": "accept",
+    "truncated": False,
+    "n_tokens": 3,
+    "model": "words",
+    "model_version": "v1",
+    "request_id": "r-1",
+}
+
+
+def test_every_route_has_its_call_and_its_type(words_bundle: Path, tmp_path: Path) -> None:  # noqa: F811
+    classifier = Classifier.open(open_bundle(str(words_bundle)))
+    with run_service(classifier, tmp_path / "log", Settings()) as service, Client(service.url) as client:
+        found = client.predict("my parcel", top_k=1)
+        assert (found.label, list(found.probabilities), found.model_version) == ("delivery", ["delivery"], "20260301-120000")
+        many = client.predict_many(["parcel", " "], partial=True)
+        assert [each and each.label for each in many.predictions] == ["delivery", None]
+        assert many.errors == [TextError(1, "blank_text", "texts[1] is blank")]
+        assert client.explain("my parcel", label="delivery").words[1].word == "parcel"
+        assert len(client.feedback(found.prediction_id, "refund", "agent")) == 32
+        assert client.model()["labels"] == ["billing", "delivery", "refund"]
+        with pytest.raises(ServiceError, match="refused with 422 blank_text: text is blank") as refused:
+            client.predict(" ")
+        assert (refused.value.status, refused.value.code) == (422, "blank_text")
+        with ThreadPoolExecutor(8) as pool:
+            labels = list(pool.map(lambda _: client.predict("refund").label, range(40)))
+        assert labels == ["refund"] * 40
+
+
+def test_the_types_have_the_fields_that_the_service_documents() -> None:
+    schemas = json.loads((Path(__file__).parent / "serving" / "openapi.json").read_text())["components"]["schemas"]
+    documented: dict[str, type[msgspec.Struct]] = {
+        "PredictReply": Prediction,
+        "PredictManyReply": Predictions,
+        "ExplainReply": Explanation,
+        "WordWeight": WordWeight,
+        "TextError": TextError,
+    }
+    for name, shape in documented.items():
+        assert set(schemas[name]["properties"]) == {field.name for field in msgspec.structs.fields(shape)}
+
+
+class Script(ThreadingHTTPServer):
+    """Answers one attempt after the other as it is told; the last answer is repeated."""
+
+    def __init__(self, *answers: Callable[["Handler"], None]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers = list(answers)
+        self.attempts: list[dict[str, str]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Script
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.attempts.append({name.lower(): value for name, value in self.headers.items()})
+        answer = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+        answer(self)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def say(status: int, body: object = None, **headers: str) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        data = json.dumps(body).encode() if body is not None else b"<html>a proxy's page</html>"
+        handler.send_response(status)
+        for name, value in {"content-length": str(len(data)), **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return answer
+
+
+def hang_up(handler: Handler) -> None:
+    handler.close_connection = True
+
+
+def break_off(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"label"')
+    handler.close_connection = True
+
+
+OK = say(200, ANSWER)
+Serve = Callable[..., Script]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.001)
+    running: list[tuple[Script, threading.Thread]] = []
+
+    def start(*answers: Callable[[Handler], None]) -> Script:
+        script = Script(*answers)
+        thread = threading.Thread(target=script.serve_forever, args=(0.01,))
+        thread.start()
+        running.append((script, thread))
+        return script
+
+    yield start
+    for script, thread in running:
+        script.shutdown()
+        thread.join()
+        script.server_close()
+
+
+def ask(script: Script, **options: Any) -> Prediction:
+    with Client(f"http://127.0.0.1:{script.server_address[1]}/", **options) as client:
+        return client.predict("parcel")
+
+
+@pytest.mark.parametrize(
+    "failure", [hang_up, break_off, say(503), say(502), say(504), say(429), say(503, {"code": "overloaded"})]
+)
+def test_what_may_pass_is_asked_again_with_the_same_key_and_a_shorter_deadline(
+    serve: Serve, failure: Callable[[Handler], None]
+) -> None:
+    script = serve(failure, failure, OK)
+    assert ask(script, key="secret", canary_key="user-1").label == "delivery"
+    assert len(script.attempts) == 3
+    assert len({attempt["idempotency-key"] for attempt in script.attempts}) == 1
+    deadlines = [int(attempt["x-request-timeout-ms"]) for attempt in script.attempts]
+    assert 10_000 >= deadlines[0] >= deadlines[1] >= deadlines[2] > 9_000
+    assert (script.attempts[0]["authorization"], script.attempts[0]["x-canary-key"]) == ("Bearer secret", "user-1")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 500])
+def test_what_does_not_pass_is_told_at_once(serve: Serve, status: int) -> None:
+    script = serve(say(status, {"code": "some_code", "detail": "why", "request_id": "r-1"}), OK)
+    with pytest.raises(ServiceError, match=rf"refused with {status} some_code: why \(request r-1\)") as refused:
+        ask(script)
+    assert (refused.value.status, refused.value.code, len(script.attempts)) == (status, "some_code", 1)
+
+
+def test_retry_after_is_waited_for_and_beyond_the_deadline_not_even_begun(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    assert ask(serve(say(429, {}, retry_after="2"), OK)).label == "delivery"
+    assert waited == [2.0]
+    script = serve(say(503, {"code": "overloaded"}, retry_after="60"), OK)
+    with pytest.raises(ServiceError, match="no answer within 10 s: overloaded") as late:
+        ask(script)
+    assert (late.value.status, late.value.code, len(script.attempts)) == (503, "no_answer", 1)
+
+
+def test_pauses_double_up_to_a_limit_and_are_random(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[float] = []
+
+    def bottom(least: float, most: float) -> float:
+        bounds.append(most)
+        return least
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(random, "uniform", bottom)
+    ask(serve(*[say(503)] * 15, OK))
+    assert bounds == [min(module.LONGEST_PAUSE_S, 0.001 * 2**attempt) for attempt in range(15)]
+
+
+def test_the_deadline_ends_a_silent_server_and_nobody_there(serve: Serve) -> None:
+    done = threading.Event()
+    script = serve(lambda _: (done.wait(5), None)[1])
+    with pytest.raises(ServiceError, match=r"no answer within 0\.2 s: TimeoutError") as late:
+        ask(script, timeout_s=0.2)
+    assert late.value.status is None
+    done.set()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(ServiceError, match="ConnectionRefusedError"):
+        Client(f"http://127.0.0.1:{port}", timeout_s=0.05).predict("parcel")
+
+
+def test_an_answer_of_another_shape_is_an_error_of_ours(serve: Serve) -> None:
+    with pytest.raises(ServiceError, match="not what this client knows"):
+        ask(serve(say(200, {"label": "delivery"})))
+
+
+def test_what_cannot_be_sent_is_said_before_it_is_sent() -> None:
+    for url in ("127.0.0.1:8080", "ftp://host", "http://"):
+        with pytest.raises(ConfigError, match="begins with http"):
+            Client(url)
+    with pytest.raises(ConfigError, match="257 texts: at most 256"):
+        Client("http://127.0.0.1:1").predict_many(["a"] * 257)
+
+
+def test_a_retry_after_a_lost_answer_leaves_one_record(words_bundle: Path, tmp_path: Path) -> None:  # noqa: F811
+    classifier = Classifier.open(open_bundle(str(words_bundle)))
+    with run_service(classifier, tmp_path / "log", Settings()) as service:
+        key = new_id()
+        asked = {"idempotency-key": key}
+        first = service.http.post("/predict", json={"text": "parcel"}, headers=asked).json()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(uuid, "uuid4", lambda: key)  # as if the first attempt's answer had been lost on its way
+            with Client(service.url) as client:
+                again = client.predict("parcel")
+        assert again.prediction_id == first["prediction_id"]
+        assert len(service.records()) == 1
