@@ -3,8 +3,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,26 @@ def test_a_rotated_segment_is_closed_and_the_next_has_the_next_number(tmp_path: 
     assert [path.name for path in spool.closed_segments()] == [f"{spool.writer}-0000000{number}.jsonl" for number in (1, 2)]
     spool.close()
     assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_segment_is_never_taken_for_closed_while_it_is_being_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipper would ship it empty and delete it, and what is then written into it would be gone."""
+    spool, closed, looks = Spool(tmp_path), list[Path](), list[threading.Thread]()
+    open_file = os.open
+
+    def open_slowly(*arguments: Any) -> int:
+        handle = open_file(*arguments)
+        looks.append(threading.Thread(target=lambda: closed.extend(spool.closed_segments())))
+        looks[0].start()
+        looks[0].join(0.2)
+        return handle
+
+    with monkeypatch.context() as slow:
+        slow.setattr(os, "open", open_slowly)
+        spool.append([LINE])
+    looks[0].join()
+    assert closed == []
+    spool.close()
 
 
 def test_host_durability_syncs_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,8 +80,9 @@ class Spool:
                 self._close_segment()
 
     def closed_segments(self) -> list[Path]:
-        """Of this writer alone, oldest first."""
-        return [path for path in sorted(self.folder.glob(f"{self.writer}-*.jsonl")) if path != self._segment]
+        """Of this writer alone, oldest first. Not while an append opens one: it has a name before it is known to be open."""
+        with self._mutex:
+            return [path for path in sorted(self.folder.glob(f"{self.writer}-*.jsonl")) if path != self._segment]
 
     @contextlib.contextmanager
     def abandoned_segments(self) -> Iterator[list[Path]]:
