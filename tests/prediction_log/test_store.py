@@ -71,3 +71,10 @@ def test_two_replicas_in_one_hour_overwrite_nothing(
         writer.close()
     assert len(read_window("gs://bucket/log", NOON, NOON + timedelta(hours=1)).records) == 40
     assert list(bucket.objects.generations.values()) == [1] * 40
+
+
+@pytest.mark.usefixtures("proxy")
+def test_more_objects_than_a_page_holds_are_all_listed(bucket: Bucket) -> None:
+    for number in range(1100):
+        bucket.objects.write(f"many/{number:04}", b"", 0)
+    assert len(storage.list_files("gs://bucket/many")) == 1100

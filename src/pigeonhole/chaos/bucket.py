@@ -74,6 +74,7 @@ class Objects:
             inside = {name: rest.split(delimiter)[0] for name, rest in below.items() if delimiter and delimiter in rest}
             names = sorted(name for name in below if name not in inside and name > after)
             found = {
+                "kind": "storage#objects",  # gcsfs looks at it from the second page on
                 "items": [self.resource(name) for name in names[:PAGE]],
                 "prefixes": sorted({f"{prefix}{folder}{delimiter}" for folder in inside.values()}),
             }
