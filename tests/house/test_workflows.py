@@ -192,7 +192,7 @@ needs_actionlint = pytest.mark.skipif(
 @needs_actionlint
 def test_actionlint_finds_nothing() -> None:
     answer = subprocess.run([*ACTIONLINT, *WORKFLOWS], capture_output=True, text=True, check=False)
-    assert (answer.returncode, answer.stdout) == (0, "")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
 @needs_actionlint

@@ -81,7 +81,7 @@ def test_a_sweep_varies_keys_of_train_and_asks_for_the_metric_that_the_worker_re
         ([f"image={SHA}", "machine=gpu", "machine_type=e2-standard-4"], "machine=gpu runs on n1-standard-4"),
         ([f"image={SHA}", "hours=1000"], "hours=1000"),
         ([f"image={SHA}", "trainer.epoch=2"], "did you mean trainer.epochs"),
-        ([f"image={SHA}", "trainer.epochs=0"], "trainer.epochs=0"),
+        ([f"image={SHA}", "trainer.epochs=-1"], "trainer.epochs=-1"),
         ([f"image={SHA}", "experiment=fats"], "fats"),
         ([f"image={SHA}", "data.path=my.csv"], "does not see this machine's files"),
         ([f"image={SHA}", "registry=here"], "registry: a job publishes to gs://some-project-pigeonhole/registry"),
