@@ -73,7 +73,7 @@ class Cluster:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
             try:
-                _knock(address)
+                _knock(_last_known(ray) if address == "auto" else address)
                 with _native_silence():
                     ray.init(address=address, **quiet)
             except (OSError, ValueError, RuntimeError) as error:
@@ -166,6 +166,11 @@ class Scorer:
 
 def without_files(source: Source) -> Source:
     return dataclasses.replace(source, files=())
+
+
+def _last_known(ray: Any) -> str:
+    """Where `auto` leads: a cluster that ended without a word is still written down there, and Ray would try it for minutes."""
+    return os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
 
 
 def _knock(address: str) -> None:
