@@ -41,6 +41,8 @@ CURL, CURL_DRIFT = sorted((line for line in LINES if line.startswith("curl ")), 
 RESUMABLE = "uv run train experiment=fast out=runs/mine"
 ROLLBACK = "uv run rollback"
 COMPACT = "uv run log-compact"
+ERASE = "uv run log-erase key=0199c0de-0000-7000-8000-000000000000"
+ERASE_OLD = "uv run log-erase days=90"
 LIST_KEYS = "uv run keys list keys=keys.json"
 EVALUATE_FP32 = "uv run evaluate bundle=BUNDLE precision=fp32"
 ELSEWHERE = {
@@ -140,7 +142,7 @@ def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
 
 def test_every_line_is_run_here_or_has_its_reason() -> None:
     quick = {TRAIN, TRAIN_OWN, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS, RESUMABLE}
-    assert {*quick, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
+    assert {*quick, ERASE, ERASE_OLD, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
 
 
 def test_train_prints_bundle_metrics_baselines_and_seconds(trained: dict[str, Any], workshop: Workshop) -> None:
@@ -208,3 +210,9 @@ def test_a_second_version_is_rolled_back_and_a_finished_run_is_kept(workshop: Wo
 @pytest.mark.usefixtures("served")
 def test_the_log_is_compacted(workshop: Workshop) -> None:
     assert isinstance(workshop.run(COMPACT), dict)
+
+
+@pytest.mark.usefixtures("served")
+def test_the_log_forgets(workshop: Workshop) -> None:
+    assert workshop.run(ERASE)["records"] == 0
+    assert workshop.run(ERASE_OLD)["records"] == 0

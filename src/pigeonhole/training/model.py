@@ -208,7 +208,10 @@ def _verify(pretrained: str, weights: Path, sha256: str) -> None:
     with weights.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
-        raise ConfigError(f"model.pretrained={pretrained}: model.safetensors has sha256 {found}, model.sha256 expects {sha256}")
+        raise ConfigError(
+            f"model.pretrained={pretrained}: model.safetensors has sha256 {found}, model.sha256 expects {sha256}; "
+            "give that of the weights that you want, or model.sha256=null"
+        )
 
 
 def _require_bert(config: object) -> None:
