@@ -10,7 +10,7 @@ from tests.serving.test_telemetry import samples
 from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.serving.door import Door, is_whole
-from pigeonhole.serving.service import ENOUGH_WAITING, MAX_LATE_S, Service
+from pigeonhole.serving.service import MAX_LATE_S, Service
 from pigeonhole.serving.settings import Settings
 
 BODY = b'{"text":"parcel"}'
@@ -95,9 +95,9 @@ def test_a_late_loop_lets_in_what_the_model_needs_and_no_more(classifier: Classi
     with LogWriter(str(tmp_path)) as log:
         service = Service(Settings(), classifier, log, log)
     for waiting, late_s, full in [
-        (ENOUGH_WAITING - 1, 10.0, False),
-        (ENOUGH_WAITING, MAX_LATE_S, False),
-        (ENOUGH_WAITING, 2 * MAX_LATE_S, True),
+        (511, 10.0, False),
+        (512, MAX_LATE_S, False),
+        (512, 2 * MAX_LATE_S, True),
         (Settings().max_waiting, 0.0, True),
     ]:
         service.batcher._waiting_texts = waiting

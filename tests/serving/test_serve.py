@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import datetime as dt
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from starlette.applications import Starlette
 from tests.serving.conftest import make_bundle
 
 from pigeonhole.bundle import Manifest
@@ -21,7 +24,7 @@ from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Record, read_window
 from pigeonhole.registry import Registry
 from pigeonhole.serving.port import bind
-from pigeonhole.serving.serve import find_bundle, run
+from pigeonhole.serving.serve import TAKEN_AT_ONCE, find_bundle, make_server, run
 from pigeonhole.serving.settings import Settings
 
 OURS = ("HOST", "PORT", "PIGEONHOLE_")
@@ -286,3 +289,16 @@ def test_kill_9_loses_no_answer_that_was_given(words_bundle: Path, tmp_path: Pat
         process.kill()
         process.wait()
     assert [record.prediction_id for record in records(log)] == ids
+
+
+def test_the_kernel_holds_hundreds_of_connections_that_the_loop_has_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def listen_only(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        sockets[0].listen(server.config.backlog)
+
+    monkeypatch.setattr(uvicorn.Server, "startup", listen_only)
+    server = make_server(Starlette())
+    assert server.config.backlog == TAKEN_AT_ONCE
+    with bind("127.0.0.1", 0) as listener, contextlib.ExitStack() as connections:
+        asyncio.run(server.startup([listener]))
+        for _ in range(200):
+            connections.enter_context(socket.create_connection(listener.getsockname(), timeout=0.5))

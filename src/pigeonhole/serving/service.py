@@ -32,7 +32,6 @@ from pigeonhole.serving.telemetry import Telemetry
 from pigeonhole.serving.tracing import Tracing, span_of_request
 
 MAX_FAILURES = 3
-ENOUGH_WAITING = 256  # texts: eight batches
 MAX_LATE_S = 0.005
 
 logger = logging.getLogger(__name__)
@@ -122,9 +121,9 @@ class Service:
         return level if sample == 1 else f"{level}; sample={sample:g}"
 
     def is_full(self, loop_late_s: float) -> bool:
-        """Whether not even one text more may wait; or enough do, and what is let in makes the loop later still."""
+        """Whether not even one text more may wait; or half as many do, and what is let in makes the loop later still."""
         waiting = self.batcher.waiting_texts
-        return waiting >= self._max_waiting or (waiting >= ENOUGH_WAITING and loop_late_s > MAX_LATE_S)
+        return waiting >= self._max_waiting or (waiting >= self._max_waiting // 2 and loop_late_s > MAX_LATE_S)
 
     async def answer(self, question: Question, request_id: str, began: float, deadline_s: float, key: str = "") -> bytes:
         """The body of the 200; when it returns, its predictions are in the log. `key`: whose question. Raises Problem."""
