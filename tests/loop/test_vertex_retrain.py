@@ -69,6 +69,11 @@ def test_what_the_job_would_refuse_is_refused_here(retraining: list[str], machin
         check(VertexConfig(image=SHA, machine=machine), retraining)
 
 
+def test_a_retraining_has_one_machine() -> None:
+    with pytest.raises(ConfigError, match="workers=2: a retraining reads feedback and asks the gate once"):
+        check(VertexConfig(image=SHA, workers=2), ["name=tickets"])
+
+
 def test_the_command_prints_the_job_and_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
     monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)

@@ -28,10 +28,14 @@ def job(*training: str, **settings: Any) -> dict[str, Any]:
     return make_job(PROJECT, VertexConfig(image=SHA, **settings), training)
 
 
-def pool(job: dict[str, Any]) -> dict[str, Any]:
+def pools(job: dict[str, Any]) -> list[dict[str, Any]]:
     spec: dict[str, Any] = job.get("jobSpec") or job["trialJobSpec"]
-    (found,) = spec["workerPoolSpecs"]
-    return dict(found)
+    return list(spec["workerPoolSpecs"])
+
+
+def pool(job: dict[str, Any]) -> dict[str, Any]:
+    (found,) = pools(job)
+    return found
 
 
 @pytest.mark.parametrize("machine", ["cpu", "gpu", "spot", "sweep"])
@@ -46,6 +50,17 @@ def test_machines_differ_from_cpu_in_what_they_are_for() -> None:
     assert pool(gpu)["machineSpec"]["acceleratorType"] == "NVIDIA_TESLA_T4"
     assert pool(gpu)["containerSpec"] == pool(cpu)["containerSpec"]
     assert spot["jobSpec"]["scheduling"] == {"timeout": "21600s", "strategy": "SPOT", "restartJobOnWorkerRestart": True}
+
+
+@pytest.mark.parametrize("machine", ["cpu", "gpu", "spot"])
+def test_several_machines_are_a_first_one_and_others_like_it(machine: str) -> None:
+    one, four = job(machine=machine), job(machine=machine, workers=4)
+    assert isinstance(parse_job(four), aiplatform_v1.CustomJob)
+    first, others = pools(four)
+    assert first == pool(one)
+    assert others == {**first, "replicaCount": 3}
+    assert four["displayName"] == f"pigeonhole-train-{SHA[:7]}-4x{machine}"
+    assert four["jobSpec"]["scheduling"]["restartJobOnWorkerRestart"] is True
 
 
 def test_the_keys_of_train_reach_the_container_and_the_bundle_reaches_the_registry() -> None:
@@ -80,6 +95,8 @@ def test_a_sweep_varies_keys_of_train_and_asks_for_the_metric_that_the_worker_re
         ([f"image={SHA}", "machine_type=n1-standrad-4"], "machine_type=n1-standrad-4"),
         ([f"image={SHA}", "machine=gpu", "machine_type=e2-standard-4"], "machine=gpu runs on n1-standard-4"),
         ([f"image={SHA}", "hours=1000"], "hours=1000"),
+        ([f"image={SHA}", "workers=0"], "workers=0"),
+        ([f"image={SHA}", "workers=2", "machine=sweep"], "workers=2: a sweep's runs have one machine each"),
         ([f"image={SHA}", "trainer.epoch=2"], "did you mean trainer.epochs"),
         ([f"image={SHA}", "trainer.epochs=-1"], "trainer.epochs=-1"),
         ([f"image={SHA}", "experiment=fats"], "fats"),
@@ -102,6 +119,7 @@ def test_a_mistake_is_told_before_anything_is_sent(arguments: list[str], told: s
         ('"NVIDIA_TESLA_T4"', '"NVIDIA_TESLA_T5"'),
         ('"21600s"', '"six hours"'),
         ('"replicaCount": 1', '"replicaCount": "one"'),
+        ('"restartJobOnWorkerRestart"', '"restartOnWorkerRestart"'),
         ('"jobSpec"', '"jobSpecification"'),
     ],
 )

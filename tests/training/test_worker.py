@@ -9,7 +9,8 @@ import pytest
 from tests.cloud.conftest import StandIn, stand_in
 
 from pigeonhole.errors import RunError
-from pigeonhole.training import train, worker
+from pigeonhole.training import cluster, train, worker
+from pigeonhole.training.cluster import Place
 
 __all__ = ["stand_in"]
 
@@ -99,6 +100,30 @@ def test_the_worker_trains_with_the_key_and_reports(tmp_path: Path, monkeypatch:
     assert worker.run(["--seed=1.0"]) == {"run": str(tmp_path)}
     assert seen == [["seed=1"], f"key of {NAME}"]
     assert (tmp_path / "metrics").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_machines_the_first_one_alone_fetches_and_sends_the_checkpoint(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(rank, 2, "127.0.0.1", 2222)
+    bucket, weights = tmp_path / "bucket/job/model.safetensors", tmp_path / "run/checkpoint/model.safetensors"
+    bucket.parent.mkdir(parents=True)
+    bucket.write_text("before")
+    found: list[bool] = []
+
+    def together(told: Place, arguments: list[str]) -> dict[str, Any]:
+        assert (told, arguments) == (place, [f"out={tmp_path / 'run'}"])
+        found.append(weights.exists() and weights.read_text() == "before")
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_text("after all of it")
+        return {"machine": rank}
+
+    monkeypatch.setattr(cluster, "train_together", together)
+    trained = worker.train_carried([f"out={tmp_path / 'run'}"], (tmp_path / "bucket").as_uri(), "job", place)
+    assert trained == {"machine": rank}
+    assert found == [rank == 0]
+    assert (bucket.read_text() == "after all of it") is (rank == 0)
 
 
 def test_the_metric_is_one_that_training_writes_down(tiny_run: dict[str, Any]) -> None:

@@ -48,6 +48,8 @@ def check(config: VertexConfig, retraining: Sequence[str]) -> None:
         raise ConfigError("name: a value is missing, write name=MODEL: a project's registry may hold several")
     if config.machine == "sweep":
         raise ConfigError("machine=sweep: one retraining is one run; machine=cpu, gpu or spot")
+    if config.workers > 1:
+        raise ConfigError(f"workers={config.workers}: a retraining reads feedback and asks the gate once; expected workers=1")
     if fixed := [argument for argument in own if argument.partition("=")[0] in SET_HERE]:
         raise ConfigError(f"{fixed[0]}: the job reads and writes the project's own bucket; leave {', '.join(SET_HERE)} out")
 

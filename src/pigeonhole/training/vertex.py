@@ -1,6 +1,7 @@
 """`uv run vertex image=COMMIT machine=gpu experiment=fast …`: one training run, or a sweep of them, as a job of Vertex AI.
 
-One template; `machine` lays the difference over it. The keys of `train` are composed and checked here, before anything is sent.
+One template; `machine` and `workers` lay their differences over it. The keys of `train` are composed and checked here, before
+anything is sent.
 """
 
 import json
@@ -31,6 +32,7 @@ class VertexConfig:
     image: str = setting("", "commit that the train image was built from")
     machine: str = setting("cpu", "what to run on; sweep: several runs on cpu", choices=["cpu", "gpu", "spot", "sweep"])
     machine_type: str | None = setting(None, "another machine of the list", choices=sorted({*CPU_MACHINES, *GPU_MACHINES}))
+    workers: int = setting(1, "machines that train together, by torchrun; a sweep's runs have one each", ge=1, le=16)
     hours: int = setting(6, "the job is ended after so many hours", ge=1, le=168)
     trials: int = setting(12, "runs of a sweep", ge=1, le=100)
     parallel: int = setting(3, "runs of a sweep at one time", ge=1, le=10)
@@ -88,13 +90,16 @@ def make_job(project: Project, config: VertexConfig, training: Sequence[str]) ->
         "args": [*training, f"registry={project.registry}"],
         "env": [{"name": SECRET, "value": f"{project.secret(WANDB_SECRET)}/versions/latest"}],
     }
-    return job_around(project, config, f"pigeonhole-{chosen.name or 'train'}-{config.image[:7]}-{config.machine}", container)
+    if config.workers > 1 and config.machine == "sweep":
+        raise ConfigError(f"workers={config.workers}: a sweep's runs have one machine each; expected workers=1")
+    machines = config.machine if config.workers == 1 else f"{config.workers}x{config.machine}"
+    return job_around(project, config, f"pigeonhole-{chosen.name or 'train'}-{config.image[:7]}-{machines}", container)
 
 
 def job_around(project: Project, config: VertexConfig, name: str, container: Job) -> Job:
     """The job that runs a container of the train image: its machine, its account, its end."""
     spec = {
-        "workerPoolSpecs": [_pool(project, config, container)],
+        "workerPoolSpecs": _pools(project, config, container),
         "scheduling": _scheduling(config),
         "serviceAccount": project.account("train"),
         "baseOutputDirectory": {"outputUriPrefix": f"gs://{project.bucket}/jobs/{name}"},
@@ -106,13 +111,15 @@ def job_around(project: Project, config: VertexConfig, name: str, container: Job
     return {**job, "jobSpec": spec}
 
 
-def _pool(project: Project, config: VertexConfig, container: Job) -> Job:
-    return {
+def _pools(project: Project, config: VertexConfig, container: Job) -> list[Job]:
+    """Vertex wants the first machine in a pool of its own; the others, all alike, are the second one."""
+    first = {
         "replicaCount": 1,
         "machineSpec": _machine(config),
         "diskSpec": {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 100},
         "containerSpec": {"imageUri": project.image("train", config.image), **container},
     }
+    return [first] if config.workers == 1 else [first, {**first, "replicaCount": config.workers - 1}]
 
 
 def _machine(config: VertexConfig) -> Job:
@@ -125,9 +132,13 @@ def _machine(config: VertexConfig) -> Job:
 
 
 def _scheduling(config: VertexConfig) -> Job:
-    """A spot machine may be taken away: another one goes on from the checkpoint in the bucket (worker.py)."""
-    spot = {"strategy": "SPOT", "restartJobOnWorkerRestart": True} if config.machine == "spot" else {}
-    return {"timeout": f"{config.hours * 3600}s", **spot}
+    """A spot machine may be taken away: another one goes on from the checkpoint in the bucket (worker.py).
+
+    Of several machines none goes on without the others, so all of them start again.
+    """
+    spot = {"strategy": "SPOT"} if config.machine == "spot" else {}
+    again = {"restartJobOnWorkerRestart": True} if spot or config.workers > 1 else {}
+    return {"timeout": f"{config.hours * 3600}s", **spot, **again}
 
 
 def _study() -> Job:

@@ -17,6 +17,7 @@ from typing import Any
 from pigeonhole import storage
 from pigeonhole.command import command, say
 from pigeonhole.errors import RunError
+from pigeonhole.training import cluster
 from pigeonhole.training.carry import Carrier
 
 SECRET = "PIGEONHOLE_WANDB_SECRET"  # noqa: S105  projects/P/secrets/NAME/versions/V
@@ -33,7 +34,7 @@ HELP = f"""usage: vertex-worker [key=value …] [--key=value …]
 
 Train as `train` does, on Vertex AI: the keys are those of `train --help`, a sweep's with dashes. The environment may set {SECRET}
 (a secret's name; its value becomes WANDB_API_KEY), {CHECKPOINTS} (where the checkpoint is carried to, and fetched from by the
-next machine) and, in a sweep, {METRIC_FILE}.
+next machine), {cluster.CLUSTER} (where several machines train together, by torchrun) and, in a sweep, {METRIC_FILE}.
 """
 
 
@@ -46,7 +47,8 @@ def run(arguments: list[str]) -> Any:
         key = fetch_secret(name)
         if key:
             os.environ["WANDB_API_KEY"] = key
-    result = train_carried(read_arguments(arguments), os.environ.get(CHECKPOINTS, ""), os.environ.get(JOB, "job"))
+    place = cluster.read_place(os.environ.get(cluster.CLUSTER, ""))
+    result = train_carried(read_arguments(arguments), os.environ.get(CHECKPOINTS, ""), os.environ.get(JOB, "job"), place)
     if os.environ.get(METRIC_FILE):
         report(Path(result["run"]) / "history.jsonl", Path(os.environ[METRIC_FILE]), os.environ.get(TRIAL, "0"))
     return result
@@ -64,19 +66,30 @@ def read_arguments(arguments: list[str]) -> list[str]:
     return read
 
 
-def train_carried(arguments: list[str], checkpoints: str, job: str) -> Any:
-    """Train; on Vertex AI go on from where an earlier machine of the same job was taken away."""
-    from pigeonhole.training import train, trainer  # torch: seconds that a missing role should not wait for
+def train_carried(arguments: list[str], checkpoints: str, job: str, place: cluster.Place | None = None) -> Any:
+    """Train; on Vertex AI go on from where an earlier machine of the same job was taken away.
 
-    if not checkpoints:
-        return train.run(arguments)
+    Of several machines the first one alone has the checkpoint, as of several processes: it reads, writes and tells the others.
+    """
+    if not checkpoints or (place is not None and place.rank > 0):
+        return _train(arguments, place)
+    from pigeonhole.training import trainer  # torch: seconds that a missing role should not wait for
+
     given = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
     out = given[-1] if given else "run"
     carrier = Carrier(Path(out) / "checkpoint", storage.join(checkpoints, job), (trainer.BEST, trainer.PROGRESS))
     if carrier.fetch():
         say(f"going on from the checkpoint in {checkpoints}")
     with carrier:
-        return train.run(arguments if given else [*arguments, f"out={out}"])
+        return _train(arguments if given else [*arguments, f"out={out}"], place)
+
+
+def _train(arguments: list[str], place: cluster.Place | None) -> Any:
+    if place is not None:
+        return cluster.train_together(place, arguments)
+    from pigeonhole.training import train  # torch, as above
+
+    return train.run(arguments)
 
 
 def fetch_secret(name: str, metadata: str = METADATA, secrets: str = SECRETS) -> str:
