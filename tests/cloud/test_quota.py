@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,18 @@ def info(value: str, *regions: str) -> dict[str, Any]:
 )
 def test_the_limit_of_a_region_is_read(infos: list[dict[str, Any]], limit: int) -> None:
     assert quota.allowed(infos, "europe-west4") == limit
+
+
+@pytest.mark.parametrize("machine", quota.NEEDED)
+def test_a_project_without_quota_is_told_of_each_with_the_line_that_asks_for_it(machine: str) -> None:
+    found = quota.missing(SITE, lambda _: "[]", machine)
+    assert [thing["what"].split()[3] for thing in found] == list(quota.NEEDED[machine])
+    assert all(thing["line"].startswith("gcloud beta quotas preferences create") for thing in found)
+
+
+def test_every_image_that_is_built_is_looked_for() -> None:
+    folder = Path(__file__).parents[2] / "dockerfiles"
+    assert set(quota.IMAGES) == {path.stem for path in folder.glob("*.dockerfile")} - {"serve_baked"}
 
 
 def test_a_machine_without_a_rule_is_refused() -> None:

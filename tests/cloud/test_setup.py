@@ -17,8 +17,10 @@ import pytest
 
 from pigeonhole.cloud import setup
 from pigeonhole.cloud.project import Project
-from pigeonhole.cloud.resources import Line, Site, read_site, steps
+from pigeonhole.cloud.resources import WRITES, Line, Site, read_site, steps
 from pigeonhole.errors import ConfigError, GateError, RunError
+from pigeonhole.loop import vertex_retrain
+from pigeonhole.training import vertex
 
 ROOT = Path(__file__).parents[2]
 SITE = Site(Project("some-project", "europe-west4"), "123456789012", "owner/name", "0A0A0A-0B0B0B-0C0C0C")
@@ -229,7 +231,20 @@ def shape(line: Line) -> str:
     return " ".join([*command, *sorted(word.partition("=")[0] for word in line if word.startswith("--"))])
 
 
-needs_gcloud = pytest.mark.skipif(not shutil.which("gcloud"), reason="needs gcloud")
+def test_a_job_may_write_where_it_is_told_to() -> None:
+    """A missing role is an answer 403 after minutes."""
+    bucket = f"gs://{SITE.project.bucket}/"
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    jobs = [
+        vertex.make_job(SITE.project, vertex.VertexConfig(image=sha), []),
+        vertex_retrain.make_job(SITE.project, vertex.VertexConfig(image=sha), ["name=tickets"]),
+    ]
+    written = set(re.findall(rf"(?:registry|rows|out)=({bucket}[^\"/]+)|({bucket}jobs)", json.dumps(jobs)))
+    prefixes = {"".join(found).removeprefix(bucket) for found in written}
+    assert prefixes == set(WRITES["train"])
+
+
+needs_gcloud = pytest.mark.skipif(not shutil.which("gcloud"), reason="needs gcloud" if sys.platform == "linux" else "needs Linux")
 
 
 def linted(lines: list[Line], folder: Path) -> list[dict[str, Any]]:

@@ -11,11 +11,12 @@ from pigeonhole.cloud.resources import Line, Site
 from pigeonhole.errors import ConfigError, RunError
 
 PLATFORM = ("linux", "amd64")
-IMAGES = ("serve", "drift", "frontend", "train")
+IMAGES = ("serve", "drift", "frontend", "train", "score")
 # What a job of `uv run vertex` takes at the least, by the quota of Vertex AI's custom training.
 NEEDED = {
     "cpu": {"custom_model_training_cpus": 8},
     "gpu": {"custom_model_training_cpus": 8, "custom_model_training_nvidia_t4_gpus": 1},
+    "spot": {"custom_model_training_preemptible_cpus": 8, "custom_model_training_preemptible_nvidia_t4_gpus": 1},
 }
 Missing = dict[str, str]
 Get = Callable[[str, str], dict[str, Any]]

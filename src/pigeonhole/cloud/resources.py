@@ -40,7 +40,7 @@ PROJECT_ROLES = {
     "deploy": ("roles/aiplatform.user", "roles/cloudbuild.builds.editor", "roles/logging.logWriter", "roles/run.developer"),
 }
 # What each account may write in the bucket, by prefix; all of them may read it.
-WRITES = {"serve": ("log",), "drift": ("drift-reports",), "train": ("registry", "jobs"), "deploy": ("registry", "dvc")}
+WRITES = {"serve": ("log",), "drift": ("drift-reports",), "train": ("registry", "jobs", "retrain"), "deploy": ("registry", "dvc")}
 READS = ("serve", "drift", "train", "deploy")
 SECRETS = {METRICS_SECRET: ("serve", "drift"), WANDB_SECRET: ("train",)}
 ACTS_AS = ("serve", "drift", "frontend", "train")

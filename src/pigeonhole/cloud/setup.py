@@ -17,7 +17,7 @@ from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError, RunError
 
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] python -m pigeonhole.cloud.setup setup|preflight|teardown
-       [--dry-run] [--data] [image=COMMIT] [machine=cpu|gpu]
+       [--dry-run] [--data] [image=COMMIT] [machine=cpu|gpu|spot]
 
 setup makes what is missing; preflight names each missing thing with the line that makes it (exit 4); teardown takes away what
 setup made, and what holds data (bucket, images, secrets) only with --data. --dry-run prints the lines and runs none.
@@ -52,7 +52,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     unknown = (flags - {"--dry-run", "--data"}) | (options.keys() - {"image", "machine"})
     if len(verbs) != 1 or verbs[0] not in VERBS or unknown:
         wrong = min(unknown) if unknown else " ".join(verbs) or "nothing"
-        raise ConfigError(f"{wrong}: expected one of {', '.join(VERBS)}, and --dry-run, --data, image=COMMIT, machine=cpu|gpu")
+        raise ConfigError(
+            f"{wrong}: expected one of {', '.join(VERBS)}, and --dry-run, --data, image=COMMIT, machine=cpu|gpu|spot"
+        )
     site = read_site(os.environ)
     if "--dry-run" in flags:
         return dry_run(verbs[0], site, "--data" in flags)
