@@ -36,8 +36,9 @@ RULES = (
 
 SECRETS = "uv run python .github/secret_scan.py ."
 # What goes into an image, by the group that its dockerfile installs; frontend holds nothing of the package.
-IMAGE_GROUPS = {name: f"--no-default-groups --group {name}" for name in ("serve", "drift", "train", "score")} | {
-    "frontend": "--only-group frontend"
+IMAGE_GROUPS = {name: f"--no-default-groups --group {name}" for name in ("serve", "drift", "train")} | {
+    "score": "--no-default-groups --group score-cluster",
+    "frontend": "--only-group frontend",
 }
 AUDITOR = "uvx pip-audit@2.10.1 --strict --disable-pip --requirement artefacts/audit.txt"
 # The oldest torch that pyproject.toml allows, in the place of the lock's.
@@ -46,6 +47,8 @@ TORCH_VERSION = 'uv run --no-sync python -c "import torch; print(torch.__version
 TRAINING_TESTS = "uv run --no-sync pytest tests/training"
 FUZZ = "uv run pytest -m hypothesis --hypothesis-profile=nightly"
 
+CHAOS_SCORING = "uv run --isolated --group score python -m benchmarks.scoring.chaos"
+BASE = "artefacts/base"
 LOAD = "uv run --isolated --group load python -m tests.load"
 
 # What CI has no way to install: a test that is skipped there for any other reason fails the run.
@@ -158,7 +161,12 @@ def serve(context: Context) -> None:
 @task(help={"which": "serve, drift, frontend, score, train, or several in quotes", "bundle": "the folder that they work with"})
 def images(context: Context, which: str = "serve drift frontend", bundle: str = "", until: str = "") -> None:
     """Build images with Docker or buildah, start them and ask them something (minutes; no part of check)."""
-    given = [*which.split(), *([f"bundle={bundle}"] if bundle else []), *([f"until={until}"] if until else [])]
+    given = [
+        *which.split(),
+        *([f"bundle={bundle}"] if bundle else []),
+        *([f"until={until}"] if until else []),
+        "sbom=artefacts/sbom",
+    ]
     show(context, f"uv run python -m dockerfiles.build {shlex.join(given)}")
 
 
@@ -173,7 +181,7 @@ def setup(context: Context, dry_run: bool = False) -> None:
     cloud(context, "setup setup", dry_run=dry_run)
 
 
-@task(help={"image": "a commit whose images are looked at", "machine": "cpu or gpu: the quota that is looked at"})
+@task(help={"image": "a commit whose images are looked at", "machine": "cpu, gpu or spot: the quota that is looked at"})
 def preflight(context: Context, dry_run: bool = False, image: str = "", machine: str = "cpu") -> None:
     """Name each thing that a project lacks, with the line that makes it."""
     given = f" machine={shlex.quote(machine)}" + (f" image={shlex.quote(image)}" if image else "")
@@ -232,6 +240,18 @@ def fuzz(context: Context) -> None:
     show(context, FUZZ)
 
 
+@task(default=True, name="log", help={"bundle": "a bundle's folder", "trials": "kills of each kind", "seed": "draws the moments"})
+def chaos_log(context: Context, bundle: str, trials: int = 4, seed: int = 0) -> None:
+    """Break the prediction log's promises: kill servers, fail the store, hold the log against what clients were told."""
+    show(context, f"uv run chaos bundle={shlex.quote(bundle)} trials={trials} seed={seed}")
+
+
+@task(name="scoring", help={"bundle": "a bundle's folder", "kills": "of a job", "seed": "draws the moments"})
+def chaos_scoring(context: Context, bundle: str, kills: int = 10, seed: int = 0) -> None:
+    """Kill a scoring job at random moments and hold its files against an undisturbed run's."""
+    show(context, f"{CHAOS_SCORING} bundle={shlex.quote(bundle)} kills={kills} seed={seed}")
+
+
 @task(help={"tag": "vX.Y.Z, as in pyproject.toml"})
 def release(context: Context, tag: str) -> None:
     """Make what a release holds: the wheel, a bill of materials for each image, the changelog's section."""
@@ -259,10 +279,21 @@ def rules(context: Context) -> None:
         show(context, line)
 
 
-@task(help={"bundle": "the folder of a bundle", "users": "visitors at one time", "seconds": "how long they stay"})
-def load(context: Context, bundle: str, users: int = 50, seconds: int = 30) -> None:
+@task(
+    help={
+        "bundle": "the folder of a bundle",
+        "users": "visitors at one time",
+        "seconds": "how long they stay",
+        "base": "a commit whose server is asked too; ours may be little slower",
+    }
+)
+def load(context: Context, bundle: str, users: int = 50, seconds: int = 30, base: str = "") -> None:
     """Let Locust's visitors ask a real server; a failed or slow answer fails, the report is kept in artefacts/load."""
-    show(context, f"{LOAD} bundle={shlex.quote(bundle)} users={users} seconds={seconds}")
+    against = ""
+    if base:
+        show(context, f"git worktree add --force --detach {BASE} {shlex.quote(base)}")
+        against = f" against={BASE}"
+    show(context, f"{LOAD} bundle={shlex.quote(bundle)} users={users} seconds={seconds}{against}")
 
 
 @task(help={"bundle": "the folder of a bundle"})
@@ -287,4 +318,5 @@ namespace = Collection(
     lint, format_, types, contracts, docs, test, check, ci, train, serve, up, images, rules, secrets, sbom, audit, torch, fuzz,
     load, release, alarm,
     data=Collection(write, status, remote, change), cloud=Collection(setup, preflight, teardown, cost),
+    chaos=Collection(chaos_log, chaos_scoring),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from pigeonhole.errors import ConfigError, RunError
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = "localhost/pigeonhole-stand-in-for-python:3.11-slim-bookworm"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+FIND_PACKAGES = ("/venv/lib", "-maxdepth", "3", "-name", "*.dist-info")
 PATIENCE_S = 20  # Cloud Run kills ten seconds after SIGTERM; two shared cores get twice that
 
 
@@ -75,6 +76,10 @@ class Engine(Protocol):
 
     def over_base_mb(self, build: Build) -> float: ...
 
+    def packages(self, build: Build) -> frozenset[str]:
+        """The Python packages in an image, by the names that a lock has for them."""
+        ...
+
     def run(
         self, build: Build, words: Sequence[str], variables: Mapping[str, str], mounts: Mapping[Path, str]
     ) -> contextlib.AbstractContextManager[Container]: ...
@@ -103,6 +108,10 @@ class Docker:
         sizes = [int(do(["docker", "image", "inspect", "--format", "{{.Size}}", each])) for each in (build.reference, found[1])]
         return round((sizes[0] - sizes[1]) / 1e6, 1)
 
+    def packages(self, build: Build) -> frozenset[str]:
+        told = do(["docker", "run", "--rm", "--entrypoint", "find", build.reference, *FIND_PACKAGES])
+        return _names(told)
+
     @contextlib.contextmanager
     def run(
         self, build: Build, words: Sequence[str], variables: Mapping[str, str], mounts: Mapping[Path, str]
@@ -129,6 +138,10 @@ class Buildah:
     def over_base_mb(self, build: Build) -> float:
         return round((self._size_bytes(build.reference) - self._size_bytes(STAND_IN)) / 1e6, 1)
 
+    def packages(self, build: Build) -> frozenset[str]:
+        with self._mounted(build.reference) as files:
+            return _names(do(["find", f"{files}{FIND_PACKAGES[0]}", *FIND_PACKAGES[1:]]))
+
     @contextlib.contextmanager
     def run(
         self, build: Build, words: Sequence[str], variables: Mapping[str, str], mounts: Mapping[Path, str]
@@ -138,7 +151,7 @@ class Buildah:
         given: dict[str, str] = {**dict(line.split("=", 1) for line in config["Env"]), **variables}
         with self._mounted(build.reference) as files, tempfile.TemporaryFile() as about:
             line = ["bwrap", "--ro-bind", files, "/", "--perms", "1777", "--tmpfs", "/tmp"]  # noqa: S108
-            line += ["--proc", "/proc", "--dev", "/dev"]
+            line += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108
             line += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--as-pid-1", "--die-with-parent", "--clearenv"]
             line += [word for host, inside in mounts.items() for word in ("--ro-bind", str(host), inside)]
             line += [word for name, value in given.items() for word in ("--setenv", name, value)]
@@ -186,6 +199,12 @@ class Buildah:
             trust = [f"{name}=/etc/ssl/certs/ca-certificates.crt" for name in ("SSL_CERT_FILE", "PIP_CERT")]
             do([*self._base, "config", *(word for line in (path, *trust) for word in ("--env", line)), container])
             do([*self._base, "commit", "--quiet", "--rm", container, STAND_IN])
+
+
+def _names(found: str) -> frozenset[str]:
+    """`…/google_auth-2.0.dist-info` is google-auth."""
+    names = (Path(line).name.partition("-")[0] for line in found.splitlines())
+    return frozenset(re.sub(r"[-_.]+", "-", name).lower() for name in names)
 
 
 @functools.cache
