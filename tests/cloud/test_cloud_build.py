@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from google.protobuf.json_format import ParseError
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "cloudbuild").glob("*.yaml"))
+CHECKER = Path(sysconfig.get_path("scripts")) / f"check-jsonschema{'.exe' if sys.platform == 'win32' else ''}"
 BUILT_IN = {"PROJECT_ID", "COMMIT_SHA"}
 
 
@@ -39,6 +43,16 @@ def text(request: pytest.FixtureRequest) -> str:
 
 def test_every_file_is_a_build(text: str) -> None:
     assert parse(yaml.safe_load(text)).steps
+
+
+def test_the_published_schema_takes_every_file_and_refuses_a_planted_fault(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((ROOT / "cloudbuild/images.yaml").read_text().replace("E2_HIGHCPU_8", "E2_HIGHCPU_9"), encoding="utf-8")
+    said = subprocess.run(
+        [CHECKER, "--builtin-schema", "vendor.cloudbuild", *FILES, wrong], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 1
+    assert {line.split("::")[0].strip() for line in said.stdout.splitlines() if "::$" in line} == {str(wrong)}
 
 
 def test_every_substitution_is_declared(text: str) -> None:

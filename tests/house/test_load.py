@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from monitoring.alarm import program
 from tests.load import __main__ as load
 
 from pigeonhole.errors import ConfigError, GateError
@@ -42,3 +43,34 @@ def test_a_run_that_locust_refuses_fails_with_its_numbers(
         load.run([f"bundle={sealed_bundle}", f"out={out}"])
     assert isinstance(refused.value.result, dict)
     assert refused.value.result["failures"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+@pytest.mark.parametrize(("before_ms", "fails"), [(5, False), (700, False), (400, True)])
+def test_a_server_that_is_slower_than_that_of_another_commit_fails(
+    before_ms: int, fails: bool, tmp_path: Path, sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of Locust a program that leaves a table: 600 ms today, and what the other commit's server took."""
+    fake = tmp_path / "locust"
+    head = "Type,Name,Request Count,Failure Count,Requests/s,50%,95%,99%"
+    fake.write_text(
+        '#!/bin/sh\nwhile [ "$1" != --csv ]; do shift; done\n'
+        f'case "$2" in *before) p95={before_ms};; *) p95={600 if before_ms > 5 else 24};; esac\n'
+        f'printf "%s\\n" "{head}" ",Aggregated,3,0,1.0,5,$p95,7" > "$2_stats.csv"\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(load, "server_of", lambda _: program(("serve",)))
+    given = [f"bundle={sealed_bundle}", f"out={tmp_path / 'out'}", f"against={tmp_path}"]
+    if fails:
+        with pytest.raises(GateError, match="p95 is 600 ms, and was 400 ms in"):
+            load.run(given)
+        return
+    found = load.run(given)
+    assert found is not None
+    assert found["before"]["p95_ms"] == before_ms
+
+
+def test_what_is_no_checkout_is_not_compared_with(tmp_path: Path, sealed_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a checkout; `git worktree add"):
+        load.run([f"bundle={sealed_bundle}", f"against={tmp_path}"])

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 import subprocess
@@ -59,7 +60,10 @@ SCHEMA = [SCRIPTS / "check-jsonschema", "--builtin-schema", "vendor.github-workf
 TRIGGERS: dict[str, Any] = {  # YAML's `on:` with nothing behind it is None
     "autoupdate.yaml": {"schedule": [{"cron": "23 5 * * 1"}], "workflow_dispatch": None},
     "check.yaml": {"push": {"branches": ["main"]}, "pull_request": None},
-    "data-change.yaml": {"pull_request": {"paths": ["data.dvc", "src/pigeonhole/dataset/tickets/**"]}},
+    "data-change.yaml": {
+        "pull_request": {"paths": ["data.dvc", "src/pigeonhole/dataset/tickets/**"]},
+        "push": {"branches": ["main"], "paths": ["data.dvc"]},
+    },
     "deploy.yaml": {"workflow_dispatch"},
     "docs.yaml": {"push": {"branches": ["main"]}, "pull_request": None},
     "images.yaml": {"push", "pull_request"},
@@ -85,7 +89,7 @@ def unknown_words(text: str) -> set[str]:
     files = re.findall(r"\bbash (\S+)", text)
     return (
         (set(called) - known)
-        | (set(commands) - set(scripts) - {"invoke", "pre-commit", "python"})
+        | (set(commands) - set(scripts) - {"invoke", "pre-commit", "python", "dvc"})
         | {name for name in files if not (FOLDER.parents[1] / name).exists()}
     )
 
@@ -119,13 +123,16 @@ def test_every_task_command_and_script_that_a_workflow_calls_exists(path: Path) 
     assert unknown_words(runs(path)) == set()
 
 
-@pytest.mark.parametrize("name", ["deploy", "model-change"])
-def test_without_a_project_a_cloud_workflow_says_so_and_does_nothing_else(name: str) -> None:
-    jobs = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["jobs"]
-    assert jobs["skip"]["if"] == "vars.PIGEONHOLE_PROJECT == ''"
-    assert "::notice::" in jobs["skip"]["steps"][0]["run"]
-    first = [job for key, job in jobs.items() if key != "skip" and "needs" not in job]
-    assert all(job["if"].startswith("vars.PIGEONHOLE_PROJECT != ''") for job in first)
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_without_a_project_a_job_that_signs_in_does_not_start_and_another_one_says_so(path: Path) -> None:
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+    signs_in = [job for job in jobs.values() if any("/auth@" in step.get("uses", "") for step in job["steps"])]
+    for job in signs_in:
+        first = jobs[job["needs"]] if "needs" in job else job
+        assert "vars.PIGEONHOLE_PROJECT != ''" in first["if"]
+        assert jobs["skip"]["if"].endswith("vars.PIGEONHOLE_PROJECT == ''")
+        assert "::notice::" in jobs["skip"]["steps"][0]["run"]
+    assert bool(signs_in) is (path.stem in {"data-change", "deploy", "model-change"})
 
 
 def test_only_a_repositorys_own_pull_request_is_commented_on() -> None:
@@ -146,6 +153,27 @@ def test_zizmor_and_githubs_schema_find_nothing(path: Path) -> None:
     for line in (ZIZMOR, SCHEMA):
         answer = ran(line, path)
         assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_dependabots_schema_takes_its_file_and_refuses_a_planted_fault(tmp_path: Path) -> None:
+    file, wrong = FOLDER.parent / "dependabot.yml", tmp_path / "dependabot.yml"
+    text = file.read_text(encoding="utf-8")
+    wrong.write_text(text.replace("interval: weekly", "interval: weakly"), encoding="utf-8")
+    line = [SCHEMA[0], "--builtin-schema", "vendor.dependabot"]
+    assert (ran(line, file).returncode, ran(line, wrong).returncode) == (0, 1)
+    watched = {update["package-ecosystem"] for update in yaml.safe_load(text)["updates"]}
+    assert watched == {"uv", "github-actions", "npm"}
+
+
+def test_the_development_container_has_the_python_the_uv_and_the_ports_of_the_project() -> None:
+    root = FOLDER.parents[1]
+    found = json.loads((root / ".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
+    dockerfile = (root / "dockerfiles/serve.dockerfile").read_text(encoding="utf-8")
+    assert found["image"].endswith(":3.11-bookworm")
+    assert found["image"].endswith(f":{(root / '.python-version').read_text(encoding='utf-8').strip()}-bookworm")
+    assert set(re.findall(r"uv==\S+", found["postCreateCommand"])) == set(re.findall(r"uv==\S+", dockerfile))
+    assert unknown_words(found["postCreateCommand"]) == set()
+    assert [str(port) for port in found["forwardPorts"]] == list(found["portsAttributes"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """`uv run invoke load --bundle FOLDER`: a real server on this machine, and Locust's visitors who ask it; the report is kept.
 
-python -m tests.load bundle=FOLDER [users=50] [seconds=30] [max_p95_ms=1000] [out=artefacts/load]
+    python -m tests.load bundle=FOLDER [users=50] [seconds=30] [max_p95_ms=1000] [out=artefacts/load]
+                         [against=FOLDER] [max_slower=0.25]
+
+`against` is a checkout of another commit: its server is asked too, on the same machine, twice each in turn, and this one may
+be no slower than it by more than `max_slower`.
 """
 
 import csv
@@ -16,7 +20,7 @@ import httpx
 from monitoring.alarm import free_port, program, started, wait
 
 from pigeonhole.command import command
-from pigeonhole.errors import ConfigError, GateError
+from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.options import read_options, setting
 from pigeonhole.storage import exists
 
@@ -29,7 +33,12 @@ class LoadConfig:
     users: int = setting(50, "visitors at one time", ge=1, le=10_000)
     seconds: int = setting(30, "how long they stay", ge=1, le=3600)
     max_p95_ms: int = setting(1000, "more than this for one answer in twenty fails", ge=1)
+    against: str = setting("", "folder of a checkout of another commit, whose server is asked as well")
+    max_slower: float = setting(0.25, "share by which p95, and 20 ms more, may be over that of `against`", ge=0, le=10)
     out: str = setting("artefacts/load", "folder of Locust's report and tables")
+
+
+SLACK_MS = 20  # of one answer in twenty; less is the machine's noise
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
@@ -39,26 +48,50 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     config = read_options(LoadConfig, arguments)
     if not exists(f"{config.bundle}/manifest.json"):
         raise ConfigError(f"bundle={config.bundle}: expected the folder of a bundle")
+    servers = {"load": program(("serve",))} | ({"before": server_of(Path(config.against))} if config.against else {})
+    rounds = 2 if config.against else 1
+    visits = [(name, visit(config, servers[name], name)) for _ in range(rounds) for name in reversed(servers)]
+    best = {
+        name: min((result for kind, result in visits if kind == name), key=lambda result: result["p95_ms"]) for name in servers
+    }
+    report = {"users": config.users, "seconds": config.seconds, "report": f"{config.out}/load.html"}
+    result = {**best["load"], **({"before": best["before"]} if config.against else {}), **report}
+    if any(found["refused"] for name, found in visits if name == "load"):
+        raise GateError(f"a failed answer, or p95 over {config.max_p95_ms} ms; {config.out}/load.html says which", result)
+    if config.against and is_slower(best["load"]["p95_ms"], best["before"]["p95_ms"], config.max_slower):
+        raise GateError(f"p95 is {best['load']['p95_ms']} ms, and was {best['before']['p95_ms']} ms in {config.against}", result)
+    return result
+
+
+def server_of(checkout: Path) -> str:
+    """`serve` of another commit, in an environment made from its own lock. Raises ConfigError, RunError."""
+    if not (checkout / "uv.lock").exists():
+        raise ConfigError(f"against={checkout}: expected a checkout; `git worktree add {checkout} COMMIT` makes one")
+    line = ["uv", "sync", "--quiet", "--locked", "--project", str(checkout), "--no-default-groups", "--group", "serve"]
+    made = subprocess.run(line, env={**os.environ, "VIRTUAL_ENV": ""}, stderr=subprocess.PIPE, text=True, check=False)
+    if made.returncode:
+        raise RunError(f"{' '.join(line)} ended with {made.returncode}: {made.stderr.strip()[-500:]}")
+    return str((checkout / ".venv/bin/serve").resolve())
+
+
+def visit(config: LoadConfig, server: str, name: str) -> dict[str, Any]:
+    """Start a server, let the visitors ask it, end it; Locust's numbers, and whether it refused the run."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     port = free_port()
     variables = {"PORT": port, "PIGEONHOLE_BUNDLE": Path(config.bundle).resolve()}
-    with tempfile.TemporaryDirectory() as folder, started([program(("serve",))], Path(folder), variables) as server:
-        wait("the server", lambda: answers(port) or server.poll() is not None)
+    with tempfile.TemporaryDirectory() as folder, started([server], Path(folder), variables) as process:
+        wait("the server", lambda: answers(port) or process.poll() is not None)
         line = [program(("locust",)), "--locustfile", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
         line += ["--users", str(config.users), "--spawn-rate", str(config.users), "--run-time", f"{config.seconds}s"]
-        line += ["--host", f"http://127.0.0.1:{port}", "--csv", str(out / "load"), "--html", str(out / "report.html")]
+        line += ["--host", f"http://127.0.0.1:{port}", "--csv", str(out / name), "--html", str(out / f"{name}.html")]
         environment = {**os.environ, "LOAD_MAX_P95_MS": str(config.max_p95_ms)}
         code = subprocess.run(line, env=environment, stdout=sys.stderr, check=False).returncode
-    result = {
-        **total(out / "load_stats.csv"),
-        "users": config.users,
-        "seconds": config.seconds,
-        "report": str(out / "report.html"),
-    }
-    if code:
-        raise GateError(f"a failed answer, or p95 over {config.max_p95_ms} ms; {out}/report.html says which", result)
-    return result
+    return {**total(out / f"{name}_stats.csv"), "refused": code != 0}
+
+
+def is_slower(now_ms: float, before_ms: float, share: float) -> bool:
+    return now_ms > before_ms * (1 + share) + SLACK_MS
 
 
 def answers(port: int) -> bool:
