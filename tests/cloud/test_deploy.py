@@ -76,6 +76,15 @@ def test_the_variables_of_the_service_are_those_that_serve_reads() -> None:
     assert unknown_variables({variable.name: "" for variable in wanted().template.containers[0].env}) == []
 
 
+def test_a_full_spool_and_two_versions_fit_into_the_memory_that_files_are_kept_in_too() -> None:
+    """The process and the files of a version of MiniLM in fp32 as measured, reports/2026-11-28-cloud-files.md."""
+    process_mb, version_mb = 230, 95
+    main = wanted().template.containers[0]
+    spool_mb = int({variable.name: variable.value for variable in main.env}["PIGEONHOLE_SPOOL_MB"])
+    assert main.resources.limits["memory"] == "1Gi"
+    assert process_mb + version_mb + 2 * version_mb + spool_mb < 1024
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "told"),
     [
