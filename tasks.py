@@ -291,7 +291,9 @@ def load(context: Context, bundle: str, users: int = 50, seconds: int = 30, base
     """Let Locust's visitors ask a real server; a failed or slow answer fails, the report is kept in artefacts/load."""
     against = ""
     if base:
-        show(context, f"git worktree add --force --detach {BASE} {shlex.quote(base)}")
+        if Path(BASE).exists():
+            show(context, f"git worktree remove --force {BASE}")
+        show(context, f"git worktree add --detach {BASE} {shlex.quote(base)}")
         against = f" against={BASE}"
     show(context, f"{LOAD} bundle={shlex.quote(bundle)} users={users} seconds={seconds}{against}")
 

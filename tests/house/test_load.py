@@ -6,7 +6,7 @@ import pytest
 from monitoring.alarm import program
 from tests.load import __main__ as load
 
-from pigeonhole.errors import ConfigError, GateError
+from pigeonhole.errors import ConfigError, GateError, RunError
 
 
 def test_the_numbers_of_a_run_are_those_of_locusts_table(tmp_path: Path) -> None:
@@ -20,6 +20,12 @@ def test_the_numbers_of_a_run_are_those_of_locusts_table(tmp_path: Path) -> None
         "p95_ms": 12,
         "p99_ms": 20,
     }
+
+
+def test_a_run_in_which_nobody_was_answered_has_no_numbers(tmp_path: Path) -> None:
+    (tmp_path / "stats.csv").write_text("Name,Request Count,Failure Count,Requests/s,50%\nAggregated,0,0,0.0,N/A\n")
+    with pytest.raises(RunError, match="no visitor was answered"):
+        load.total(tmp_path / "stats.csv")
 
 
 def test_without_a_bundle_the_next_step_is_told() -> None:

@@ -130,6 +130,16 @@ def test_the_data_of_another_commit_are_compared_with_todays() -> None:
     assert compare.endswith(" report='a b.md'")
 
 
+def test_a_commit_to_compare_with_is_checked_out_beside_and_never_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lines_of("load", bundle="b")[0].endswith("bundle=b users=50 seconds=30")
+    first = lines_of("load", bundle="b", base="a b")
+    assert first[0] == "git worktree add --detach artefacts/base 'a b'"
+    assert first[1].endswith(" against=artefacts/base")
+    (tmp_path / tasks.BASE).mkdir(parents=True)
+    assert lines_of("load", bundle="b", base="a b") == ["git worktree remove --force artefacts/base", *first]
+
+
 def test_another_torch_is_told_by_its_own_words() -> None:
     context = MockContext(run=[Result(), Result(stdout="2.15.0+cpu\n")])
     with pytest.raises(Exit, match=r"torch 2\.15\.0\+cpu is installed, not 2\.8\.0"):

@@ -102,9 +102,11 @@ def answers(port: int) -> bool:
 
 
 def total(table: Path) -> dict[str, Any]:
-    """The line of all requests together."""
+    """The line of all requests together. Raises RunError where there is none."""
     with table.open(encoding="utf-8", newline="") as stream:
         (row,) = [row for row in csv.DictReader(stream) if row["Name"] == "Aggregated"]
+    if row["Request Count"] == "0":
+        raise RunError("no visitor was answered in the time that they had; let them stay longer, with seconds=60")
     return {
         "requests": int(row["Request Count"]),
         "failures": int(row["Failure Count"]),
