@@ -32,6 +32,7 @@ def keyword_bundle(
     *,
     weight: float = 3.0,
     provenance: dict[str, Any] | None = None,
+    windowing: Windowing | None = None,
 ) -> Bundle:
     """Knows the labels of `words` and answers each word with its label; `weight` is how sure it is."""
     labels = tuple(sorted(set(words.values())))
@@ -52,7 +53,7 @@ def keyword_bundle(
         task="single_label",
         labels=labels,
         max_length=32,
-        windowing=Windowing(),
+        windowing=windowing or Windowing(),
         temperature=1.0,
         thresholds=dict.fromkeys(labels, 0.5),
         threshold_target=None,

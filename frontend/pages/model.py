@@ -111,13 +111,20 @@ def _card(about: dict[str, Any]) -> None:
         "task": about["task"].replace("_", " "),
         "labels": str(len(about["labels"])),
         "precision served": about["precision"],
-        "reads at most": f"{about['max_length']} tokens",
+        "reads at most": _reads(about),
         "temperature": f"{about['temperature']:.3f}",
         "limits": f"{about['limits']['characters']:,} characters a text, {about['limits']['texts']} texts a request",
     }
     st.table(pd.DataFrame({"": rows.keys(), "value": rows.values()}).set_index(""))
     with st.expander(f"All {len(about['labels'])} labels"):
         st.dataframe(pd.DataFrame({"label": about["labels"]}), hide_index=True)
+
+
+def _reads(about: dict[str, Any]) -> str:
+    rule = about["windowing"]
+    if rule["rule"] == "truncate":
+        return f"{about['max_length']} tokens"
+    return f"{rule['most']} windows of {about['max_length']} tokens ({rule['rule']})"
 
 
 page()

@@ -30,6 +30,7 @@ CARD = "README.md"
 
 Precision = Literal["fp32", "int8"]
 Task = Literal["single_label", "multi_label"]
+WindowRule = Literal["truncate", "mean", "max"]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -44,9 +45,16 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Windowing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What happens to a text longer than max_length tokens; `truncate` keeps its beginning and says so in the answer."""
+    """What happens to a text longer than max_length tokens; training, evaluation, serving and batch scoring all obey it.
 
-    rule: Literal["truncate"] = "truncate"
+    `truncate` keeps its beginning. `mean` and `max` read it in windows of max_length tokens, each of which repeats the last
+    `overlap` tokens of the one before: the text's logits are the average of theirs, or the largest for each label. What lies
+    behind the first `most` windows is cut. An answer says whether anything was.
+    """
+
+    rule: WindowRule = "truncate"
+    overlap: Annotated[int, Meta(ge=0)] = 0
+    most: Annotated[int, Meta(ge=1, le=10_000)] = 1
 
 
 class ThresholdTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,6 +166,8 @@ def _check_meaning(url: str, manifest: Manifest) -> None:
     required = {*manifest.models.values(), TOKENIZER, GOLDEN}
     require(required <= set(manifest.files), f"files does not list {sorted(required - set(manifest.files))}")
     require(set(manifest.thresholds) == set(labels), "thresholds must name each label once")
+    overlap = manifest.windowing.overlap
+    require(overlap <= manifest.max_length // 2, f"windowing overlaps by {overlap} of {manifest.max_length} tokens, at most half")
 
 
 def _verify(url: str, path: Path, entry: FileEntry) -> None:

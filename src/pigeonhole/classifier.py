@@ -7,15 +7,16 @@ not depend on the texts beside it, not even in its last bit.
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
+import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pigeonhole.bundle import GOLDEN, TOKENIZER, Bundle, Manifest, Precision, read_golden
+from pigeonhole.bundle import GOLDEN, TOKENIZER, Bundle, Manifest, Precision, Windowing, WindowRule, read_golden
 from pigeonhole.errors import BundleError, InferenceError
 
 Decision = Literal["accept", "review", "out_of_scope"]
@@ -31,12 +32,20 @@ GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8": 0.1}
 
 @dataclass(frozen=True)
 class Encoding:
-    """A text as the model reads it; n_tokens counts the special tokens and is at most max_length."""
+    """A text as the model reads it: its first max_length tokens, and `more` windows of them where its rule has such.
+
+    n_tokens counts each token of the text once, and the special tokens of the first window.
+    """
 
     input_ids: list[int]
     n_tokens: int
     unknown_tokens: int
     truncated: bool
+    more: list[list[int]] = field(default_factory=list)
+
+    @property
+    def windows(self) -> list[list[int]]:
+        return [self.input_ids, *self.more]
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,10 @@ class Prediction:
 class Encoder:
     """Texts -> ids, the same in training and in serving. Special tokens in a text (`[SEP]`) are read as ordinary text."""
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_length: int, windowing: Windowing | None = None) -> None:
+        self._windowing = windowing or Windowing()
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
+        tokenizer.enable_truncation(max_length, stride=self._windowing.overlap)
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._unknown_id = _unknown_id(tokenizer)
@@ -68,16 +78,21 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """A slice at a time: the library's own objects take 100 bytes a token, those of the part that is cut off too."""
         slices = (texts[start : start + ENCODE_TEXTS] for start in range(0, len(texts), ENCODE_TEXTS))
-        return [
-            Encoding(
-                input_ids=found.ids,
-                n_tokens=len(found.ids),
-                unknown_tokens=found.ids.count(self._unknown_id),
-                truncated=bool(found.overflowing),
-            )
-            for some in slices
-            for found in self._tokenizer.encode_batch_fast(list(some))
-        ]
+        return [self._read(found) for some in slices for found in self._tokenizer.encode_batch_fast(list(some))]
+
+    def _read(self, found: tokenizers.Encoding) -> Encoding:
+        ids, overflowing = found.ids, found.overflowing
+        n_tokens, unknown_tokens = len(ids), ids.count(self._unknown_id)
+        if self._windowing.rule == "truncate" or not overflowing:
+            return Encoding(ids, n_tokens, unknown_tokens, truncated=bool(overflowing))
+        further = overflowing[: self._windowing.most - 1]
+        for window in further:
+            own = [token for token, special in zip(window.ids, window.special_tokens_mask, strict=True) if not special]
+            fresh = own[self._windowing.overlap :]
+            n_tokens += len(fresh)
+            unknown_tokens += fresh.count(self._unknown_id)
+        more = [window.ids for window in further]
+        return Encoding(ids, n_tokens, unknown_tokens, truncated=len(more) < len(overflowing), more=more)
 
 
 class Layout(Protocol):
@@ -155,7 +170,9 @@ class Classifier:
         if chosen not in bundle.manifest.models:
             raise BundleError(f"{bundle.url}: has no {chosen} model; it has {', '.join(sorted(bundle.manifest.models))}")
         session = _open_session(bundle, bundle.manifest.models[chosen], threads)
-        return cls(bundle.manifest, chosen, session, Encoder(_open_tokenizer(bundle), bundle.manifest.max_length))
+        manifest = bundle.manifest
+        encoder = Encoder(_open_tokenizer(bundle), manifest.max_length, manifest.windowing)
+        return cls(manifest, chosen, session, encoder)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Raises InferenceError when the model gives a logit that is not a number."""
@@ -164,15 +181,20 @@ class Classifier:
         return [self._decode(*row) for row in zip(encodings, logits, embeddings, strict=True)]
 
     def _forward(self, encodings: Sequence[Encoding]) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        windows = [window for encoding in encodings for window in encoding.windows]
         logits: dict[int, NDArray[np.float32]] = {}
         embeddings: dict[int, NDArray[np.float32]] = {}
-        for width, batch in self._batches(encodings):
-            inputs = self._layout.inputs([encodings[row].input_ids for row in batch], width)
+        for width, batch in self._batches(windows):
+            inputs = self._layout.inputs([windows[row] for row in batch], width)
             found = self._session.run(list(OUTPUTS), inputs, self._run_options)  # (b, c), (b, d)
             logits.update(zip(batch, found[0], strict=True))
             embeddings.update(zip(batch, found[1], strict=True))
-        rows = range(len(encodings))
-        return [logits[row] for row in rows], [embeddings[row] for row in rows]
+        counts = [1 + len(encoding.more) for encoding in encodings]
+        in_order = range(len(windows))
+        return (
+            aggregate([logits[row] for row in in_order], counts, self.manifest.windowing.rule),
+            aggregate([embeddings[row] for row in in_order], counts, "mean"),
+        )
 
     @contextlib.contextmanager
     def within(self, deadline_s: float) -> Iterator[None]:
@@ -187,13 +209,13 @@ class Classifier:
             timer.join()
             self._run_options.terminate = False
 
-    def _batches(self, encodings: Sequence[Encoding]) -> list[tuple[int, list[int]]]:
+    def _batches(self, windows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
         """Rows of equal width, at most `self.batch_tokens` tokens together (or one row)."""
-        order = sorted(range(len(encodings)), key=lambda row: encodings[row].n_tokens)
+        order = sorted(range(len(windows)), key=lambda row: len(windows[row]))
         batches: list[tuple[int, list[int]]] = []
         tokens = 0
         for row in order:
-            n_tokens = encodings[row].n_tokens
+            n_tokens = len(windows[row])
             width = self._layout.width(n_tokens)
             tokens += n_tokens
             if batches and batches[-1][0] == width and tokens <= self.batch_tokens:
@@ -221,6 +243,16 @@ class Classifier:
             unknown_tokens=encoding.unknown_tokens,
             truncated=encoding.truncated,
         )
+
+
+def aggregate(windows: Sequence[NDArray[np.float32]], counts: Sequence[int], rule: WindowRule) -> list[NDArray[np.float32]]:
+    """The vectors of all windows, `counts` of them a text -> one a text; that of a single window is left as it is."""
+    merged, start = [], 0
+    for count in counts:
+        own = windows[start : start + count]
+        merged.append(own[0] if count == 1 else np.max(own, axis=0) if rule == "max" else np.mean(own, axis=0))
+        start += count
+    return merged
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

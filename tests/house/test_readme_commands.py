@@ -31,6 +31,7 @@ LINES = {line for block in BLOCKS for line in block.splitlines()}
 QUICK = ["model=tiny", "trainer.epochs=1", "export.min_agreement=0", "tracking=none"]
 TRAIN = "uv run train experiment=fast"
 TRAIN_OWN = "uv run train data.path=my.csv data.text=message data.label=queue"
+TRAIN_LONG = "uv run train experiment=long data.path=my.csv data.text=message data.label=queue"
 CHECK = "uv run check-data data=my.csv data.text=message data.label=queue"
 EVALUATE = "uv run evaluate bundle=BUNDLE data.path=new.csv data.text=message data.label=queue"
 PROMOTE = "uv run promote candidate=BUNDLE"
@@ -141,7 +142,7 @@ def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
 
 
 def test_every_line_is_run_here_or_has_its_reason() -> None:
-    quick = {TRAIN, TRAIN_OWN, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS, RESUMABLE}
+    quick = {TRAIN, TRAIN_OWN, TRAIN_LONG, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS, RESUMABLE}
     assert {*quick, ERASE, ERASE_OLD, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
 
 
@@ -181,6 +182,10 @@ def test_a_key_is_made(workshop: Workshop) -> None:
 
 def test_own_data_train_in_one_command(workshop: Workshop) -> None:
     assert workshop.run(TRAIN_OWN, *QUICK)["model"] == "my"
+
+
+def test_long_texts_train_in_one_command(workshop: Workshop) -> None:
+    assert workshop.run(TRAIN_LONG, *QUICK, "name=long", "model.max_length=16", "model.window_overlap=4")["model"] == "long"
 
 
 def test_check_data_judges_the_file(workshop: Workshop) -> None:

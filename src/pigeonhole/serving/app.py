@@ -192,6 +192,7 @@ def _add_state(routes: Routes, service: Service, access: Access) -> None:
             "labels": manifest.labels,
             "precision": classifier.precision,
             "max_length": manifest.max_length,
+            "windowing": manifest.windowing,
             "temperature": manifest.temperature,
             "thresholds": manifest.thresholds,
             "metrics": manifest.metrics,

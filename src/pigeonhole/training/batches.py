@@ -1,39 +1,67 @@
 """Token ids in batches: sorted by length within megabatches, so that little is padded and little is lost of the shuffling."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pigeonhole.bundle import WindowRule
+
 MEGABATCH = 16  # batches that are shuffled together before they are sorted by length
 
 
 @dataclass(frozen=True)
 class Batch:
-    """input_ids, attention_mask: (b, t) int64; label_ids: (b,) int64; rows: (b,), their places in the split."""
+    """input_ids, attention_mask: (w, t) int64, w windows of b texts; label_ids: (b,) int64; rows: (b,), places in the split.
+
+    counts: how many windows each text has, (b,); one each where all texts are short.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     label_ids: Tensor
     rows: NDArray[np.int64]
+    counts: list[int]
 
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """A split, tokenized once: ids of every text and its label id."""
+    """A split, tokenized once: ids of every text and its label id; `more`: the further windows of long texts, by row."""
 
     input_ids: Sequence[Sequence[int]]
     label_ids: NDArray[np.int64]
+    more: Mapping[int, Sequence[Sequence[int]]] = field(default_factory=dict)
+    rule: WindowRule = "truncate"
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        input_ids, attention_mask = pad([self.input_ids[row] for row in rows])
-        return Batch(input_ids, attention_mask, torch.from_numpy(self.label_ids[rows]), rows)
+        windows = [[self.input_ids[row], *self.more.get(row, ())] for row in rows.tolist()]
+        input_ids, attention_mask = pad([window for own in windows for window in own])
+        return Batch(input_ids, attention_mask, torch.from_numpy(self.label_ids[rows]), rows, [len(own) for own in windows])
+
+    def windows(self) -> list[Sequence[int]]:
+        """Those of all texts, one text after the other."""
+        return [window for row, ids in enumerate(self.input_ids) for window in (ids, *self.more.get(row, ()))]
+
+    def counts(self) -> list[int]:
+        """How many windows each text has."""
+        return [1 + len(self.more.get(row, ())) for row in range(len(self))]
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text in all its windows, (n,)."""
+        return np.array([len(ids) + sum(map(len, self.more.get(row, ()))) for row, ids in enumerate(self.input_ids)], np.int64)
+
+
+def merge_windows(windows: Tensor, counts: Sequence[int], rule: WindowRule) -> Tensor:
+    """(w, c) -> (b, c), as classifier.aggregate does it, and with a gradient."""
+    if len(counts) == len(windows):
+        return windows
+    return torch.stack([own.amax(0) if rule == "max" else own.mean(0) for own in windows.split(list(counts))])
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

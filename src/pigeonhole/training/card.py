@@ -15,7 +15,7 @@ Measured on {n} test rows that nothing else has seen; brackets hold 95 % interva
 
 ## Use
 
-Reads one text of any length and keeps its first {max_length} tokens. Answers with the label, its probability (calibrated with
+Reads one text of any length{windowing}. Answers with the label, its probability (calibrated with
 temperature {temperature:.3f} on validation rows) and `review` where the probability is below the label's threshold.
 It always names one of its labels, also for a text that belongs to none of them.
 
@@ -48,7 +48,7 @@ def write_card(manifest: Manifest) -> str:
         created_at=manifest.created_at,
         rows="\n".join(_row(name, found) for name, found in measured.items()),
         n=metrics["test"]["n"],
-        max_length=manifest.max_length,
+        windowing=_windowing(manifest),
         temperature=manifest.temperature,
         labels="\n".join(_label_line(label, metrics["test"]["per_class"][label]) for label in manifest.labels),
         pretrained=provenance["config"]["model.pretrained"],
@@ -61,6 +61,14 @@ def write_card(manifest: Manifest) -> str:
         flips=parity["fp32_label_flips"],
         int8="" if agreement is None else f"; int8{_whether_kept(manifest)} agrees with fp32 on {100 * agreement:.1f} %",
     )
+
+
+def _windowing(manifest: Manifest) -> str:
+    rule = manifest.windowing
+    if rule.rule == "truncate":
+        return f" and keeps its first {manifest.max_length} tokens"
+    merged = "averaged" if rule.rule == "mean" else "merged by the largest for each label"
+    return f", in up to {rule.most} windows of {manifest.max_length} tokens; two share {rule.overlap} tokens; logits are {merged}"
 
 
 def _whether_kept(manifest: Manifest) -> str:

@@ -15,7 +15,15 @@ class ModelConfig:
     )
     revision: str | None = setting(None, "commit or tag of a hub id")
     sha256: str | None = setting(None, "expected sha256 of model.safetensors; another one is refused")
-    max_length: int = setting(128, "tokens that the model reads; longer texts are cut, and the answer says so", ge=4, le=8192)
+    max_length: int = setting(128, "tokens that the model reads at once; model.windowing is about longer texts", ge=4, le=8192)
+    windowing: str = setting(
+        "truncate",
+        "longer texts: truncate cuts them, and the answer says so; mean and max read windows of max_length tokens, and average "
+        "their logits or take the largest for each label",
+        choices=("truncate", "mean", "max"),
+    )
+    window_overlap: int = setting(16, "tokens of a window that the next one repeats, at most half of max_length", ge=0, le=4096)
+    most_windows: int = setting(64, "windows of a text at most; what lies behind is cut, and the answer says so", ge=2, le=10_000)
     averaging_layer: bool = setting(
         False, "add a layer that begins as the average of the tokens (for BERT encoders made for sentence embeddings)"
     )
@@ -76,6 +84,11 @@ class TrainConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
+        model = self.model
+        if model.windowing != "truncate" and model.window_overlap > model.max_length // 2:
+            raise ConfigError(
+                f"model.window_overlap={model.window_overlap}: at most half of model.max_length={model.max_length} is allowed"
+            )
         for key, share, file in (
             ("val", self.data.val, self.data.validation_path),
             ("test", self.data.test, self.data.test_path),

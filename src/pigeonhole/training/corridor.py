@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pigeonhole import storage
-from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, open_bundle, seal
+from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Windowing, WindowRule, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
 from pigeonhole.configuration import to_flat, to_yaml
@@ -33,7 +33,7 @@ from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.calibration import fit_temperature
 from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
-from pigeonhole.training.config import TrainConfig, TrainerConfig
+from pigeonhole.training.config import ModelConfig, TrainConfig, TrainerConfig
 from pigeonhole.training.head import REFIT_REGULARISATION, fit_head
 from pigeonhole.training.model import load_model, load_tokenizer, locate
 from pigeonhole.training.reference import choose_rows, write_reference
@@ -88,8 +88,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     watch.lap("data")
 
     tokenizer = load_tokenizer(pretrained, [row.text for row in split.train])
-    encoder = Encoder(tokenizer.backend_tokenizer, config.model.max_length)
-    rows = _tokenize(encoder, dataset)
+    windowing = _windowing(config.model)
+    rows = _tokenize(Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing), windowing.rule, dataset)
     model = load_model(
         pretrained,
         dataset.labels,
@@ -131,6 +131,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         name=name,
         labels=dataset.labels,
         max_length=config.model.max_length,
+        windowing=windowing,
         temperature=temperature,
         threshold=config.serve.threshold,
         served="int8" if config.export.served == "int8" else "fp32",
@@ -233,15 +234,27 @@ def _fingerprint(config: TrainConfig, data_sha256: str, threads: int) -> str:
     return hashlib.sha256(msgspec.json.encode([decisive, data_sha256, threads])).hexdigest()
 
 
-def _tokenize(encoder: Encoder, dataset: Dataset) -> Tokenized:
+def _windowing(model: ModelConfig) -> Windowing:
+    if model.windowing == "truncate":
+        return Windowing()
+    return Windowing("max" if model.windowing == "max" else "mean", model.window_overlap, model.most_windows)
+
+
+def _tokenize(encoder: Encoder, rule: WindowRule, dataset: Dataset) -> Tokenized:
     ids = {label: number for number, label in enumerate(dataset.labels)}
 
     def tokenize(rows: Sequence[Row]) -> TokenizedRows:
         encodings = encoder.encode([row.text for row in rows])
         truncated = sum(found.truncated for found in encodings)
         if truncated:
-            say(f"data: {truncated} of {len(rows)} texts are longer than model.max_length and were cut")
-        return TokenizedRows([found.input_ids for found in encodings], np.array([ids[row.label] for row in rows], np.int64))
+            limit = "max_length" if rule == "truncate" else "most_windows"
+            say(f"data: {truncated} of {len(rows)} texts are longer than model.{limit} and were cut")
+        return TokenizedRows(
+            [found.input_ids for found in encodings],
+            np.array([ids[row.label] for row in rows], np.int64),
+            {row: found.more for row, found in enumerate(encodings) if found.more},
+            rule,
+        )
 
     split = dataset.split
     return Tokenized(tokenize(split.train), tokenize(split.validation), tokenize(split.test))

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from pigeonhole import storage
-from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, open_bundle, seal
+from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Windowing, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError
@@ -63,6 +63,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
             name=name,
             labels=labels,
             max_length=options.max_length,
+            windowing=Windowing(),
             temperature=1.0,
             threshold=options.threshold,
             served="int8" if rows else "fp32",

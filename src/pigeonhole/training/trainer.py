@@ -25,9 +25,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from pigeonhole import metrics
+from pigeonhole.bundle import WindowRule
+from pigeonhole.classifier import aggregate
 from pigeonhole.command import say
 from pigeonhole.errors import DivergedError, StoppedError
-from pigeonhole.training.batches import TokenizedRows, shuffled_batches, sorted_batches
+from pigeonhole.training.batches import TokenizedRows, merge_windows, pad, shuffled_batches, sorted_batches
 from pigeonhole.training.checkpoint import Epoch, Progress, load_progress, save_progress, save_tensors
 from pigeonhole.training.model import TextClassifier
 
@@ -157,28 +159,29 @@ def _finished(progress: Progress, recipe: Recipe) -> bool:
 @torch.inference_mode()
 def predict_logits(model: TextClassifier, rows: TokenizedRows) -> NDArray[np.float32]:
     """-> (n, c), in the order of the rows."""
-    return np.stack(_forward_sorted(model, rows, lambda logits, embedding: logits, "evaluating"))
+    return np.stack(_forward_sorted(model, rows, lambda logits, embedding: logits, rows.rule, "evaluating"))
 
 
 @torch.inference_mode()
 def embed(model: TextClassifier, rows: TokenizedRows) -> NDArray[np.float32]:
     """-> (n, d), in the order of the rows."""
-    return np.stack(_forward_sorted(model, rows, lambda logits, embedding: embedding, "encoding"))
+    return np.stack(_forward_sorted(model, rows, lambda logits, embedding: embedding, "mean", "encoding"))
 
 
 def _forward_sorted(
-    model: TextClassifier, rows: TokenizedRows, choose: Callable[[Tensor, Tensor], Tensor], what: str
+    model: TextClassifier, rows: TokenizedRows, choose: Callable[[Tensor, Tensor], Tensor], rule: WindowRule, what: str
 ) -> list[NDArray[np.float32]]:
     model.eval()
     device = next(model.parameters()).device
-    outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
-    lengths = _lengths(rows)
+    windows = rows.windows()
+    outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(windows)
+    lengths = np.fromiter(map(len, windows), np.int64, len(windows))
     for places in tqdm(sorted_batches(lengths, EVALUATION_BATCH), desc=what, unit="batch", leave=False):
-        batch = rows.batch(places)
-        chosen = choose(*model(batch.input_ids.to(device), batch.attention_mask.to(device))).cpu().numpy()
+        input_ids, attention_mask = pad([windows[place] for place in places])
+        chosen = choose(*model(input_ids.to(device), attention_mask.to(device))).cpu().numpy()
         for place, row in zip(places, chosen, strict=True):
             outputs[place] = row
-    return outputs
+    return aggregate(outputs, rows.counts(), rule)
 
 
 def _run_epoch(
@@ -194,11 +197,11 @@ def _run_epoch(
     model.train()
     criterion = nn.CrossEntropyLoss()
     number = progress.epoch
-    batches = shuffled_batches(_lengths(rows), recipe.batch_size, recipe.seed, number)
+    batches = shuffled_batches(rows.lengths(), recipe.batch_size, recipe.seed, number)
     for places in batches[progress.batches :]:
         batch = rows.batch(places)
         logits, _ = model(batch.input_ids.to(accelerator.device), batch.attention_mask.to(accelerator.device))
-        loss = criterion(logits, batch.label_ids.to(accelerator.device))
+        loss = criterion(merge_windows(logits, batch.counts, rows.rule), batch.label_ids.to(accelerator.device))
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(f"epoch {number}: the loss became {value}; try a smaller trainer.learning_rate")
@@ -247,10 +250,6 @@ def _warmup_then_linear(warmup: float, steps: int) -> Callable[[int], float]:
         return min((step + 1) / rising, max(0.0, (steps - step) / max(1, steps - rising)))
 
     return factor
-
-
-def _lengths(rows: TokenizedRows) -> NDArray[np.int64]:
-    return np.fromiter((len(ids) for ids in rows.input_ids), np.int64, len(rows))
 
 
 def _state(model: TextClassifier) -> dict[str, Tensor]:
