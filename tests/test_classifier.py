@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, seal
-from pigeonhole.classifier import Classifier, Encoder, softmax
+from pigeonhole.classifier import Classifier, Encoder
+from pigeonhole.decision import softmax
 from pigeonhole.errors import BundleError, InferenceError
 
 TEXTS = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.keyword_bundle import keyword_bundle
 
-from pigeonhole.bundle import MANIFEST, Manifest, Windowing, WindowRule, open_bundle, seal
+from pigeonhole.bundle import MANIFEST, Manifest, Precision, Windowing, WindowRule, open_bundle, seal
 from pigeonhole.classifier import Classifier, aggregate
 from pigeonhole.errors import BundleError
 from pigeonhole.training.batches import merge_windows
@@ -37,20 +37,19 @@ def test_a_keyword_at_token_900_changes_the_answer(tmp_path: Path, rule: WindowR
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_short_texts_get_the_same_bits_with_windows_and_without(tiny_bundle: Path, precision: str) -> None:
+def test_short_texts_get_the_same_bits_with_windows_and_without(tiny_bundle: Path, precision: Precision) -> None:
     texts = ["where is my parcel", "no", "somebody else has got my invoice"]
-    chosen = "int8" if precision == "int8" else "fp32"
-    before = Classifier.load(open_bundle(str(tiny_bundle)), chosen).predict(texts)
+    before = Classifier.load(open_bundle(str(tiny_bundle)), precision).predict(texts)
     manifest = msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest)
     seal(tiny_bundle, msgspec.structs.replace(manifest, windowing=Windowing("mean", 8, 10)))
-    windowed = Classifier.load(open_bundle(str(tiny_bundle)), chosen)
+    windowed = Classifier.load(open_bundle(str(tiny_bundle)), precision)
     after = windowed.predict([*texts, "my parcel is late and nobody answers " * 30])
     for one, other in zip(before, after[:-1], strict=True):
         assert np.array_equal(one.logits, other.logits)
         assert np.array_equal(one.embedding, other.embedding)
         assert one.score == other.score
     with pytest.raises(BundleError, match="answers golden probe"):  # the long ones were sealed without windows
-        Classifier.open(open_bundle(str(tiny_bundle)), chosen)
+        Classifier.open(open_bundle(str(tiny_bundle)), precision)
 
 
 @pytest.mark.parametrize("rule", ["mean", "max"])
@@ -94,7 +93,7 @@ def test_training_merges_windows_as_the_servers_door_does(rule: WindowRule) -> N
     tensor = torch.from_numpy(windows).requires_grad_()
     merged = merge_windows(tensor, counts, rule)
     assert np.allclose(merged.detach().numpy(), np.stack(aggregate(list(windows), counts, rule)), atol=1e-6)
-    merged.sum().backward()
+    torch.autograd.backward(merged.sum())
     assert tensor.grad is not None
     assert tensor.grad.sum() == pytest.approx(12)
 

@@ -1,8 +1,9 @@
 """The bundle: the sealed folder that training hands to serving, the one thing that is served.
 
 A flat folder at a URL: `manifest.json`, `model.onnx` and/or `model.int8.onnx`, `tokenizer.json`, `golden.json`,
-`reference.parquet`, `README.md`. No pickle, no archive, no code. `manifest.json` lists every other file with its sha256 and size
-and carries a seal over its own bytes, so that a byte changed anywhere, a file missing or a file too many is refused by name.
+`reference.parquet`, `README.md`, and `neighbours.npy` where its rule of what is out of scope needs it. No pickle, no archive,
+no code. `manifest.json` lists every other file with its sha256 and size and carries a seal over its own bytes, so that a byte
+changed anywhere, a file missing or a file too many is refused by name.
 
 Does not know how a model is run (classifier.py) or where bundles live (registry.py).
 """
@@ -25,11 +26,13 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.json"
+NEIGHBOURS = "neighbours.npy"
 REFERENCE = "reference.parquet"
 CARD = "README.md"
 
 Precision = Literal["fp32", "int8"]
 Task = Literal["single_label", "multi_label"]
+OutOfScopeRule = Literal["neighbour", "max_logit"]
 WindowRule = Literal["truncate", "mean", "max"]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -64,6 +67,24 @@ class ThresholdTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: Probability
 
 
+class VectorScaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Calibration of each label by itself, in the order of the labels: its logit times `scale` plus `bias`."""
+
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
+
+
+class OutOfScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A text belongs to no label where it is stranger than `limit`.
+
+    Strange is, by `neighbour`, the cosine distance of its embedding to the nearest row of neighbours.npy, and by `max_logit` its
+    largest logit, negated.
+    """
+
+    rule: OutOfScopeRule
+    limit: float
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a bundle is. Labels stand in the order of the logits; thresholds are the lowest score that is accepted, by label."""
 
@@ -85,6 +106,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provenance: dict[str, Any]
     files: dict[FileName, FileEntry]
     seal: Sha256 = _UNSEALED
+    vector_scaling: VectorScaling | None = None  # instead of the temperature
+    out_of_scope: OutOfScope | None = None
 
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,6 +189,11 @@ def _check_meaning(url: str, manifest: Manifest) -> None:
     required = {*manifest.models.values(), TOKENIZER, GOLDEN}
     require(required <= set(manifest.files), f"files does not list {sorted(required - set(manifest.files))}")
     require(set(manifest.thresholds) == set(labels), "thresholds must name each label once")
+    vector, rule = manifest.vector_scaling, manifest.out_of_scope
+    fits = vector is None or len(vector.scale) == len(vector.bias) == len(labels)
+    require(fits, f"vector_scaling has to have a scale and a bias for each of the {len(labels)} labels")
+    needs = rule is not None and rule.rule == "neighbour"
+    require(not needs or NEIGHBOURS in manifest.files, f"out_of_scope goes by neighbours, but {NEIGHBOURS} is not listed")
     overlap = manifest.windowing.overlap
     require(overlap <= manifest.max_length // 2, f"windowing overlaps by {overlap} of {manifest.max_length} tokens, at most half")
 

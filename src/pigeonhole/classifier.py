@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pigeonhole.bundle import GOLDEN, TOKENIZER, Bundle, Manifest, Precision, Windowing, WindowRule, read_golden
+from pigeonhole.decision import Decision, Judge, read_neighbours
 from pigeonhole.errors import BundleError, InferenceError
-
-Decision = Literal["accept", "review", "out_of_scope"]
 
 OUTPUTS = {"logits": "tensor(float)", "text_embedding": "tensor(float)"}
 ENCODE_TEXTS = 64
@@ -142,7 +141,9 @@ LAYOUTS: dict[frozenset[str], Layout] = {
 class Classifier:
     """A bundle that answers. One instance belongs to one thread at a time."""
 
-    def __init__(self, manifest: Manifest, precision: Precision, session: ort.InferenceSession, encoder: Encoder) -> None:
+    def __init__(
+        self, manifest: Manifest, precision: Precision, session: ort.InferenceSession, encoder: Encoder, judge: Judge
+    ) -> None:
         self.manifest = manifest
         self.precision: Precision = precision
         self.labels = manifest.labels
@@ -151,7 +152,7 @@ class Classifier:
         self._layout = LAYOUTS[frozenset(node.name for node in session.get_inputs())]
         self._encoder = encoder
         self._run_options = ort.RunOptions()
-        self._thresholds = np.array([manifest.thresholds[label] for label in manifest.labels])
+        self._judge = judge
 
     @classmethod
     def open(cls, bundle: Bundle, precision: Precision | None = None, threads: int = 1) -> "Classifier":
@@ -172,13 +173,23 @@ class Classifier:
         session = _open_session(bundle, bundle.manifest.models[chosen], threads)
         manifest = bundle.manifest
         encoder = Encoder(_open_tokenizer(bundle), manifest.max_length, manifest.windowing)
-        return cls(manifest, chosen, session, encoder)
+        width = session.get_outputs()[1].shape[-1]
+        return cls(manifest, chosen, session, encoder, Judge(manifest, read_neighbours(bundle, width)))
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Raises InferenceError when the model gives a logit that is not a number."""
         encodings = self._encoder.encode(texts)
         logits, embeddings = self._forward(encodings)
         return [self._decode(*row) for row in zip(encodings, logits, embeddings, strict=True)]
+
+    def under(self, manifest: Manifest, neighbours: NDArray[np.float32] | None) -> "Classifier":
+        """The same model with the rules of `manifest`; for those that were fitted on its answers."""
+        return Classifier(manifest, self.precision, self._session, self._encoder, Judge(manifest, neighbours))
+
+    def judge_again(self, found: Prediction) -> Prediction:
+        """The answer that this classifier's rules give to the numbers of another's."""
+        encoding = Encoding([], found.n_tokens, found.unknown_tokens, found.truncated)
+        return self._decode(encoding, found.logits, found.embedding)
 
     def _forward(self, encodings: Sequence[Encoding]) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
         windows = [window for encoding in encodings for window in encoding.windows]
@@ -228,14 +239,14 @@ class Classifier:
     def _decode(self, encoding: Encoding, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> Prediction:
         if not np.isfinite(logits).all():
             raise InferenceError(f"version {self.manifest.version}: the model gave logits that are not numbers")
-        probabilities = softmax(logits.astype(np.float64) / self.manifest.temperature)
+        probabilities = self._judge.probabilities(logits)
         label_id = int(probabilities.argmax())
         score = float(probabilities[label_id])
         return Prediction(
             label=self.labels[label_id],
             label_id=label_id,
             score=score,
-            decision="accept" if score >= self._thresholds[label_id] else "review",
+            decision=self._judge.decide(label_id, score, logits, embedding),
             probabilities=probabilities,
             logits=logits,
             embedding=embedding,
@@ -253,12 +264,6 @@ def aggregate(windows: Sequence[NDArray[np.float32]], counts: Sequence[int], rul
         merged.append(own[0] if count == 1 else np.max(own, axis=0) if rule == "max" else np.mean(own, axis=0))
         start += count
     return merged
-
-
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the last axis."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int:

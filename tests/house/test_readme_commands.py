@@ -32,6 +32,9 @@ QUICK = ["model=tiny", "trainer.epochs=1", "export.min_agreement=0", "tracking=n
 TRAIN = "uv run train experiment=fast"
 TRAIN_OWN = "uv run train data.path=my.csv data.text=message data.label=queue"
 TRAIN_LONG = "uv run train experiment=long data.path=my.csv data.text=message data.label=queue"
+TRAIN_SCOPE = (
+    "uv run train data.path=my.csv data.text=message data.label=queue data.out_of_scope_path=strangers.csv decision.precision=0.9"
+)
 CHECK = "uv run check-data data=my.csv data.text=message data.label=queue"
 EVALUATE = "uv run evaluate bundle=BUNDLE data.path=new.csv data.text=message data.label=queue"
 PROMOTE = "uv run promote candidate=BUNDLE"
@@ -142,7 +145,8 @@ def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
 
 
 def test_every_line_is_run_here_or_has_its_reason() -> None:
-    quick = {TRAIN, TRAIN_OWN, TRAIN_LONG, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS, RESUMABLE}
+    trained = {TRAIN, TRAIN_OWN, TRAIN_LONG, TRAIN_SCOPE, RESUMABLE}
+    quick = {*trained, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS}
     assert {*quick, ERASE, ERASE_OLD, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
 
 
@@ -182,6 +186,14 @@ def test_a_key_is_made(workshop: Workshop) -> None:
 
 def test_own_data_train_in_one_command(workshop: Workshop) -> None:
     assert workshop.run(TRAIN_OWN, *QUICK)["model"] == "my"
+
+
+def test_texts_out_of_scope_are_learned_in_one_command(workshop: Workshop) -> None:
+    strangers = [
+        f"the moon was {colour} over {place}" for colour in ("green", "blue", "red") for place in ("Kiel", "Rome", "Oslo")
+    ]
+    (workshop.folder / "strangers.csv").write_text("message,queue\n" + "".join(f"{text},none\n" for text in strangers))
+    assert workshop.run(TRAIN_SCOPE, *QUICK, "name=scope")["decisions"]["out_of_scope"]["test"]["n"] == 4
 
 
 def test_long_texts_train_in_one_command(workshop: Workshop) -> None:

@@ -251,4 +251,4 @@ def test_the_probes_of_tickets_are_those_of_its_labels_only(sealed_bundle: Path,
     labels = ("account_access", "billing", "cancellation", "delivery", "feedback", "refund", "sales", "technical_fault")
     tickets = dataclasses.replace(tiny, manifest=msgspec.structs.replace(tiny.manifest, labels=labels))
     found = choose_probes(ProbesConfig(), tickets)
-    assert (len(found.minimum), len(found.out_of_scope)) == (24, 205)
+    assert (len(found.minimum), len(found.out_of_scope)) == (24, 102)

@@ -137,7 +137,7 @@ def test_a_text_without_a_usable_answer_is_a_bad_row(config: ScoreConfig, classi
                 raise InferenceError("no number")
             return classifier.predict(texts)
 
-    moody = Moody(classifier.manifest, classifier.precision, classifier._session, classifier._encoder)
+    moody = Moody(classifier.manifest, classifier.precision, classifier._session, classifier._encoder, classifier._judge)
     plan, rows = prepared(config, pa.table({"text": ["fine", "poison", "well"]}))
     found = answer(moody, rows)
     assert found.texts == ["fine", "well"]

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import softmax
 
 from pigeonhole.metrics import expected_calibration_error
-from pigeonhole.training.calibration import fit_temperature
+from pigeonhole.training.calibration import calibrate, fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -26,3 +26,27 @@ def test_calibrating_makes_confident_logits_honest() -> None:
 
 def test_logits_that_are_always_right_stay_within_the_bounds() -> None:
     assert 0.05 <= fit_temperature(np.eye(3) * 5, np.arange(3)) <= 20
+
+
+def drawn(n: int, scale: list[float], bias: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn by what they mean under a scale and a bias for each label."""
+    random = np.random.default_rng(1)
+    logits = random.normal(size=(n, 4)) * 3
+    meant = softmax(logits * np.array(scale) + np.array(bias), axis=1)
+    return logits, np.array([random.choice(4, p=row) for row in meant])
+
+
+def test_a_vector_wins_where_labels_are_wrong_each_in_its_own_way() -> None:
+    scale, bias = [0.4, 1.0, 1.6, 1.0], [0.5, -1.5, 0.0, 1.0]
+    found = calibrate(*drawn(3000, scale, bias), seed=0)
+    assert found.vector is not None
+    assert found.nll_vector < found.nll_temperature
+    assert found.vector.scale == pytest.approx(scale, abs=0.15)
+    assert np.array(found.vector.bias) - np.mean(found.vector.bias) == pytest.approx(np.array(bias) - np.mean(bias), abs=0.25)
+    assert found.held_out.sum(axis=1) == pytest.approx(np.ones(3000))
+
+
+def test_the_temperature_alone_stays_where_a_vector_gains_nothing() -> None:
+    found = calibrate(*drawn(300, [0.7] * 4, [0.0] * 4), seed=0)
+    assert found.vector is None
+    assert found.temperature == pytest.approx(1 / 0.7, rel=0.15)

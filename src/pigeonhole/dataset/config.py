@@ -6,6 +6,7 @@ from pigeonhole.configuration import setting
 from pigeonhole.errors import ConfigError
 
 TICKETS = "package://pigeonhole/dataset/tickets/tickets.csv"
+TICKETS_OUT_OF_SCOPE = "package://pigeonhole/dataset/tickets/out_of_scope.csv"
 
 
 @dataclass
@@ -17,6 +18,14 @@ class DataConfig:
     label: str | None = setting(None, "column with the label; unset: label, category or intent")
     validation_path: str | None = setting(None, "rows to select by; unset: split off from data.path")
     test_path: str | None = setting(None, "rows to measure on; unset: split off from data.path")
+    out_of_scope_path: str | None = setting(
+        None,
+        "texts that belong to no label (a label column is needed and not read): what tells them apart is fitted on one half and "
+        "measured on the other; unset: those of tickets, for the tickets data",
+    )
+    out_of_scope_test_path: str | None = setting(
+        None, "texts that belong to no label, to measure on; then all others are fitted on"
+    )
     val: float = setting(0.1, "share of data.path that becomes the validation split", ge=0, lt=1)
     test: float = setting(0.1, "share of data.path that becomes the test split", ge=0, lt=1)
     split_seed: int = setting(0, "another seed, another split", ge=0, lt=2**32)
@@ -33,5 +42,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise ConfigError("data.path is empty: expected the URL or path of a file, or leave the key out for the tickets data")
+        if self.out_of_scope_test_path and not self.out_of_scope_path:
+            raise ConfigError("data.out_of_scope_test_path needs data.out_of_scope_path: the rule is fitted on texts of its own")
         if self.val + self.test >= 1:
             raise ConfigError(f"data.val={self.val} and data.test={self.test}: expected a sum below 1, training needs rows too")

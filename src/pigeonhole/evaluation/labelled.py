@@ -63,15 +63,9 @@ def read_own_split(bundle: Bundle) -> tuple[Labelled, Labelled]:
 
 def read_own_rows(bundle: Bundle) -> tuple[DataConfig, Dataset]:
     """What a bundle was trained, selected and measured on, read again as its manifest says. Raises ConfigError."""
-    origin = bundle.manifest.provenance
-    recorded = {
-        field.name: origin["config"][f"data.{field.name}"]
-        for field in dataclasses.fields(DataConfig)
-        if f"data.{field.name}" in origin.get("config", {})
-    }
-    if "path" not in recorded:
+    config = own_data(bundle)
+    if config is None:
         raise ConfigError(f"{bundle.url}: its manifest does not say what it was trained on; write data.path=FILE")
-    config = DataConfig(**{**recorded, "sha256": origin["data_sha256"]})
     try:
         dataset = load_dataset(config)
     except (DataError, StorageError) as error:
@@ -81,6 +75,17 @@ def read_own_rows(bundle: Bundle) -> tuple[DataConfig, Dataset]:
     if not dataset.split.test:
         raise ConfigError(f"{bundle.url}: was trained without a test split; write data.path=FILE")
     return config, dataset
+
+
+def own_data(bundle: Bundle) -> DataConfig | None:
+    """Where a bundle's data were and how they were split; None where its manifest does not say."""
+    origin = bundle.manifest.provenance
+    recorded = {
+        field.name: origin["config"][f"data.{field.name}"]
+        for field in dataclasses.fields(DataConfig)
+        if f"data.{field.name}" in origin.get("config", {})
+    }
+    return DataConfig(**{**recorded, "sha256": origin["data_sha256"]}) if "path" in recorded else None
 
 
 def unseen_labels(rows: Labelled, known: Sequence[str]) -> list[str]:

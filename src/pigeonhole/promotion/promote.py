@@ -13,9 +13,18 @@ from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, setting
 from pigeonhole.dataset.config import TICKETS, DataConfig
+from pigeonhole.dataset.load import read_out_of_scope
 from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import ConfigError, GateError, RegistryError
-from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, read_own_split, was_trained_on
+from pigeonhole.evaluation.labelled import (
+    Labelled,
+    RowsConfig,
+    label_ids,
+    own_data,
+    read_labelled,
+    read_own_split,
+    was_trained_on,
+)
 from pigeonhole.evaluation.slices import length_masks
 from pigeonhole.metrics import score_metrics
 from pigeonhole.promotion.gate import Limits, Verdict, decide
@@ -23,7 +32,6 @@ from pigeonhole.promotion.measure import Probes, measure
 from pigeonhole.registry import Move, Registry
 
 MINIMUM = TICKETS.replace("tickets.csv", "minimum.csv")
-OUT_OF_SCOPE = TICKETS.replace("tickets.csv", "out_of_scope.csv")
 
 
 @dataclass
@@ -33,7 +41,7 @@ class ProbesConfig:
     minimum: str | None = setting(
         None, "labelled texts that every version has to get right; unset: those of tickets, for its labels"
     )
-    out_of_scope: str | None = setting(None, "texts that belong to no label; unset: those of tickets, for its labels")
+    out_of_scope: str | None = setting(None, "texts that belong to no label; unset: those that the candidate was measured on")
 
 
 @dataclass
@@ -150,13 +158,17 @@ def _rows(data: RowsConfig, candidate: Bundle) -> Labelled:
 
 
 def choose_probes(data: ProbesConfig, candidate: Bundle) -> Probes:
-    """The files that were named; for the eight queues of tickets, those that come with them."""
+    """The files that were named; else the texts that belong to the candidate's data, and that nothing was fitted on."""
     own = set(candidate.manifest.labels) == {row.label for row in read_rows(DataConfig(path=MINIMUM))}
-    minimum, out_of_scope = data.minimum or (MINIMUM if own else None), data.out_of_scope or (OUT_OF_SCOPE if own else None)
-    return Probes(
-        minimum=list(read_rows(DataConfig(path=minimum))) if minimum else [],
-        out_of_scope=[row.text for row in read_rows(DataConfig(path=out_of_scope))] if out_of_scope else [],
-    )
+    minimum = data.minimum or (MINIMUM if own else None)
+    if data.out_of_scope:
+        out_of_scope = [row.text for row in read_rows(DataConfig(path=data.out_of_scope))]
+    else:
+        recorded = own_data(candidate)
+        out_of_scope = (read_out_of_scope(recorded).test if recorded else []) or (
+            read_out_of_scope(DataConfig()).test if own else []
+        )
+    return Probes(minimum=list(read_rows(DataConfig(path=minimum))) if minimum else [], out_of_scope=out_of_scope)
 
 
 def _verdict(verdict: Verdict, name: str, candidate: Bundle, production: Bundle | None, rows: Labelled) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def merge_windows(windows: Tensor, counts: Sequence[int], rule: WindowRule) -> T
     """(w, c) -> (b, c), as classifier.aggregate does it, and with a gradient."""
     if len(counts) == len(windows):
         return windows
-    return torch.stack([own.amax(0) if rule == "max" else own.mean(0) for own in windows.split(list(counts))])
+    return torch.stack([own.amax(0) if rule == "max" else own.mean(0) for own in torch.split(windows, list(counts))])
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

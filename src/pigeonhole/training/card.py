@@ -15,9 +15,8 @@ Measured on {n} test rows that nothing else has seen; brackets hold 95 % interva
 
 ## Use
 
-Reads one text of any length{windowing}. Answers with the label, its probability (calibrated with
-temperature {temperature:.3f} on validation rows) and `review` where the probability is below the label's threshold.
-It always names one of its labels, also for a text that belongs to none of them.
+Reads one text of any length{windowing}. Answers with the label, its probability ({calibration} on validation
+rows) and a decision. `accept`: the probability reaches the label's threshold{target}; else `review`. {scope}
 
 ## Labels
 
@@ -49,7 +48,9 @@ def write_card(manifest: Manifest) -> str:
         rows="\n".join(_row(name, found) for name, found in measured.items()),
         n=metrics["test"]["n"],
         windowing=_windowing(manifest),
-        temperature=manifest.temperature,
+        calibration=_calibration(manifest),
+        target=_target(manifest),
+        scope=_scope(manifest),
         labels="\n".join(_label_line(label, metrics["test"]["per_class"][label]) for label in manifest.labels),
         pretrained=provenance["config"]["model.pretrained"],
         data_sha256=provenance["data_sha256"],
@@ -69,6 +70,28 @@ def _windowing(manifest: Manifest) -> str:
         return f" and keeps its first {manifest.max_length} tokens"
     merged = "averaged" if rule.rule == "mean" else "merged by the largest for each label"
     return f", in up to {rule.most} windows of {manifest.max_length} tokens; two share {rule.overlap} tokens; logits are {merged}"
+
+
+def _calibration(manifest: Manifest) -> str:
+    if manifest.vector_scaling is not None:
+        return "calibrated with a scale and a bias for each label"
+    return f"calibrated with temperature {manifest.temperature:.3f}"
+
+
+def _target(manifest: Manifest) -> str:
+    target = manifest.threshold_target
+    return "" if target is None else f", fitted so that at least {100 * target.value:g} % of the accepted answers are right"
+
+
+def _scope(manifest: Manifest) -> str:
+    rule = manifest.out_of_scope
+    if rule is None:
+        return "It always names one of its labels, also for a text that belongs to none of them."
+    found = manifest.metrics["decisions"]["out_of_scope"]["test"]
+    return (
+        f"`out_of_scope`, by {rule.rule.replace('_', ' ')}: it recognises {100 * found['recall']['share']:.0f} % of "
+        f"{found['n']} texts that belong to no label."
+    )
 
 
 def _whether_kept(manifest: Manifest) -> str:

@@ -64,7 +64,19 @@ class TrackingConfig:
 
 @dataclass
 class ServeConfig:
-    threshold: float = setting(0.5, "answers with a lower score are marked for review", ge=0, le=1)
+    threshold: float = setting(0.5, "answers with a lower score are for review, unless decision.precision says more", ge=0, le=1)
+
+
+@dataclass
+class DecisionConfig:
+    precision: float | None = setting(
+        None,
+        "share of the accepted answers that has to be right: thresholds are fitted for it on the validation rows; unset: "
+        "serve.threshold for every label",
+        gt=0,
+        lt=1,
+    )
+    kept: float = setting(0.98, "share of the validation rows that stay in scope", gt=0.5, lt=1)
 
 
 @dataclass
@@ -82,6 +94,7 @@ class TrainConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
 
     def __post_init__(self) -> None:
         model = self.model

@@ -1,7 +1,7 @@
 """The corridor from rows to a sealed bundle in the registry, one step after another, each naming the next.
 
-rows -> split -> ids -> head on the frozen encoder -> fine-tuned model -> temperature -> ONNX (fp32, int8) -> read back through
-the server's own door and compared -> sealed -> registry.
+rows -> split -> ids -> head on the frozen encoder -> fine-tuned model -> ONNX (fp32, int8) -> read back through the server's own
+door and compared -> calibration, thresholds, what is out of scope -> sealed -> registry.
 """
 
 import datetime
@@ -30,10 +30,10 @@ from pigeonhole.metrics import score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import export, provenance, trainer
 from pigeonhole.training.batches import TokenizedRows
-from pigeonhole.training.calibration import fit_temperature
 from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import ModelConfig, TrainConfig, TrainerConfig
+from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
 from pigeonhole.training.head import REFIT_REGULARISATION, fit_head
 from pigeonhole.training.model import load_model, load_tokenizer, locate
 from pigeonhole.training.reference import choose_rows, write_reference
@@ -120,7 +120,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids, REFIT_REGULARISATION)
         watch.lap("refit")
 
-    temperature = fit_temperature(trainer.predict_logits(model, rows.validation), rows.validation.label_ids)
     model.save_twin(out / "model", tokenizer)
     torch_logits = trainer.predict_logits(model, rows.test)
     folder = out / "bundle"
@@ -132,7 +131,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         labels=dataset.labels,
         max_length=config.model.max_length,
         windowing=windowing,
-        temperature=temperature,
         threshold=config.serve.threshold,
         served="int8" if config.export.served == "int8" else "fp32",
         int8=config.export.int8,
@@ -152,7 +150,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         say(f"export: {objection}; int8 is left out, fp32 is served")
         manifest = export.leave_int8_out(manifest, folder)
         del classifiers["int8"], predictions["int8"]
+    rules = fit_rules(classifiers[manifest.served], manifest, dataset, config.decision, config.seed)
+    manifest = write_rules(rules, manifest, folder)
+    classifiers = {precision: classifier.under(manifest, rules.neighbours) for precision, classifier in classifiers.items()}
+    predictions = {precision: list(map(classifiers[precision].judge_again, found)) for precision, found in predictions.items()}
     results = _evaluate(dataset, rows, predictions, manifest.served, config.seed)
+    outside = export.predict(classifiers[manifest.served], dataset.out_of_scope.test)
+    results["decisions"] = score_rules(rules, rows.test.label_ids, predictions[manifest.served], outside)
     watch.lap("evaluation")
 
     manifest = msgspec.structs.replace(
@@ -353,5 +357,19 @@ def _say_result(result: Mapping[str, Any]) -> None:
     say(f"\n{'':12} {'accuracy':>9} {'macro-F1':>9} {'ECE':>7}")
     for name, found in rows.items():
         say(f"{name:12} {found['accuracy']:9.4f} {found['macro_f1']:9.4f} {found['ece']:7.4f}")
+    _say_decisions(result["decisions"])
     say(f"\n{result['alias']}: {result['bundle']}")
     say("next: `uv run serve`" if result["alias"] == "production" else f"next: `uv run promote candidate={result['version']}`")
+
+
+def _say_decisions(found: Mapping[str, Any]) -> None:
+    test, outside = found["test"], found["out_of_scope"]
+    say(f"\naccepted: {test['accepted']['share']:.3f} of the test rows, {test['precision']['share']:.3f} of them right")
+    if outside is None:
+        say("out of scope: no rule, for want of texts that belong to no label (data.out_of_scope_path)")
+    else:
+        recall, refused = outside["test"]["recall"], test["out_of_scope"]
+        say(
+            f"out of scope, by {outside['rule']}: {recall['share']:.3f} of {recall['n']} texts that belong to no label, "
+            f"and {refused['share']:.3f} of the test rows (AUROC {outside['test']['auroc']:.3f})"
+        )

@@ -72,12 +72,14 @@ def draft(
     labels: Sequence[str],
     max_length: int,
     windowing: Windowing,
-    temperature: float,
     threshold: float,
     served: Precision,
     int8: bool,
 ) -> Manifest:
-    """Write models and tokenizer into a new folder, and return the manifest as far as it is known; nothing is sealed yet."""
+    """Write models and tokenizer into a new folder, and return the manifest as far as it is known; nothing is sealed yet.
+
+    Its rules are those of a model that nothing is known of: no calibration, `threshold` for every label.
+    """
     models: dict[Precision, str] = {"fp32": "model.onnx"}
     shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it exported
     folder.mkdir()
@@ -96,7 +98,7 @@ def draft(
         labels=tuple(labels),
         max_length=max_length,
         windowing=windowing,
-        temperature=temperature,
+        temperature=1.0,
         thresholds=dict.fromkeys(labels, threshold),
         threshold_target=None,
         models=models,

@@ -64,7 +64,6 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
             labels=labels,
             max_length=options.max_length,
             windowing=Windowing(),
-            temperature=1.0,
             threshold=options.threshold,
             served="int8" if rows else "fp32",
             int8=rows is not None,  # which nobody has compared is not served

@@ -1,0 +1,99 @@
+"""What is out of scope, and per-label calibration, through a sealed bundle whose every word's weight is known."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tests.keyword_bundle import keyword_bundle
+
+from pigeonhole.bundle import NEIGHBOURS, Bundle, OutOfScope, VectorScaling, open_bundle, seal
+from pigeonhole.classifier import Classifier
+from pigeonhole.decision import softmax
+from pigeonhole.errors import BundleError
+
+# The bundle's embedding is its logits.
+EMBEDDINGS = {"account": [1.0, 0.0, 0.0], "billing": [0.0, 1.0, 0.0], "delivery": [0.0, 0.0, 1.0]}
+
+
+def with_rule(folder: Path, limit: float, rows: list[list[float]] | None = None) -> Bundle:
+    """`rows`: the neighbours; None: by max_logit."""
+    bundle = keyword_bundle(folder, "v1")
+    if rows is not None:
+        np.save(folder / NEIGHBOURS, np.array(rows, np.float32))
+    rule = OutOfScope("max_logit" if rows is None else "neighbour", limit)
+    seal(folder, msgspec.structs.replace(bundle.manifest, out_of_scope=rule))
+    return open_bundle(str(folder))
+
+
+def decisions(bundle: Bundle, *texts: str) -> list[str]:
+    return [found.decision for found in Classifier.open(bundle).predict(texts)]
+
+
+def test_a_text_far_from_all_neighbours_is_out_of_scope(tmp_path: Path) -> None:
+    near_two = with_rule(tmp_path / "bundle", 0.2, [EMBEDDINGS["account"], EMBEDDINGS["billing"]])
+    assert decisions(near_two, "login", "invoice charge", "parcel") == ["accept", "accept", "out_of_scope"]
+    assert decisions(near_two, "invoice parcel") == ["out_of_scope"]  # cosine 0.71 to the nearest
+    assert decisions(near_two, "zebra") == ["out_of_scope"]  # an embedding of zeros is near nothing
+
+
+def test_a_text_whose_largest_logit_is_low_is_out_of_scope(tmp_path: Path) -> None:
+    assert decisions(with_rule(tmp_path / "bundle", -3.5), "login", "login password", "zebra") == [
+        "out_of_scope",
+        "accept",
+        "out_of_scope",
+    ]
+
+
+def test_a_strange_text_gets_the_same_answer_alone_and_in_any_company(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(500, 3))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    words = ["invoice", "parcel", "login", "zebra", "charge"]
+    texts = [" ".join(random.choice(words, size=size)) for size in random.integers(1, 9, 60)]
+    distances = []
+    for limit in (0.0, 1e-4, 1e-3):
+        classifier = Classifier.open(with_rule(tmp_path / f"{limit}", limit, rows.tolist()))
+        together = [found.decision for found in classifier.predict(texts)]
+        assert together == [classifier.predict([text])[0].decision for text in texts]
+        distances.append(together.count("out_of_scope"))
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_each_label_is_calibrated_by_its_own_scale_and_bias(tmp_path: Path) -> None:
+    bundle = keyword_bundle(tmp_path / "bundle", "v1")
+    vector = VectorScaling((1.0, 0.5, 2.0), (0.0, 1.0, -4.0))
+    seal(bundle.folder, msgspec.structs.replace(bundle.manifest, vector_scaling=vector))
+    found = Classifier.open(open_bundle(str(bundle.folder))).predict(["parcel invoice login"])[0]
+    assert found.probabilities == pytest.approx(softmax(np.array([3.0, 2.5, 2.0])))
+    assert found.label == "account"
+
+
+def test_a_calibration_that_does_not_fit_the_labels_is_refused(tmp_path: Path) -> None:
+    bundle = keyword_bundle(tmp_path / "bundle", "v1")
+    with pytest.raises(BundleError, match="vector_scaling has to have a scale and a bias for each of the 3 labels"):
+        seal(bundle.folder, msgspec.structs.replace(bundle.manifest, vector_scaling=VectorScaling((1.0,), (0.0,))))
+
+
+def test_a_rule_by_neighbours_without_them_is_refused(tmp_path: Path) -> None:
+    bundle = keyword_bundle(tmp_path / "bundle", "v1")
+    with pytest.raises(BundleError, match=r"out_of_scope goes by neighbours, but neighbours\.npy is not listed"):
+        seal(bundle.folder, msgspec.structs.replace(bundle.manifest, out_of_scope=OutOfScope("neighbour", 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.array([{"code": 1}], dtype=object), r"neighbours\.npy cannot be read: Object arrays"),
+        (np.array([1.0, 2.0], np.float32), "is no matrix"),
+        (np.eye(3), "is no matrix"),
+        (np.full((2, 3), np.nan, np.float32), "is no matrix of finite"),
+        (np.eye(2, dtype=np.float32), "has 2 numbers a row, the model's embeddings have 3"),
+    ],
+)
+def test_neighbours_that_are_no_neighbours_are_refused(tmp_path: Path, content: np.ndarray, message: str) -> None:
+    bundle = with_rule(tmp_path / "bundle", 0.5, list(EMBEDDINGS.values()))
+    np.save(bundle.path(NEIGHBOURS), content, allow_pickle=True)
+    seal(bundle.folder, bundle.manifest)
+    with pytest.raises(BundleError, match=message):
+        Classifier.open(open_bundle(str(bundle.folder)))

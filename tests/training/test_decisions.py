@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from pigeonhole.bundle import OutOfScopeRule
+from pigeonhole.classifier import Prediction
+from pigeonhole.decision import softmax
+from pigeonhole.evaluation.decisions import auroc
+from pigeonhole.metrics import Floats, Ids
+from pigeonhole.training.decisions import as_neighbours, choose_neighbours, fit_out_of_scope, fit_thresholds
+
+
+def drawn(n: int, seed: int, flattery: float = 1.0) -> tuple[Floats, Ids]:
+    """Probabilities of four labels and labels drawn by them; with more `flattery` the scores promise too much."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(n, 4)) * np.array([4.0, 3.0, 2.0, 1.0])
+    true = np.array([random.choice(4, p=row) for row in softmax(logits)])
+    return softmax(logits * flattery), true
+
+
+def answer(logits: Floats, embedding: Floats) -> Prediction:
+    return Prediction(
+        label="a",
+        label_id=0,
+        score=1.0,
+        decision="accept",
+        probabilities=softmax(logits),
+        logits=logits.astype(np.float32),
+        embedding=embedding.astype(np.float32),
+        n_tokens=3,
+        unknown_tokens=0,
+        truncated=False,
+    )
+
+
+@pytest.mark.parametrize("flattery", [1.0, 1.3])
+def test_the_precision_promised_holds_on_other_rows_nine_times_in_ten(flattery: float) -> None:
+    held, coverage = 0, []
+    fresh, truth = drawn(20_000, seed=1_000, flattery=flattery)
+    predicted, scores = fresh.argmax(axis=1), fresh.max(axis=1)
+    for seed in range(20):
+        promise = fit_thresholds(*drawn(600, seed, flattery), 0.9)
+        accepted = scores >= promise.thresholds[predicted]
+        held += not accepted.any() or (predicted == truth)[accepted].mean() >= 0.9
+        coverage.append(accepted.mean())
+    assert held >= 16  # of 20: with a risk of 0.1, fewer come once in 25 draws of this test
+    assert np.mean(coverage) > 0.2
+
+
+def test_a_label_that_promises_too_much_gets_a_higher_threshold_than_the_others() -> None:
+    random = np.random.default_rng(0)
+    scores = random.uniform(0.5, 1, 4_000)
+    label_ids = random.integers(0, 2, 4_000)
+    probabilities = np.where(np.arange(2) == label_ids[:, None], scores[:, None], 1 - scores[:, None])
+    right = random.uniform(size=4_000) < np.where(label_ids == 0, scores**0.2, scores)  # label 0 is better than it says
+    promise = fit_thresholds(probabilities, np.where(right, label_ids, 1 - label_ids), 0.9)
+    assert promise.kept
+    assert promise.thresholds[0] < promise.thresholds[1] - 0.1
+
+
+def test_where_no_threshold_keeps_the_promise_nothing_is_accepted() -> None:
+    probabilities, true = drawn(40, 0)
+    promise = fit_thresholds(probabilities, true, 0.999)
+    assert (promise.kept, promise.accepted) == (False, 0)
+    assert promise.thresholds.tolist() == [1, 1, 1, 1]
+
+
+def test_the_rule_that_tells_more_texts_apart_is_chosen_and_keeps_its_share_in_scope() -> None:
+    random = np.random.default_rng(0)
+    known = np.eye(3, 8)
+
+    def answers(n: int, rule: OutOfScopeRule, strange: bool) -> list[Prediction]:
+        found = []
+        for _ in range(n):
+            embedding = known[random.integers(3)] + random.normal(size=8) * (1.0 if strange and rule == "neighbour" else 0.1)
+            logits = random.normal(size=3) + (0 if strange and rule == "max_logit" else 5)
+            found.append(answer(logits, embedding))
+        return found
+
+    neighbours = as_neighbours([answer(np.zeros(3), row) for row in known])
+    for rule in ("neighbour", "max_logit"):
+        inside, outside = answers(400, rule, strange=False), answers(100, rule, strange=True)
+        scope = fit_out_of_scope(inside, outside, neighbours, kept=0.95)
+        assert scope.rule.rule == rule
+        assert scope.auroc[rule] > 0.95 > 0.7 > scope.auroc["max_logit" if rule == "neighbour" else "neighbour"]
+
+
+def test_the_area_is_the_share_of_pairs_in_the_right_order_and_half_of_the_ties() -> None:
+    inside, outside = np.array([0.1, 0.4, 0.4]), np.array([0.4, 0.9])
+    pairs = [(o > i) + 0.5 * (o == i) for i in inside for o in outside]
+    assert auroc(inside, outside) == pytest.approx(np.mean(pairs))
+
+
+def test_neighbours_are_spread_over_the_labels() -> None:
+    label_ids = np.repeat(np.arange(10), [500, 20, *[200] * 8])
+    places = choose_neighbours(label_ids)
+    assert np.bincount(label_ids[places]).tolist() == [102, 20, *[102] * 8]

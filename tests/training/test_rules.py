@@ -1,0 +1,60 @@
+"""A run with texts that belong to no label, and a precision that is promised: from the keys to the sealed bundle's decisions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import train_arguments, write_rows
+
+from pigeonhole.bundle import NEIGHBOURS, open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.load import read_out_of_scope
+from pigeonhole.training.train import run
+
+STRANGERS = [
+    f"{who} {what}"
+    for who in ("the neighbour's cat", "our choir", "an old ship", "my aunt in Kiel", "the moon")
+    for what in ("sings at night", "was painted green", "won the cup in 1974", "needs more salt", "sleeps under a bridge")
+]
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("strangers") / "strangers.csv", [(text, "none") for text in STRANGERS])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, strangers: Path) -> dict[str, Any]:
+    arguments = train_arguments(tmp_path_factory.mktemp("rules"), tiny_data)
+    return run([*arguments, f"data.out_of_scope_path={strangers}", "decision.precision=0.8", "decision.kept=0.9"])
+
+
+def test_the_rule_is_fitted_on_one_half_and_measured_on_the_other(trained: dict[str, Any], strangers: Path) -> None:
+    found = trained["decisions"]["out_of_scope"]
+    assert set(found["fitted_auroc"]) == {"neighbour", "max_logit"}
+    assert found["fitted_auroc"][found["rule"]] == max(found["fitted_auroc"].values())
+    halves = read_out_of_scope(DataConfig(path="other.csv", out_of_scope_path=str(strangers)))
+    assert sorted([*halves.fitted, *halves.test]) == sorted(STRANGERS)
+    assert found["test"]["n"] == len(halves.test) == 12
+    said = [answer.decision for answer in Classifier.open(open_bundle(trained["bundle"])).predict(halves.test)]
+    assert found["test"]["recall"]["share"] == said.count("out_of_scope") / 12
+
+
+def test_the_bundle_carries_rule_thresholds_and_their_target(trained: dict[str, Any]) -> None:
+    bundle = open_bundle(trained["bundle"])
+    manifest = bundle.manifest
+    assert manifest.out_of_scope is not None
+    assert manifest.threshold_target is not None
+    assert (manifest.threshold_target.metric, manifest.threshold_target.value) == ("precision", 0.8)
+    assert bundle.path(NEIGHBOURS).exists() == (manifest.out_of_scope.rule == "neighbour")
+    assert manifest.metrics["decisions"] == trained["decisions"]
+    assert trained["decisions"]["fitted"]["kept"]
+
+
+def test_a_run_without_such_texts_has_no_rule_and_says_so(tiny_run: dict[str, Any]) -> None:
+    manifest = open_bundle(tiny_run["bundle"]).manifest
+    assert manifest.out_of_scope is None
+    assert manifest.threshold_target is None
+    assert tiny_run["decisions"]["out_of_scope"] is None
+    assert set(manifest.thresholds.values()) == {0.5}
