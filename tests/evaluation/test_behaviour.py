@@ -1,8 +1,21 @@
 import random
 from collections.abc import Sequence
 
+import numpy as np
+
 from pigeonhole.dataset.read import Row
-from pigeonhole.evaluation.behaviour import INVARIANCES, MOST_TEXTS, measure_behaviour, politely, with_typo
+from pigeonhole.evaluation.behaviour import (
+    CITIES,
+    FIRST_NAMES,
+    INVARIANCES,
+    MONTHS,
+    MOST_TEXTS,
+    measure_behaviour,
+    politely,
+    summarise,
+    with_other_names,
+    with_typo,
+)
 
 TEXTS = [f"where is parcel number {number}" for number in range(MOST_TEXTS + 20)]
 
@@ -20,14 +33,38 @@ def by_number(texts: Sequence[str]) -> list[str]:
 def test_what_an_answer_hangs_on_is_found_out() -> None:
     found = measure_behaviour(by_first_word, TEXTS)
     passed = {name: flags.mean() for name, flags in found.items()}
-    assert list(found) == list(INVARIANCES)
-    assert (passed["upper case"], passed["lower case"], passed["politeness"]) == (0, 1, 0)
+    assert list(found) == [*(name for name in INVARIANCES if name != "lower case"), "two texts of one label"]
+    assert (passed["upper case"], passed["politeness"], passed["other names"]) == (0, 0, 1)
     assert 0.3 < passed["a typo"] < 0.9  # a typo in the first word changes the answer, one elsewhere does not
-    assert all(len(flags) == MOST_TEXTS for flags in found.values())
+    assert {name: len(flags) for name, flags in found.items()} == {**dict.fromkeys(found, 100), "two texts of one label": 50}
 
 
 def test_a_version_that_hears_none_of_it_passes_all() -> None:
-    assert all(flags.all() for flags in measure_behaviour(by_number, TEXTS).values())
+    found = measure_behaviour(lambda texts: ["x"] * len(texts), TEXTS)
+    assert all(flags.all() for flags in found.values())
+
+
+def test_an_answer_that_hangs_on_numbers_or_on_how_much_was_said_is_found_out() -> None:
+    found = measure_behaviour(by_number, TEXTS)
+    assert (found["upper case"].mean(), found["other names"].mean()) == (1, 0)
+    by_length = measure_behaviour(lambda texts: [str(len(text) // 40) for text in texts], TEXTS)
+    assert by_length["two texts of one label"].mean() == 0
+
+
+def test_names_cities_months_and_digits_become_others_of_their_kind() -> None:
+    changed = with_other_names("Anna wrote from Berlin in March about order 111, and Annabel did not", random.Random(0))
+    name, _, _, city, _, month, *_ = changed.split()
+    assert not {name, city, month} & {"Anna", "Berlin", "March"}
+    assert name in FIRST_NAMES.split()
+    assert city in CITIES.split()
+    assert month in MONTHS.split()
+    assert "111" not in changed
+    assert changed.endswith(", and Annabel did not")
+
+
+def test_what_a_change_leaves_as_it_is_is_not_counted() -> None:
+    assert "other names" not in measure_behaviour(by_first_word, ["where is my parcel", "the invoice is wrong"])
+    assert summarise({"a typo": np.array([True, False])})["a typo"]["passed"] == 0.5
 
 
 def test_the_same_seed_puts_the_same_texts_to_every_version() -> None:

@@ -27,7 +27,15 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, strangers: Path) -> dict[str, Any]:
     arguments = train_arguments(tmp_path_factory.mktemp("rules"), tiny_data)
-    return run([*arguments, f"data.out_of_scope_path={strangers}", "decision.precision=0.8", "decision.kept=0.9"])
+    return run(
+        [
+            *arguments,
+            f"data.out_of_scope_path={strangers}",
+            "decision.precision=0.8",
+            "decision.kept=0.9",
+            "data.slices=parcels=parcel",
+        ]
+    )
 
 
 def test_the_rule_is_fitted_on_one_half_and_measured_on_the_other(trained: dict[str, Any], strangers: Path) -> None:
@@ -58,3 +66,11 @@ def test_a_run_without_such_texts_has_no_rule_and_says_so(tiny_run: dict[str, An
     assert manifest.threshold_target is None
     assert tiny_run["decisions"]["out_of_scope"] is None
     assert set(manifest.thresholds.values()) == {0.5}
+
+
+def test_slices_and_behaviour_of_every_candidate_stand_in_its_bundle(trained: dict[str, Any]) -> None:
+    metrics = open_bundle(trained["bundle"]).manifest.metrics
+    assert {"1-5 words", "6-15 words", "parcels"} <= set(metrics["slices"])
+    assert 0 < metrics["slices"]["parcels"]["n"] < 30
+    assert {"upper case", "a typo", "politeness", "two texts of one label"} <= set(metrics["behaviour"])
+    assert metrics["behaviour"]["upper case"]["passed"] == 1

@@ -35,6 +35,9 @@ class DataConfig:
     max_chars: int = setting(
         8192, "report texts with more characters than this (those over 100,000 are refused)", ge=1, le=100_000
     )
+    slices: str | None = setting(
+        None, "rows to measure by themselves besides those of a length or a language: NAME=REGEX, several divided by ' ; '"
+    )
     trigger_words: str = setting(
         "refuse", "what to do with words that look like a planted trigger for one label", choices=("refuse", "report")
     )

@@ -26,7 +26,7 @@ from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation import plots
 from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, read_own_rows, read_own_split
 from pigeonhole.evaluation.score import predict_rows
-from pigeonhole.evaluation.slices import length_masks
+from pigeonhole.evaluation.slices import text_masks
 from pigeonhole.metrics import (
     Floats,
     Ids,
@@ -129,7 +129,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     true_ids = label_ids(rows, labels)
     classifiers = [Classifier.open(bundle, threads=config.threads) for bundle in bundles]
     base, candidate = (predict_rows(each, rows.texts, f"score {each.manifest.version}") for each in classifiers)
-    found = compare(true_ids, base, candidate, labels, length_masks(rows.texts), config.seed)
+    found = compare(true_ids, base, candidate, labels, text_masks(rows.texts), config.seed)
     result = {
         "verdict": found.verdict,
         "different": list(found.different),

@@ -15,9 +15,17 @@ from pigeonhole.configuration import compose, setting
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation import plots, report
 from pigeonhole.evaluation.baselines import FOLDS, cross_fit_baselines, score_baselines
-from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, read_own_split, was_trained_on
+from pigeonhole.evaluation.labelled import (
+    Labelled,
+    RowsConfig,
+    label_ids,
+    own_patterns,
+    read_labelled,
+    read_own_split,
+    was_trained_on,
+)
 from pigeonhole.evaluation.score import predict_rows
-from pigeonhole.evaluation.slices import length_slices
+from pigeonhole.evaluation.slices import text_slices
 from pigeonhole.metrics import Floats, Ids, predict, score_metrics
 
 
@@ -62,7 +70,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "data": test.source,
         "warnings": _warnings(bundle, test),
         "test": score_metrics(true_ids, probabilities, labels, config.seed),
-        "slices": length_slices(test.texts, true_ids, predict(probabilities)),
+        "slices": text_slices(test.texts, true_ids, predict(probabilities), own_patterns(bundle)),
         "baselines": baselines,
         "seconds": _seconds(laps),
     }

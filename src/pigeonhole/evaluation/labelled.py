@@ -88,6 +88,12 @@ def own_data(bundle: Bundle) -> DataConfig | None:
     return DataConfig(**{**recorded, "sha256": origin["data_sha256"]}) if "path" in recorded else None
 
 
+def own_patterns(bundle: Bundle) -> str | None:
+    """The slices that its own run defined."""
+    config = own_data(bundle)
+    return config.slices if config else None
+
+
 def unseen_labels(rows: Labelled, known: Sequence[str]) -> list[str]:
     """Labels of the rows that are not among the known ones, the most frequent first."""
     counts = Counter(rows.labels)

@@ -12,26 +12,26 @@ from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, setting
-from pigeonhole.dataset.config import TICKETS, DataConfig
+from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import read_out_of_scope
 from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import ConfigError, GateError, RegistryError
+from pigeonhole.evaluation.behaviour import minimum_of
 from pigeonhole.evaluation.labelled import (
     Labelled,
     RowsConfig,
     label_ids,
     own_data,
+    own_patterns,
     read_labelled,
     read_own_split,
     was_trained_on,
 )
-from pigeonhole.evaluation.slices import length_masks
+from pigeonhole.evaluation.slices import text_masks
 from pigeonhole.metrics import score_metrics
 from pigeonhole.promotion.gate import Limits, Verdict, decide
 from pigeonhole.promotion.measure import Probes, measure
 from pigeonhole.registry import Move, Registry
-
-MINIMUM = TICKETS.replace("tickets.csv", "minimum.csv")
 
 
 @dataclass
@@ -74,7 +74,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     bundles = [bundle for bundle in (candidate, production) if bundle is not None]
     answers, *others = measure(bundles, rows, choose_probes(config.probes, candidate), config.threads, config.seed)
     opponent = others[0] if others else None
-    verdict = decide(rows.labels, answers, opponent, config.gate, config.seed, length_masks(rows.texts))
+    masks = text_masks(rows.texts, own_patterns(candidate))
+    verdict = decide(rows.labels, answers, opponent, config.gate, config.seed, masks)
     result = {
         **_verdict(verdict, name, candidate, production, rows),
         "test": score_metrics(label_ids(rows, answers.labels), answers.probabilities, answers.labels, config.seed),
@@ -159,16 +160,13 @@ def _rows(data: RowsConfig, candidate: Bundle) -> Labelled:
 
 def choose_probes(data: ProbesConfig, candidate: Bundle) -> Probes:
     """The files that were named; else the texts that belong to the candidate's data, and that nothing was fitted on."""
-    own = set(candidate.manifest.labels) == {row.label for row in read_rows(DataConfig(path=MINIMUM))}
-    minimum = data.minimum or (MINIMUM if own else None)
+    of_tickets = minimum_of(candidate.manifest.labels)
+    minimum = list(read_rows(DataConfig(path=data.minimum))) if data.minimum else of_tickets
     if data.out_of_scope:
-        out_of_scope = [row.text for row in read_rows(DataConfig(path=data.out_of_scope))]
-    else:
-        recorded = own_data(candidate)
-        out_of_scope = (read_out_of_scope(recorded).test if recorded else []) or (
-            read_out_of_scope(DataConfig()).test if own else []
-        )
-    return Probes(minimum=list(read_rows(DataConfig(path=minimum))) if minimum else [], out_of_scope=out_of_scope)
+        return Probes(minimum, [row.text for row in read_rows(DataConfig(path=data.out_of_scope))])
+    recorded = own_data(candidate)
+    out_of_scope = read_out_of_scope(recorded).test if recorded else []
+    return Probes(minimum, out_of_scope or (read_out_of_scope(DataConfig()).test if of_tickets else []))
 
 
 def _verdict(verdict: Verdict, name: str, candidate: Bundle, production: Bundle | None, rows: Labelled) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError, StorageError
 from pigeonhole.evaluation import plots
 from pigeonhole.evaluation.baselines import score_baselines
+from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
+from pigeonhole.evaluation.slices import text_slices
 from pigeonhole.metrics import score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import export, provenance, trainer
@@ -155,6 +157,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     classifiers = {precision: classifier.under(manifest, rules.neighbours) for precision, classifier in classifiers.items()}
     predictions = {precision: list(map(classifiers[precision].judge_again, found)) for precision, found in predictions.items()}
     results = _evaluate(dataset, rows, predictions, manifest.served, config.seed)
+    results |= _look_closer(dataset, config, classifiers[manifest.served], predictions[manifest.served])
     outside = export.predict(classifiers[manifest.served], dataset.out_of_scope.test)
     results["decisions"] = score_rules(rules, rows.test.label_ids, predictions[manifest.served], outside)
     watch.lap("evaluation")
@@ -304,6 +307,21 @@ def _evaluate(
     baselines = score_baselines(texts[0], rows.train.label_ids, texts[1], truth, labels, seed)
     others = {f"test_{precision}": _without_classes(found) for precision, found in measured.items() if precision != served}
     return {"test": measured[served], **others, "baselines": baselines}
+
+
+def _look_closer(dataset: Dataset, config: TrainConfig, classifier: Classifier, served: Sequence[Prediction]) -> dict[str, Any]:
+    """Parts of the test rows by themselves, and the behavioural suite, of the model that is served."""
+    texts = [row.text for row in dataset.split.test]
+    true_ids = np.array([dataset.labels.index(row.label) for row in dataset.split.test], np.int64)
+    predicted_ids = np.array([found.label_id for found in served], np.int64)
+
+    def labels_of(asked: Sequence[str]) -> list[str]:
+        return [found.label for found in export.predict(classifier, asked)]
+
+    return {
+        "slices": text_slices(texts, true_ids, predicted_ids, config.data.slices),
+        "behaviour": summarise(measure_behaviour(labels_of, texts, minimum_of(dataset.labels), config.seed)),
+    }
 
 
 def _draw(
