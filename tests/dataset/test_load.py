@@ -4,7 +4,7 @@ import pytest
 
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
-from pigeonhole.errors import DataError
+from pigeonhole.errors import ConfigError, DataError
 
 
 def _write(path: Path, rows: int, labels: tuple[str, ...] = ("bill", "parcel")) -> str:
@@ -44,3 +44,28 @@ def test_a_given_test_file_leaves_validation_to_be_split_off(tmp_path: Path) -> 
 def test_what_is_broken_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one label only, 'bill'"):
         load_dataset(DataConfig(path=_write(tmp_path / "train.csv", 20, labels=("bill",))))
+
+
+def test_tickets_bring_texts_that_belong_to_no_label_in_two_halves() -> None:
+    found = load_dataset(DataConfig()).out_of_scope
+    assert (len(found.fitted), len(found.test)) == (103, 102)
+    assert not set(found.fitted) & set(found.test)
+
+
+def test_other_data_have_such_texts_where_they_are_given(tmp_path: Path) -> None:
+    path, strange = _write(tmp_path / "train.csv", 20), _write(tmp_path / "strange.csv", 5)
+    assert load_dataset(DataConfig(path=path)).out_of_scope.fitted == []
+    other = _write(tmp_path / "other.csv", 3)
+    found = load_dataset(DataConfig(path=path, out_of_scope_path=strange, out_of_scope_test_path=other)).out_of_scope
+    assert (len(found.fitted), len(found.test)) == (10, 6)
+
+
+def test_a_text_that_has_a_label_and_is_said_to_have_none_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "train.csv", 20)
+    with pytest.raises(DataError, match=r"data\.out_of_scope_path: 40 of its texts stand in data\.path too, with a label"):
+        load_dataset(DataConfig(path=path, out_of_scope_path=path))
+
+
+def test_texts_to_measure_on_need_others_to_fit_on() -> None:
+    with pytest.raises(ConfigError, match=r"data\.out_of_scope_test_path needs data\.out_of_scope_path"):
+        DataConfig(out_of_scope_test_path="strange.csv")

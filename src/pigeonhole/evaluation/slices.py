@@ -16,6 +16,7 @@ from pigeonhole.metrics import Ids, wilson_interval
 
 LENGTHS = (5, 15, 40)  # words: a shout, a sentence, some sentences, a letter
 LEAST_ROWS = 10  # of a language: fewer say nothing, and a guess may be wrong
+LEAST_WORDS = 2  # "no" alone is Spanish, Italian and English
 FUNCTION_WORDS = {
     "de": "der die das und ist nicht ich mit für auf ein eine sie wir wie bitte kann haben zu",
     "en": "the and is not i with for on a my you we how please can have to of it this that where what",
@@ -93,7 +94,7 @@ def guess_language(text: str) -> str:
     words = re.findall(r"\w+", text.lower())
     counts = {name: sum(word in known for word in words) for name, known in _KNOWN.items()}
     best = max(counts, key=lambda name: counts[name])
-    return best if counts[best] > 0 and list(counts.values()).count(counts[best]) == 1 else "other"
+    return best if counts[best] >= LEAST_WORDS and list(counts.values()).count(counts[best]) == 1 else "other"
 
 
 _KNOWN = {name: frozenset(words.split()) for name, words in FUNCTION_WORDS.items()}

@@ -195,6 +195,8 @@ def _add_state(routes: Routes, service: Service, access: Access) -> None:
             "windowing": manifest.windowing,
             "temperature": manifest.temperature,
             "thresholds": manifest.thresholds,
+            "threshold_target": manifest.threshold_target,
+            "out_of_scope": manifest.out_of_scope,
             "metrics": manifest.metrics,
             "candidate": _canary(service),
             "shadow": service.shadow.report(),
