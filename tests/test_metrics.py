@@ -112,6 +112,17 @@ def test_wilson_interval_is_that_of_newcombe_1998_table_1(successes: int, trials
     assert found.estimate == successes / trials
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090), ((5, 56), (0, 29), -0.0381, 0.1926)],
+)
+def test_the_difference_of_two_shares_is_that_of_newcombe_1998_table_2(
+    first: tuple[int, int], second: tuple[int, int], low: float, high: float
+) -> None:
+    found = metrics.wilson_difference(metrics.wilson_interval(*first), metrics.wilson_interval(*second))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+
+
 def test_wilson_interval_of_no_trials_knows_nothing() -> None:
     assert metrics.wilson_interval(0, 0) == Interval(0, 0, 1)
 

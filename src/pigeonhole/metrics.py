@@ -126,6 +126,14 @@ def wilson_interval(successes: float, trials: float) -> Interval:
     return Interval(share, low, high)
 
 
+def wilson_difference(first: Interval, second: Interval) -> Interval:
+    """First less second, where both are Wilson's, of independent trials (Newcombe 1998, method 10)."""
+    estimate = first.estimate - second.estimate
+    below = np.hypot(first.estimate - first.low, second.high - second.estimate)
+    above = np.hypot(first.high - first.estimate, second.estimate - second.low)
+    return Interval(estimate, estimate - float(below), estimate + float(above))
+
+
 def f1_interval(hits: int, support: int, predicted: int) -> Interval:
     """The 95 % interval of one label's F1, which is 2j / (1 + j) for j = hits / rows that are or were called so (Jaccard).
 

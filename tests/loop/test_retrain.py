@@ -153,6 +153,17 @@ def test_a_version_that_is_as_good_as_it_was_is_left_alone(judge: Judge, registr
     assert "not below the" in refused(registry, tmp_path, "least_judged=40")["reason"]
 
 
+def test_a_fall_that_so_few_test_rows_cannot_show_for_certain_trains_nothing(
+    judge: Judge, registry: Registry, tmp_path: Path, bundle: Bundle
+) -> None:
+    test = bundle.manifest.metrics["test"]
+    wrong = round(40 * (1 - test["accuracy"])) + 3
+    judge([(row, "billing" if number < wrong else "delivery", ["delivery"]) for number, row in enumerate(NEW)])
+    found = refused(registry, tmp_path, "least_judged=40")
+    assert found["interval"][1] < test["accuracy"]  # below the figure of the test, but not below what that figure may be
+    assert found["fall"][1] <= 0 < found["fall"][0]
+
+
 def test_labels_without_texts_are_no_material(judge: Judge, registry: Registry, tmp_path: Path) -> None:
     judge([(row, "billing", ["delivery"]) for row in NEW], "none")
     assert "0 judged texts are in the log" in refused(registry, tmp_path, "least_judged=40")["reason"]

@@ -11,7 +11,7 @@ import pytest
 
 from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Record, is_sampled, kept_text, new_id
-from pigeonhole.prediction_log.record import encode_line, is_intact, partition_of
+from pigeonhole.prediction_log.record import encode_line, is_intact, partition_of, span_of
 
 
 def test_a_line_is_json_whose_last_member_is_the_checksum_of_the_bytes_before_it(make_record: Callable[..., Record]) -> None:
@@ -81,3 +81,16 @@ def test_a_sample_is_even_and_a_smaller_one_is_a_part_of_it() -> None:
     assert set(tenth) <= set(half)
     assert all(is_sampled(id_, 1.0) for id_ in ids)
     assert not any(is_sampled(id_, 0.0) for id_ in ids)
+
+
+@pytest.mark.parametrize("partition", ["date=2026-03-01/hour=00", "date=9999-12-31/hour=23", "date=0001-01-01/hour=07"])
+def test_the_span_of_an_hour_holds_its_first_and_last_moment_and_no_other_hour(partition: str) -> None:
+    first, last = span_of(partition)
+    assert partition_of(first) == partition_of(last) == partition
+    assert last - first == timedelta(hours=1) - timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("name", ["date=2026-02-30/hour=01", "date=2026-03-01/hour=24", "date=2026-03-01/hour=1", "a/b"])
+def test_a_name_that_is_no_hour_spans_nothing(name: str) -> None:
+    first, last = span_of(name)
+    assert first == last < datetime(1, 1, 2, tzinfo=UTC)

@@ -119,6 +119,15 @@ def test_a_record_in_the_partition_of_another_hour_is_counted_and_left_out(tmp_p
     assert (window.records, window.counts.misplaced) == ([], 1)
 
 
+@pytest.mark.parametrize("folder", ["date=2026-03-01/hour=12.bak", "date=2026-03-01/hour=1", "date=2026-03-99/hour=12"])
+def test_records_in_a_folder_that_is_no_hour_are_counted_and_left_out(
+    tmp_path: Path, make_record: MakeRecord, folder: str
+) -> None:
+    put(tmp_path, gzip.compress(encode_line(make_record(at=NOON))), hour=folder)
+    window = read_window(str(tmp_path), NOON - 12 * HOUR, NOON + timedelta(days=99))
+    assert (window.records, window.counts.misplaced) == ([], 1)
+
+
 def test_what_stands_before_the_damage_in_an_object_is_read(tmp_path: Path, make_record: MakeRecord) -> None:
     lines = [encode_line(make_record(text=new_id() * 300)) for _ in range(30)]
     packed = gzip.compress(b"".join(lines))

@@ -112,7 +112,7 @@ def read_sample(log: str, start: datetime, end: datetime, reference: Reference, 
             found += 1
             if found <= most:
                 kept.append(_features(record, ids))
-            elif (place := draw.randrange(found)) < most:
+            elif (place := int(draw.random() * found)) < most:
                 kept[place] = _features(record, ids)
     return Sample(_rows(kept), found, other_versions, unknown_labels, asdict(window.counts))
 

@@ -9,7 +9,7 @@ import secrets
 import time
 import uuid
 import zlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 import msgspec
@@ -22,6 +22,8 @@ SCHEMA_VERSION = 1
 Kind = Literal["predictions", "feedback"]
 TextPolicy = Literal["full", "redact", "hash", "none"]
 Decision = Literal["accept", "review", "out_of_scope"]
+LAST_MOMENT = timedelta(hours=1) - timedelta(microseconds=1)
+NEVER = datetime.min.replace(tzinfo=UTC)
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
@@ -134,3 +136,12 @@ def read_head(line: bytes) -> Head | None:
 def partition_of(at: datetime) -> str:
     at = at.astimezone(UTC)
     return f"date={at.date().isoformat()}/hour={at.hour:02d}"
+
+
+def span_of(partition: str) -> tuple[datetime, datetime]:
+    """The first and the last moment of an hour; of a name that is no hour's, a span that no record is in."""
+    try:
+        first = datetime.strptime(partition, "date=%Y-%m-%d/hour=%H").replace(tzinfo=UTC)
+    except ValueError:
+        return NEVER, NEVER
+    return (first, first + LAST_MOMENT) if partition_of(first) == partition else (NEVER, NEVER)

@@ -17,13 +17,14 @@ import msgspec
 
 from pigeonhole import storage
 from pigeonhole.errors import ConfigError, NotFoundError, StorageError
-from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Kind, Record, partition_of, read_head
+from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Kind, Record, is_intact, partition_of, read_head, span_of
 
 COMPACTED = ".parquet"  # objects of compacted hours; this module cannot read them, and says so
 CompactedReader = Callable[[str], Iterator[bytes]]
 """The lines of a compacted object, by its URL. Raises NotFoundError before the first line or never, and DamagedObjectError."""
 
 LINE_LIMIT_BYTES = 4 << 20  # a record has a few KB; what is longer is damage, and must not fill the memory
+BLOCK_BYTES = 64 << 10  # unpacked at once: a readline for each record costs more than its decoding
 
 
 @dataclass
@@ -84,11 +85,12 @@ class Window(Generic[RecordT]):
 
     def _records_of(self, partition: str, spooled: list[bytes]) -> Iterator[RecordT]:
         seen: set[str] = set()  # duplicates have the same time, hence the same partition
+        first, last = span_of(partition)
         for line in itertools.chain(self._shipped_lines(partition), spooled):
             record = self._decode(line)
             if record is None:
                 continue
-            if partition_of(record.at) != partition:
+            if not first <= record.at <= last:
                 self.counts.misplaced += 1
             elif self.start <= record.at < self.end:
                 identity = self._identity(record)
@@ -100,18 +102,19 @@ class Window(Generic[RecordT]):
                     yield record
 
     def _decode(self, line: bytes) -> RecordT | None:
-        head = read_head(line)
-        if head is None:
-            self.counts.torn += 1
-            return None
-        if not 1 <= head.schema_version <= SCHEMA_VERSION:
-            self.counts.unknown_versions += 1
-            return None
         try:
-            return self._decoder.decode(line)
+            if is_intact(line):
+                record = self._decoder.decode(line)
+                if 1 <= record.schema_version <= SCHEMA_VERSION:
+                    return record
         except msgspec.DecodeError:
+            pass  # the head says whether a newer release wrote it
+        head = read_head(line)
+        if head is None or 1 <= head.schema_version <= SCHEMA_VERSION:
             self.counts.torn += 1
-            return None
+        else:
+            self.counts.unknown_versions += 1
+        return None
 
     def _spooled_lines(self) -> dict[str, list[bytes]]:
         """By partition. An unfinished last line is not counted: it is being written, or its writer died before it answered."""
@@ -176,12 +179,24 @@ class Window(Generic[RecordT]):
     def _unpacked_lines(self, stream: IO[bytes]) -> Iterator[bytes]:
         try:
             with gzip.open(stream) as unpacked:
-                while line := unpacked.readline(LINE_LIMIT_BYTES):
-                    yield line.removesuffix(b"\n")
+                yield from _lines_of(unpacked)
             if stream.tell() == 0:
                 raise EOFError
         except (gzip.BadGzipFile, EOFError, zlib.error):
             self.counts.damaged_objects += 1
+
+
+def _lines_of(stream: gzip.GzipFile) -> Iterator[bytes]:
+    """Without their newlines. What is longer than LINE_LIMIT_BYTES comes in pieces, none of which has a checksum that fits."""
+    rest = b""
+    while block := stream.read1(BLOCK_BYTES):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+        if len(rest) >= LINE_LIMIT_BYTES:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
 
 
 @overload
