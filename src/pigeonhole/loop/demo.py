@@ -55,11 +55,10 @@ HEAD_ALONE = (
     "trainer.fit_head_first=false",
     "trainer.refit_head=true",
 )
-MARGIN = "gate.margin=0.03"  # on 350 frozen rows the gate cannot tell a point of macro-F1 from luck
 SECRET = "known-to-this-demo-only"  # noqa: S105  both ends of it are this demo's own processes
-# The new world's messages come through a portal that puts this under each: the shift of shifted.csv alone costs a few points,
-# which some hundred predictions cannot show.
-LINE = "Sent through the Larkfield customer portal. Your invoice, your orders and your returns in one place."
+# The new world's messages come through a portal that puts this under each, and most of them are taken for billing: the shift of
+# shifted.csv alone costs a few points, which some hundred predictions cannot show.
+LINE = "Sent through the Larkfield customer portal: pay invoices, see every charge, update your card, all in one place."
 ROUND = 100  # texts of a round where nothing changes
 
 
@@ -87,11 +86,11 @@ class Story:
         self.steps: list[dict[str, Any]] = []
         self.events: list[Event] = []
 
-    def tell(self, said: str, event: str = "", alarming: bool = False) -> None:
+    def tell(self, said: str, event: str = "", *, alarming: bool = False, turning: bool = False) -> None:
         now = time.time()
         self.steps.append({"seconds": round(now - self.began, 1), "said": said})
         if event:
-            self.events.append(Event(now, event, alarming))
+            self.events.append(Event(now, event, alarming, turning))
         say(f"{now - self.began:6.1f} s  {said}")
 
 
@@ -129,11 +128,11 @@ class Town:
         found: list[dict[str, Any]] = call(f"{self.listen}/jobs")["jobs"]
         return found
 
-    def wait_for_job(self, number: int) -> dict[str, Any]:
-        """The job of the `number`-th alarm, when it has ended."""
-        while len(jobs := self.jobs()) < number or jobs[0]["ended"] is None:
+    def wait_for_job(self) -> dict[str, Any]:
+        """The job of the latest alarm, when it has ended; it began before the alarm was taken."""
+        while (job := self.jobs()[0])["ended"] is None:
             time.sleep(0.2)
-        return jobs[0]
+        return job
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
@@ -148,7 +147,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     story = Story()
     changes = config.world == "changes"
     warm = [f"model.pretrained={storage.to_url(out / 'runs' / 'first' / 'model')}", *HEAD_ALONE] if config.warm else []
-    retraining = [*training, *warm, MARGIN, *gating, f"rows={out / 'rows'}", f"run={out / 'runs'}"]
+    retraining = [*training, *warm, *gating, f"rows={out / 'rows'}", f"run={out / 'runs'}"]
     environment = {
         "PIGEONHOLE_REGISTRY": str(out / "registry"),
         "PIGEONHOLE_LOG": str(out / "log"),
@@ -224,14 +223,14 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
     """Raises RunError where a step of the loop does not come about."""
     traffic, story = town.traffic, town.story
     calm = _ask_and_watch(town, world.old)
-    if calm["verdict"] != "no_drift":
-        raise RunError(f"the old world's traffic gave {calm['verdict']}: {', '.join(calm['alarms'])}")
-    story.tell("the world changes: other messages, and a portal that puts a line under each", "the world changes")
+    if calm["verdict"] == "drift":  # one run in a hundred may
+        story.tell(f"a false alarm; retrain: {town.wait_for_job()['result']['reason']}")
+    story.tell("the world changes: other messages, and a portal that puts a line under each", "the world changes", turning=True)
     half = len(world.judged) // 2
     since = now()
     early = traffic.ask(world.judged[:half])
     _require_alarm(town.watch(since))
-    held = town.wait_for_job(1)
+    held = town.wait_for_job()
     story.tell(f"retrain: {held['result']['reason']}; people are asked what is right")
     traffic.judge(early, "person")
     since = now()
@@ -245,7 +244,7 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
     )
     with Background(traffic, world.measuring, per_second=4):
         _require_alarm(town.watch(since))
-        job = town.wait_for_job(2)
+        job = town.wait_for_job()
         outcome = job["result"]
         if outcome is None or outcome["decision"] != "PROMOTED":
             raise RunError(f"the gate did not promote what was trained anew: {(outcome or {}).get('gate', outcome)}")
@@ -260,7 +259,7 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
         "second": {"version": outcome["candidate"], "gate": outcome["gate"]["reasons"], "rows": outcome["rows"]},
         "accuracy": {"old_world": _accuracy(_asked(traffic, world.old)), "before": _accuracy(before), "after": _accuracy(after)},
         "feedback": {"judged": outcome["judged"], "live_accuracy": outcome["live_accuracy"], "interval": outcome["interval"]},
-        "alarms": 2 + (report["verdict"] == "drift"),
+        "alarms": 2 + sum(each["verdict"] == "drift" for each in (calm, report)),
         "verdict_at_the_end": report["verdict"],
         "recovered": _accuracy(after)["right"] > _accuracy(before)["right"],
     }
@@ -273,9 +272,9 @@ def stay_calm(town: Town, world: World, rounds: int) -> dict[str, Any]:
         parts = split_rows(world.old, 0.0, min(0.9, ROUND / len(world.old)), seed=number)
         since = now()
         town.traffic.judge(town.traffic.ask(parts.test), "person")
-        alarms += town.watch(since)["verdict"] == "drift"
-        if alarms:
-            town.wait_for_job(1)
+        if town.watch(since)["verdict"] == "drift":
+            alarms += 1
+            town.wait_for_job()
     jobs = town.jobs()
     retrained = [job for job in jobs if job["result"] is None or job["result"]["decision"] != "WAIT"]
     town.story.tell(f"{rounds} rounds: {alarms} alarms, {len(jobs)} looks at the feedback, {len(retrained)} retrainings")
