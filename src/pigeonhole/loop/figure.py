@@ -77,7 +77,8 @@ def _draw_stretch(axes: Axes, right: NDArray[np.float64], start: int, end: int, 
     axes.plot(places + 1, shares, linewidth=1.6, color=color)
     axes.hlines(mean, start, end, color=color, linewidth=1, linestyle=":")
     if end - start >= LEAST:
-        axes.text((start + end) / 2, 0.2, f"{mean:.2f}", color=color, fontsize=12, weight="bold", ha="center", bbox=PAPER)
+        away = 0.2 if mean < 0.5 else -0.35
+        axes.text((start + end) / 2, mean + away, f"{mean:.2f}", color=color, fontsize=12, weight="bold", ha="center", bbox=PAPER)
 
 
 def page(result: Mapping[str, Any], picture: str, links: Mapping[str, str]) -> str:
