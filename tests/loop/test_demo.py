@@ -13,6 +13,7 @@ from tests.conftest import HAPPENINGS, tiny_rows, write_rows
 
 from pigeonhole.errors import ConfigError
 from pigeonhole.loop.demo import run, split_demo_arguments
+from pigeonhole.loop.processes import Processes
 
 CHANGED = {
     "delivery": ["drone", "locker", "van", "rider", "hub"],
@@ -94,3 +95,8 @@ def test_a_finished_demo_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "demo.json").touch()
     with pytest.raises(ConfigError, match="holds a finished demo"):
         run([f"out={tmp_path}"])
+
+
+def test_what_a_command_of_the_demo_refuses_is_the_users_mistake(tmp_path: Path) -> None:
+    with Processes(tmp_path, {}) as processes, pytest.raises(ConfigError, match="log-compact ended with 2: error: unexpected"):
+        processes.run("log-compact", "nonsense")

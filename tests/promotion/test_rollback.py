@@ -65,3 +65,8 @@ def test_of_several_models_one_has_to_be_named(registry: Registry, tmp_path: Pat
     with pytest.raises(RegistryError, match="write name=NAME; models here: keywords, other"):
         run([f"registry={registry.url}"])
     assert run([f"registry={registry.url}", "name=keywords"])["to"] == "v1"  # type: ignore[index]
+
+
+def test_a_model_that_is_not_there_is_no_target(registry: Registry) -> None:
+    with pytest.raises(RegistryError, match="write name=NAME; models here: keywords"):
+        run([f"registry={registry.url}", "name=nosuch"])

@@ -21,7 +21,7 @@ from pathlib import Path
 from pigeonhole.errors import RunError
 from pigeonhole.prediction_log import Counts, read_window
 
-START_S = 120.0
+START_S = 300.0  # on a machine that does much else
 CLIENTS = 2
 TEXTS = ["where is my parcel", "the invoice is wrong", "I want a refund", "my card was charged twice"]
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pigeonhole.errors import RunError
+from pigeonhole.errors import ConfigError, RunError
 
 PATIENCE_S = 120.0
 GRACE_S = 30.0
@@ -31,14 +31,15 @@ class Processes(ExitStack):
         self._environment = {**os.environ, **environment}
 
     def run(self, name: str, *arguments: str, codes: Sequence[int] = (0,)) -> dict[str, Any]:
-        """A command to its end; what it printed. Raises RunError with its last line for any other exit code."""
+        """A command to its end; what it printed. Raises with its last line: ConfigError where it ended with 2, else RunError."""
         log = self._folder / f"{name}.log"
         with log.open("a") as stream:
             ended = subprocess.run(
                 [script(name), *arguments], env=self._environment, stdout=subprocess.PIPE, stderr=stream, check=False
             )
         if ended.returncode not in codes:
-            raise RunError(f"{name} ended with {ended.returncode}: {_last_line(log)} (all of it: {log})")
+            error = ConfigError if ended.returncode == ConfigError.exit_code else RunError
+            raise error(f"{name} ended with {ended.returncode}: {_last_line(log)} (all of it: {log})")
         printed: dict[str, Any] = json.loads(ended.stdout)
         return printed
 

@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     config = read_options(RollbackConfig, arguments)
     began = time.perf_counter()
     registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
-    name = config.name or _only_model(registry)
+    name = _model(registry, config.name)
     state = registry.alias(name, "production")
     target = config.to or state.fallback
     if target is None:
@@ -61,8 +61,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 main = command(run)
 
 
-def _only_model(registry: Registry) -> str:
+def _model(registry: Registry, name: str | None) -> str:
     models = registry.models()
-    if len(models) != 1:
+    if (name is None and len(models) != 1) or (name is not None and name not in models):
         raise RegistryError(f"{registry.url}: write name=NAME; models here: {', '.join(models) or 'none'}")
-    return models[0]
+    return name or models[0]
