@@ -1,7 +1,7 @@
 """The edge of every command: one JSON object on stdout, everything for people on stderr, honest exit codes.
 
 0 done, 2 the user's mistake, 3 the run failed, 4 a gate said no, 130 interrupted. PIGEONHOLE_TRACEBACK=1 shows where an error
-came from.
+came from. Of the processes that torchrun starts, the first one alone speaks; a command that cannot share its work runs there.
 """
 
 import functools
@@ -16,12 +16,15 @@ import msgspec
 from pigeonhole.errors import GateError, PigeonholeError
 
 
-def command(run: Callable[[list[str]], Any]) -> Callable[[], None]:
-    """Make a console entry point of `run`, which takes the arguments and returns what is printed as JSON (None: nothing)."""
+def command(run: Callable[[list[str]], Any], *, together: bool = False) -> Callable[[], None]:
+    """Make a console entry point of `run`, which takes the arguments and returns what is printed as JSON (None: nothing).
+
+    `together`: it knows how to share its work with the other processes of torchrun.
+    """
 
     @functools.wraps(run)
     def main() -> None:
-        sys.exit(call(run, sys.argv[1:]))
+        sys.exit(call(run, sys.argv[1:]) if together or is_first_process() else 0)
 
     return main
 
@@ -37,18 +40,24 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
             traceback.print_exc()
         say(f"error: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        say("interrupted")
+    except KeyboardInterrupt as interrupt:
+        say(str(interrupt) or "interrupted")
         return 130
     return 0
 
 
 def _print(result: Any) -> None:
-    if result is not None:
+    if result is not None and is_first_process():
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
         sys.stdout.flush()
 
 
 def say(line: str) -> None:
     """Tell the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    if is_first_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"

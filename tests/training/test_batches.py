@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pigeonhole.training.batches import TokenizedRows, pad, shuffled_batches, sorted_batches
+from pigeonhole.training.batches import TokenizedRows, shuffled_batches, sorted_batches
 
 
 @pytest.fixture
@@ -35,14 +35,18 @@ def test_evaluation_batches_go_from_short_to_long(lengths: np.ndarray) -> None:
     assert (np.diff(lengths[order]) >= 0).all()
 
 
-def test_rows_are_padded_to_the_longest_and_masked() -> None:
-    input_ids, attention_mask = pad([[5, 6, 7], [8]])
-    assert input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+def test_a_batch_holds_the_tokens_of_its_texts_one_after_the_other_and_where_they_stand() -> None:
+    packed = TokenizedRows([[5, 6, 7], [4], [8]], np.array([0, 1, 2])).batch(np.array([2, 0])).packed
+    assert packed.input_ids.tolist() == [8, 5, 6, 7]
+    assert packed.view.tolist() == [[0, -1, -1], [1, 2, 3]]
+    assert packed.place.tolist() == [0, 3, 4, 5]
 
 
-def test_a_batch_carries_the_labels_of_its_rows() -> None:
-    rows = TokenizedRows([[1], [2, 3], [4]], np.array([0, 1, 2]))
+def test_a_batch_carries_the_labels_and_all_windows_of_its_rows() -> None:
+    rows = TokenizedRows([[1], [2, 3], [4]], np.array([0, 1, 2]), more={1: [[9], [8, 7]]}, rule="max")
     batch = rows.batch(np.array([2, 1]))
     assert batch.label_ids.tolist() == [2, 1]
-    assert batch.input_ids.tolist() == [[4, 0], [2, 3]]
+    assert batch.counts == [1, 3]
+    assert batch.packed.input_ids.tolist() == [4, 2, 3, 9, 8, 7]
+    assert rows.counts() == [1, 3, 1]
+    assert rows.lengths().tolist() == [1, 5, 1]

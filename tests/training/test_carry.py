@@ -13,6 +13,7 @@ from pigeonhole import storage
 from pigeonhole.errors import StoppedError, StorageError
 from pigeonhole.training import train, trainer, worker
 from pigeonhole.training.carry import Carrier
+from pigeonhole.training.stop_signals import StopSignals
 
 NAMES = (trainer.BEST, trainer.PROGRESS)
 
@@ -32,15 +33,15 @@ def test_a_run_whose_machine_was_taken_away_goes_on_on_another_to_the_same_weigh
     for folder in (undisturbed, first, second):
         folder.mkdir()
     run(undisturbed)
-    url, steps, obeyed = storage.join(bucket, tmp_path.name), iter(range(7)), trainer.StopSignals.obey
+    url, steps, obeyed = storage.join(bucket, tmp_path.name), iter(range(7)), StopSignals.obey
 
-    def take_away(signals: trainer.StopSignals, where: str) -> None:
+    def take_away(signals: StopSignals, where: str) -> None:
         if next(steps, None) is None:
             signal.raise_signal(signal.SIGTERM)
         obeyed(signals, where)
 
     with monkeypatch.context() as context:
-        context.setattr(trainer.StopSignals, "obey", take_away)
+        context.setattr(StopSignals, "obey", take_away)
         with pytest.raises(StoppedError), Carrier(first, url, NAMES):
             run(first)
     carrier = Carrier(second, url, NAMES)

@@ -3,31 +3,20 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.training.fork_server import ForkServer
 from tests.training.test_trainer import RECIPE, run
 
 from pigeonhole.errors import ConfigError, StoppedError
 from pigeonhole.training import trainer
+from pigeonhole.training.stop_signals import StopSignals
 
-# Trains the tiny model and saves its progress after every step, slowly enough to be killed anywhere.
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from pigeonhole.training import checkpoint, trainer
-from tests.training.test_trainer import run
-
-trainer.SAVE_EVERY_S = 0.0
-print("ready", flush=True)
-run(Path(sys.argv[1]))
-print("finished", flush=True)
-"""
+PROGRAM = Path(__file__).parent / "programs/resumable.py"
 
 
 @pytest.fixture(scope="module")
@@ -38,45 +27,60 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
     return load_file(folder / trainer.BEST)
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    assert program.stdout is not None
-    assert program.stdout.readline() == "ready\n"
-    return program
-
-
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
 
-def test_a_run_killed_without_warning_ends_with_the_weights_of_one_that_was_not(
-    tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+@pytest.fixture(scope="module")
+def seconds(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """How long a run takes that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("timed")
+    began = time.monotonic()
+    assert fork_server.wait(fork_server.start(PROGRAM, folder / "log", str(folder))) == 0
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("moment", range(10))
+def test_a_run_killed_at_any_moment_goes_on_to_the_weights_of_one_that_was_not(
+    fork_server: ForkServer,
+    uninterrupted: dict[str, torch.Tensor],
+    seconds: float,
+    tmp_path: Path,
+    number: signal.Signals,
+    moment: int,
 ) -> None:
-    program = start(tmp_path)
-    while not (tmp_path / trainer.PROGRESS).exists():
-        time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.3))
-    program.kill()
-    program.communicate(timeout=60)
-    program = start(tmp_path)
-    assert program.communicate(timeout=120)[0] == "finished\n"
+    delay = random.uniform(moment, moment + 1) / 10 * seconds
+    process = fork_server.start(PROGRAM, tmp_path / "log", str(tmp_path))
+    time.sleep(delay)
+    os.kill(process, number)
+    assert fork_server.wait(process) in (-number, 0, 1)
+    process = fork_server.start(PROGRAM, tmp_path / "log", str(tmp_path))
+    assert fork_server.wait(process) == 0, f"after {number.name} at {delay} s:\n{(tmp_path / 'log').read_text()}"
     assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
 
 
-@pytest.mark.parametrize("step", range(1, 19))
+@pytest.mark.parametrize("save", [1, 6, 7, 8, 9, 20])  # 6 steps an epoch; at its end the best weights and the progress
+def test_a_run_killed_while_it_saves_goes_on_to_the_same_weights(
+    fork_server: ForkServer, uninterrupted: dict[str, torch.Tensor], tmp_path: Path, save: int
+) -> None:
+    process = fork_server.start(PROGRAM, tmp_path / "log", str(tmp_path), KILL_IN_SAVE=str(save))
+    assert fork_server.wait(process) == -signal.SIGKILL
+    assert fork_server.wait(fork_server.start(PROGRAM, tmp_path / "log", str(tmp_path))) == 0, (tmp_path / "log").read_text()
+    assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
+
+
+@pytest.mark.parametrize("step", range(1, 22))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_after_any_step_goes_on_to_the_same_weights(
     tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, number: int, step: int
 ) -> None:
-    obeyed = trainer.StopSignals.obey
+    obeyed = StopSignals.obey
     seen = 0
 
-    def stop(signals: trainer.StopSignals, where: str) -> None:
+    def stop(signals: StopSignals, where: str) -> None:
         nonlocal seen
         seen += 1
         if seen == step:
@@ -85,8 +89,8 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_weights(
 
     with monkeypatch.context() as context:
         context.setattr(trainer, "SAVE_EVERY_S", 0.0)
-        context.setattr(trainer.StopSignals, "obey", stop)
-        with pytest.raises(StoppedError if number == signal.SIGTERM else KeyboardInterrupt, match=r"stopped at epoch|^$"):
+        context.setattr(StopSignals, "obey", stop)
+        with pytest.raises(StoppedError if number == signal.SIGTERM else KeyboardInterrupt, match="stopped at epoch"):
             run(tmp_path)
     _, history = run(tmp_path)
     assert [epoch.number for epoch in history] == list(range(1, RECIPE.epochs + 1))

@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -5,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pigeonhole.errors import DivergedError
-from pigeonhole.training import trainer
+from pigeonhole.errors import DivergedError, RunError, StoppedError
+from pigeonhole.training import optim, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_model, load_tokenizer
+from pigeonhole.training.stop_signals import StopSignals
 from pigeonhole.training.trainer import Recipe
 
 RECIPE = Recipe(
@@ -95,14 +97,127 @@ def test_frozen_word_embeddings_stay_as_they_were(tmp_path: Path) -> None:
     assert not torch.equal(word_embeddings(moved), before)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_advice(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_EVERY_S", 0.0)
+    steps = 0
+
+    def breaks(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return torch.nn.functional.cross_entropy(logits, label_ids) * (torch.inf if steps == 8 else 1)
+
+    with pytest.raises(DivergedError, match=r"at epoch 2, batch 1: the loss became inf; .*last good checkpoint is .*progress"):
+        trainer.train(fresh_model(), rows(48), rows(24), RECIPE, tmp_path, "this run", lambda history: None, breaks)
+    assert steps == 8
+    saved = load_file(tmp_path / trainer.PROGRESS)
+    assert all(torch.isfinite(value).all() for value in saved.values())
+
+
+def test_weights_that_run_away_stop_the_run_with_advice(tmp_path: Path) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "learning_rate": 1e30, "head_learning_rate": 1e30, "max_grad_norm": 1e30})
-    with pytest.raises(DivergedError, match=r"the loss became (nan|inf); try a smaller trainer.learning_rate"):
+    with pytest.raises(DivergedError, match=r"the (loss|gradient) became (nan|inf); try a smaller trainer.learning_rate; no"):
         run(tmp_path / "best", recipe)
 
 
+def needs_room_for(texts: int) -> trainer.Criterion:
+    """A loss that asks the allocator for a thousand terabytes when it gets more than `texts` at once."""
+
+    def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+        if len(label_ids) > texts:
+            torch.empty(2**50)
+        return torch.nn.functional.cross_entropy(logits, label_ids)
+
+    return criterion
+
+
+def test_out_of_memory_halves_the_batch_and_adds_gradients_up_to_the_same_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = []
+    for room in (8, 2):
+        model = fresh_model()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        folder = tmp_path / str(room)
+        folder.mkdir()
+        criterion = needs_room_for(room)
+        history = trainer.train(model, rows(48), rows(24), RECIPE, folder, "run", lambda history: None, criterion)
+        losses.append([epoch.loss for epoch in history])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert [line.split("; ")[1] for line in told] == [
+        "from here on 4 texts at a time, their gradients added up to steps of 8 as before",
+        "from here on 2 texts at a time, their gradients added up to steps of 8 as before",
+    ]
+
+
+def test_a_gpus_out_of_memory_is_met_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+        if len(label_ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return torch.nn.functional.cross_entropy(logits, label_ids)
+
+    trainer.train(fresh_model(), rows(48), rows(24), RECIPE, tmp_path, "run", lambda history: None, criterion)
+    assert "out of memory; from here on 4 texts at a time" in capsys.readouterr().err
+
+
+def test_a_text_that_does_not_fit_alone_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"one text does not fit into memory; use a smaller model\.max_length"):
+        trainer.train(fresh_model(), rows(48), rows(24), RECIPE, tmp_path, "run", lambda history: None, needs_room_for(0))
+
+
+def test_another_failure_in_a_step_is_not_taken_for_memory(tmp_path: Path) -> None:
+    def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer.train(fresh_model(), rows(48), rows(24), RECIPE, tmp_path, "run", lambda history: None, criterion)
+
+
+def test_the_weights_that_leave_are_the_average_of_the_last_ones(tmp_path: Path) -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, "average_decay": 0.9, "epochs": 1})
+    head = [fresh_model().head.weight.detach().clone()]
+
+    def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+        head.append(model.head.weight.detach().clone())
+        return torch.nn.functional.cross_entropy(logits, label_ids)
+
+    model = fresh_model()
+    trainer.train(model, rows(48), rows(24), recipe, tmp_path, "run", lambda history: None, criterion)
+    saved = load_file(tmp_path / trainer.PROGRESS)
+    average = head[1]
+    for weight in [*head[2:], saved["model.head.weight"]]:
+        average = 0.9 * average + 0.1 * weight
+    torch.testing.assert_close(saved["average.head.weight"], average)
+    torch.testing.assert_close(model.head.weight.detach(), average)
+
+
+def test_an_averaged_run_that_was_stopped_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(**{**RECIPE.__dict__, "average_decay": 0.9})
+    expected, _ = run(tmp_path / "undisturbed", recipe)
+    obey, steps = StopSignals.obey, []
+
+    def stop(signals: StopSignals, where: str) -> None:
+        steps.append(where)
+        if len(steps) == 9:
+            signal.raise_signal(signal.SIGTERM)
+        obey(signals, where)
+
+    with monkeypatch.context() as context:
+        context.setattr(StopSignals, "obey", stop)
+        context.setattr(trainer, "SAVE_EVERY_S", 0.0)
+        with pytest.raises(StoppedError):
+            run(tmp_path / "stopped", recipe)
+    found, _ = run(tmp_path / "stopped", recipe)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:
-    factor = trainer._warmup_then_linear(0.1, 100)
+    factor = optim.warmup_then_linear(0.1, 100)
     values = [factor(step) for step in range(101)]
     assert np.argmax(values) == 9
     assert values[0] == pytest.approx(0.1)
@@ -112,7 +227,7 @@ def test_the_learning_rate_rises_then_falls_to_zero() -> None:
 
 
 def test_biases_and_norms_are_not_decayed() -> None:
-    groups = trainer._parameter_groups(fresh_model(), RECIPE)
+    groups = optim.parameter_groups(fresh_model(), 2e-3, 1e-2, 0.01)
     for group in groups:
         dimensions = {parameter.ndim for parameter in group["params"]}  # type: ignore[attr-defined]
         assert dimensions <= {1} if group["weight_decay"] == 0 else dimensions <= {2}

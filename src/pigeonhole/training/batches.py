@@ -1,7 +1,12 @@
-"""Token ids in batches: sorted by length within megabatches, so that little is padded and little is lost of the shuffling."""
+"""Token ids in batches without padding: sorted by length within megabatches, so that the attention's view is almost full too.
+
+Promises: the batches of an epoch are a function of lengths, size, seed and epoch alone; no Python runs for each text of a batch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import torch
@@ -14,17 +19,40 @@ MEGABATCH = 16  # batches that are shuffled together before they are sorted by l
 
 
 @dataclass(frozen=True)
-class Batch:
-    """input_ids, attention_mask: (w, t) int64, w windows of b texts; label_ids: (b,) int64; rows: (b,), places in the split.
+class Packed:
+    """Windows one after the other, as training/packed.py says.
 
-    counts: how many windows each text has, (b,); one each where all texts are short.
+    input_ids: (n,) int64, the tokens of all w windows; view: (w, t) int64, which token stands at which place of its window, -1
+    where there is none; place: (n,) int64, where each token stands in the flattened view.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    view: Tensor
+    place: Tensor
+
+    def to(self, device: torch.device) -> "Packed":
+        return Packed(*(value.to(device, non_blocking=True) for value in (self.input_ids, self.view, self.place)))
+
+    def pin(self) -> "Packed":
+        return Packed(*(value.pin_memory() for value in (self.input_ids, self.view, self.place)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """w windows of b texts; label_ids: (b, …) as the split has them; counts: how many windows each text has, (b,)."""
+
+    packed: Packed
     label_ids: Tensor
-    rows: NDArray[np.int64]
     counts: list[int]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.packed.to(device), self.label_ids.to(device, non_blocking=True), self.counts)
+
+    def pin(self) -> "Batch":
+        return Batch(self.packed.pin(), self.label_ids.pin_memory(), self.counts)
 
 
 @dataclass(frozen=True)
@@ -40,21 +68,55 @@ class TokenizedRows:
         return len(self.input_ids)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        windows = [[self.input_ids[row], *self.more.get(row, ())] for row in rows.tolist()]
-        input_ids, attention_mask = pad([window for own in windows for window in own])
-        return Batch(input_ids, attention_mask, torch.from_numpy(self.label_ids[rows]), rows, [len(own) for own in windows])
+        counts = self._counts[rows]
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        packed = self.pack(np.repeat(self._first_windows[rows], counts) + within)
+        return Batch(packed, torch.from_numpy(self.label_ids[rows]), counts.tolist())
 
-    def windows(self) -> list[Sequence[int]]:
-        """Those of all texts, one text after the other."""
-        return [window for row, ids in enumerate(self.input_ids) for window in (ids, *self.more.get(row, ()))]
+    def pack(self, windows: NDArray[np.int64]) -> Packed:
+        """Of the windows with these numbers, counted over all texts, one text after the other."""
+        lengths = self.window_lengths[windows]
+        width = int(lengths.max())
+        position = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        place = np.repeat(np.arange(len(windows)) * width, lengths) + position
+        view = np.full(len(windows) * width, -1, np.int64)
+        view[place] = np.arange(len(place))
+        input_ids = self._tokens[np.repeat(self._starts[windows], lengths) + position]
+        return Packed(*map(torch.from_numpy, (input_ids, view.reshape(-1, width), place)))
 
     def counts(self) -> list[int]:
         """How many windows each text has."""
-        return [1 + len(self.more.get(row, ())) for row in range(len(self))]
+        counts: list[int] = self._counts.tolist()
+        return counts
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each text in all its windows, (n,)."""
-        return np.array([len(ids) + sum(map(len, self.more.get(row, ()))) for row, ids in enumerate(self.input_ids)], np.int64)
+        return np.add.reduceat(self.window_lengths, self._first_windows)
+
+    @cached_property
+    def window_lengths(self) -> NDArray[np.int64]:
+        """Of every window of every text."""
+        return np.array([len(window) for window in self._windows()], np.int64)
+
+    @cached_property
+    def _counts(self) -> NDArray[np.int64]:
+        return np.array([1 + len(self.more.get(row, ())) for row in range(len(self))], np.int64)
+
+    @cached_property
+    def _first_windows(self) -> NDArray[np.int64]:
+        return np.cumsum(self._counts) - self._counts
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where each window begins among the tokens."""
+        return np.cumsum(self.window_lengths) - self.window_lengths
+
+    @cached_property
+    def _tokens(self) -> NDArray[np.int64]:
+        return np.fromiter(chain.from_iterable(self._windows()), np.int64)
+
+    def _windows(self) -> list[Sequence[int]]:
+        return [window for row, ids in enumerate(self.input_ids) for window in (ids, *self.more.get(row, ()))]
 
 
 def merge_windows(windows: Tensor, counts: Sequence[int], rule: WindowRule) -> Tensor:
@@ -62,17 +124,6 @@ def merge_windows(windows: Tensor, counts: Sequence[int], rule: WindowRule) -> T
     if len(counts) == len(windows):
         return windows
     return torch.stack([own.amax(0) if rule == "max" else own.mean(0) for own in torch.split(windows, list(counts))])
-
-
-def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """-> input_ids, attention_mask, each (b, t) int64, padded to the longest row; what the padding's id is does not matter."""
-    longest = max(map(len, rows))
-    input_ids = np.zeros((len(rows), longest), np.int64)
-    attention_mask = np.zeros((len(rows), longest), np.int64)
-    for number, row in enumerate(rows):
-        input_ids[number, : len(row)] = row
-        attention_mask[number, : len(row)] = 1
-    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
 def shuffled_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:

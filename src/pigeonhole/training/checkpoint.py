@@ -1,7 +1,7 @@
-"""What a stopped run goes on from: weights, optimizer, random state and progress, so that it ends as if it had never stopped.
+"""What a stopped run goes on from: weights, optimizer and progress, so that it ends as if it had never stopped.
 
 Written aside and renamed: a kill while saving leaves the checkpoint before. No pickle: tensors in safetensors, numbers in its
-metadata.
+metadata. No random state: what is random in a step is a function of seed, step and process.
 """
 
 import os
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -35,13 +34,25 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where a run is: `batches` of epoch `epoch` (from 1) are done, with `loss` summed over their texts."""
+    """Where a run is: `batches` of epoch `epoch` (from 1) are done, with `loss` summed over their texts.
+
+    `pieces`: into how many parts a batch is cut to fit into memory.
+    """
 
     epoch: int
     batches: int
     loss: float
     seconds: float
     history: list[Epoch]
+    pieces: int = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """As it was read; `restore` puts it back."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -54,15 +65,19 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def save_progress(
-    path: Path, fingerprint: str, progress: Progress, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR
+    path: Path,
+    fingerprint: str,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LambdaLR,
+    average: dict[str, Tensor],
 ) -> None:
     """`fingerprint` says which run this is; another run refuses to go on from it."""
     tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value.cpu().contiguous() for name, value in average.items()}
     for place, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{place}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
     metadata = {
         "fingerprint": fingerprint,
         "progress": msgspec.json.encode(progress).decode(),
@@ -71,8 +86,8 @@ def save_progress(
     save_tensors(tensors, path, metadata)
 
 
-def load_progress(path: Path, fingerprint: str, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> Progress:
-    """Put everything back as it was saved. Raises ConfigError for the checkpoint of another run."""
+def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
+    """Raises ConfigError for the checkpoint of another run."""
     with safe_open(path, framework="pt") as stream:
         metadata = stream.metadata()
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  it is no mapping
@@ -81,17 +96,23 @@ def load_progress(path: Path, fingerprint: str, model: nn.Module, optimizer: Opt
             f"{path.parent.parent} holds an unfinished run with another configuration, data or number of threads; "
             "give the same again, or another folder as out="
         )
-    model.load_state_dict(_below("model.", tensors))
+    return Checkpoint(tensors, metadata)
+
+
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR, average: dict[str, Tensor]
+) -> Progress:
+    """Put everything back as it was saved."""
+    model.load_state_dict(_below("model.", checkpoint.tensors))
+    for name, value in _below("average.", checkpoint.tensors).items():
+        average[name].copy_(value)
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below("optimizer.", tensors).items():
+    for name, value in _below("optimizer.", checkpoint.tensors).items():
         place, key = name.split(".", 1)
         moments.setdefault(int(place), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    _rewind(schedule, int(metadata["schedule_step"]))
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    return msgspec.json.decode(metadata["progress"], type=Progress)
+    _rewind(schedule, int(checkpoint.metadata["schedule_step"]))
+    return msgspec.json.decode(checkpoint.metadata["progress"], type=Progress)
 
 
 def _rewind(schedule: LambdaLR, step: int) -> None:

@@ -42,6 +42,16 @@ class TrainerConfig:
     fit_head_first: bool = setting(True, "fit the head on the frozen encoder before fine-tuning (logistic regression)")
     refit_head: bool = setting(False, "fit the head once more on the fine-tuned encoder; pays where the epochs are few")
     freeze_word_embeddings: bool = setting(True, "keep the word embeddings as they are: faster, no loss seen")
+    average_decay: float = setting(
+        0.0, "the weights that leave are a moving average with this decay, by step (0.99 or so); 0: the last ones", ge=0, lt=1
+    )
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all labels", ge=0, lt=1)
+    precision: str = setting(
+        "auto",
+        "of matrix products: auto is bf16 on a GPU, fp32 on a CPU; bf16 on a CPU is fast with AMX alone",
+        choices=["auto", "fp32", "bf16"],
+    )
+    compile: bool = setting(False, "torch.compile the forward pass: minutes at the start, for long runs on a GPU")
     threads: int = setting(0, "CPU threads, 0 for all cores; another number gives other weights", ge=0, le=1024)
 
 
@@ -84,6 +94,11 @@ class TrainConfig:
     name: str | None = setting(None, "the model's name in the registry; the data file's name where it is not given")
     seed: int = setting(0, "seed of everything random but the split", ge=0, le=2**32 - 1)
     out: str | None = setting(None, "run folder; runs/<time>-<name> where it is not given")
+    resume: str = setting(
+        "auto",
+        "auto goes on where the same run was stopped, found by its configuration and data; never begins a new one",
+        choices=["auto", "never"],
+    )
     registry: str = setting("${oc.env:PIGEONHOLE_REGISTRY,registry}", "URL of the registry that the bundle is published to")
     reference_path: str | None = setting(
         None, "rows, all in the test split, that drift compares the traffic with; unset: the whole test split"

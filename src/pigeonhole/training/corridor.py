@@ -4,14 +4,14 @@ rows -> split -> ids -> head on the frozen encoder -> fine-tuned model -> ONNX (
 door and compared -> calibration, thresholds, what is out of scope -> sealed -> registry.
 """
 
-import datetime
 import hashlib
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from pigeonhole import storage
 from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Windowing, WindowRule, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
-from pigeonhole.command import say
+from pigeonhole.command import is_first_process, say
 from pigeonhole.configuration import to_flat, to_yaml
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row
@@ -37,12 +37,13 @@ from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import ModelConfig, TrainConfig, TrainerConfig
 from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
 from pigeonhole.training.head import REFIT_REGULARISATION, fit_head
-from pigeonhole.training.model import load_model, load_tokenizer, locate
+from pigeonhole.training.loss import make_criterion
+from pigeonhole.training.model import Pretrained, load_model, load_tokenizer, locate
+from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
+from pigeonhole.training.run_folder import RESULT, RUNS, open_run_folder, require_run_folder
 from pigeonhole.training.tracking import Tracker, open_tracker
 from pigeonhole.training.trainer import Recipe
-
-RESULT = "metrics.json"  # written last: a run folder that has it is finished
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,15 @@ class Stopwatch:
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """What `uv run train` prints. Raises ConfigError, DataError, StorageError, ParityError and what training raises."""
+    """What `uv run train` prints. Raises ConfigError, DataError, StorageError, ParityError and what training raises.
+
+    Of several processes all but the first return nothing as soon as the model is trained.
+    """
     name = _model_name(config)
     pretrained = locate(config.model.pretrained, config.model.sha256)
     pretrained = replace(pretrained, revision=config.model.revision)
-    out = _open_run_folder(config.out, name)
+    require_run_folder(config.out)
+    _require_writable("out", config.out or str(RUNS))
     _require_writable("registry", config.registry)
     watch = Stopwatch()
     threads = trainer.set_determinism(config.seed, config.trainer.threads)
@@ -83,6 +88,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     split = dataset.split
     sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
     say(f"data: {sizes}, {len(dataset.labels)} labels")
+    fingerprint = _fingerprint(config, dataset.sha256, threads)
+    if not is_first_process():
+        _take_part(config, dataset, pretrained, fingerprint)
+        return {}
+    run_folder = open_run_folder(config.out, name, fingerprint, resume=config.resume == "auto")
+    out = run_folder.path
     storage.write(str(out / "config.yaml"), to_yaml(config).encode())
     origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads)
     storage.write(str(out / "provenance.json"), msgspec.json.format(msgspec.json.encode(origin)))
@@ -105,17 +116,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         watch.lap("head")
     checkpoint = out / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
-    fingerprint = _fingerprint(config, dataset.sha256, threads)
     history: list[Epoch] = []
     if config.trainer.epochs:
         history = trainer.train(
             model,
             rows.train,
             rows.validation,
-            _recipe(config),
+            make_recipe(config),
             checkpoint,
             fingerprint,
             lambda history: _tell(history, tracker, out),
+            make_criterion(config.trainer.label_smoothing),
         )
         watch.lap("training")
     if config.trainer.refit_head:
@@ -202,23 +213,27 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return {**result, "baselines": {baseline: _without_classes(found) for baseline, found in result["baselines"].items()}}
 
 
+def _take_part(config: TrainConfig, dataset: Dataset, pretrained: Pretrained, fingerprint: str) -> None:
+    """Another process than the first: its share of every step, from the weights that the first one sends."""
+    tokenizer = load_tokenizer(pretrained, [row.text for row in dataset.split.train])
+    windowing = _windowing(config.model)
+    rows = _tokenize(Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing), windowing.rule, dataset)
+    averaging, max_length = config.model.averaging_layer, config.model.max_length
+    model = load_model(pretrained, dataset.labels, tokenizer, averaging_layer=averaging, max_length=max_length)
+    if config.trainer.epochs:
+        criterion = make_criterion(config.trainer.label_smoothing)
+        nowhere = Path(os.devnull)  # only the first process reads or writes
+        trainer.train(
+            model, rows.train, rows.validation, make_recipe(config), nowhere, fingerprint, lambda history: None, criterion
+        )
+
+
 def _model_name(config: TrainConfig) -> str:
     stem = config.name or Path(config.data.path.split(":")[-1]).stem
     name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"
     if config.name is not None and name != config.name:
         raise ConfigError(f"name={config.name}: expected lower-case letters, digits, '.', '_' and '-'")
     return name
-
-
-def _open_run_folder(out: str | None, name: str) -> Path:
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    path = storage.local_path(out or f"runs/{now}-{name}")
-    if path is None:
-        raise ConfigError(f"out={out}: a run works in a local folder; the registry is what may be remote (registry=gs://…)")
-    if (path / RESULT).exists():
-        raise ConfigError(f"out={out}: holds a finished run; choose another folder")
-    _require_writable("out", str(path))
-    return path.resolve()
 
 
 def _require_writable(key: str, url: str) -> None:
@@ -238,7 +253,8 @@ def _fingerprint(config: TrainConfig, data_sha256: str, threads: int) -> str:
     decisive = {
         key: value for key, value in to_flat(config).items() if key == "seed" or key.startswith(("data.", "model.", "trainer."))
     }
-    return hashlib.sha256(msgspec.json.encode([decisive, data_sha256, threads])).hexdigest()
+    processes = os.environ.get("WORLD_SIZE", "1")
+    return hashlib.sha256(msgspec.json.encode([decisive, data_sha256, threads, processes])).hexdigest()
 
 
 def _windowing(model: ModelConfig) -> Windowing:
@@ -267,7 +283,7 @@ def _tokenize(encoder: Encoder, rule: WindowRule, dataset: Dataset) -> Tokenized
     return Tokenized(tokenize(split.train), tokenize(split.validation), tokenize(split.test))
 
 
-def _recipe(config: TrainConfig) -> Recipe:
+def make_recipe(config: TrainConfig) -> Recipe:
     chosen: TrainerConfig = config.trainer
     return Recipe(
         epochs=chosen.epochs,
@@ -280,6 +296,9 @@ def _recipe(config: TrainConfig) -> Recipe:
         patience=chosen.patience,
         freeze_word_embeddings=chosen.freeze_word_embeddings,
         seed=config.seed,
+        average_decay=chosen.average_decay,
+        precision=cast(TrainingPrecision, chosen.precision),
+        compile=chosen.compile,
     )
 
 

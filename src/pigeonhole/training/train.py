@@ -15,4 +15,4 @@ def run(arguments: list[str]) -> dict[str, Any]:
     return train(config)
 
 
-main = command(run)
+main = command(run, together=True)

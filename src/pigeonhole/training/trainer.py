@@ -1,23 +1,22 @@
-"""The training loop on Accelerate: length-sorted batches, AdamW, warm-up, linear decay, early stopping on validation macro-F1.
+"""The training loop: batches without padding, AdamW, warm-up, linear decay, early stopping on validation macro-F1.
 
-Promises: the same arguments on the same machine with the same number of threads give the same weights, bit for bit; the model
-leaves with the weights of its best epoch; a run that was killed at any moment and started again ends with the same weights as one
-that was not. Knows nothing of configuration and tracking.
+Promises: the same arguments on the same machine with the same numbers of threads and processes give the same weights, bit for
+bit; the model leaves with the weights of its best epoch; a run that was killed at any moment and started again ends with the same
+weights as one that was not. Knows nothing of configuration and tracking.
 """
 
 import math
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,15 +27,22 @@ from pigeonhole import metrics
 from pigeonhole.bundle import WindowRule
 from pigeonhole.classifier import aggregate
 from pigeonhole.command import say
-from pigeonhole.errors import DivergedError, StoppedError
-from pigeonhole.training.batches import TokenizedRows, merge_windows, pad, shuffled_batches, sorted_batches
-from pigeonhole.training.checkpoint import Epoch, Progress, load_progress, save_progress, save_tensors
+from pigeonhole.errors import DivergedError, RunError
+from pigeonhole.training.batches import Batch, TokenizedRows, merge_windows, shuffled_batches, sorted_batches
+from pigeonhole.training.checkpoint import Epoch, Progress, read_checkpoint, restore, save_progress, save_tensors
 from pigeonhole.training.model import TextClassifier
+from pigeonhole.training.optim import Average, parameter_groups, warmup_then_linear
+from pigeonhole.training.padding_free import PaddingFree
+from pigeonhole.training.precision import Precision, autocast, bf16_products
+from pigeonhole.training.processes import Processes
+from pigeonhole.training.stop_signals import StopSignals
 
 EVALUATION_BATCH = 64
 SAVE_EVERY_S = 30.0
 BEST = "model.safetensors"
 PROGRESS = "progress.safetensors"
+
+Criterion = Callable[[Tensor, Tensor], Tensor]  # logits (b, c), label_ids (b, …) -> the mean loss of the b texts
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,18 @@ class Recipe:
     patience: int
     freeze_word_embeddings: bool
     seed: int
+    average_decay: float = 0.0
+    precision: Precision = "auto"
+    compile: bool = False
 
 
 def set_determinism(seed: int, threads: int) -> int:
-    """Fix everything random and the number of CPU threads (0: all cores), and return that number."""
+    """Fix everything random and the number of CPU threads (0: all cores, shared out among processes), and return that number."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of torchrun that share this machine
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // beside))
     return torch.get_num_threads()
 
 
@@ -72,76 +82,199 @@ def train(
     folder: Path,
     fingerprint: str,
     on_epoch: Callable[[list[Epoch]], None],
+    criterion: Criterion = nn.functional.cross_entropy,
 ) -> list[Epoch]:
     """Fine-tune `model` in place, or go on where the run with this `fingerprint` was stopped in `folder`.
 
     `folder` gets the weights of every better epoch and, twice a minute and when told to stop, the progress. Raises DivergedError,
-    StoppedError after SIGTERM, KeyboardInterrupt after SIGINT, ConfigError for a folder with another run's progress.
+    StoppedError after SIGTERM, KeyboardInterrupt after SIGINT, ConfigError for a folder with another run's progress, RunError
+    when one text does not fit into memory. Of several processes only the first one touches `folder`, calls `on_epoch` and ends
+    with the best epoch's weights.
     """
-    accelerator = Accelerator()
-    model.body.get_input_embeddings().requires_grad_(not recipe.freeze_word_embeddings)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe))
-    batches = math.ceil(len(rows) / recipe.batch_size)
-    schedule = LambdaLR(optimizer, _warmup_then_linear(recipe.warmup, recipe.epochs * batches))
-    best, saved = folder / BEST, folder / PROGRESS
-    progress = Progress(epoch=1, batches=0, loss=0.0, seconds=0.0, history=[])
-    if saved.exists():
-        progress = load_progress(saved, fingerprint, model, optimizer, schedule)
-        say(f"going on from epoch {progress.epoch}, step {schedule.last_epoch}")
-    prepared = accelerator.prepare(model)
-    done, steps = schedule.last_epoch, recipe.epochs * batches
-    with (
-        StopSignals() as signals,
-        tqdm(total=steps, initial=done, desc="training", unit="step", disable=not accelerator.is_main_process) as bar,
-    ):
-        began = last_save = time.monotonic() - progress.seconds
-        while not _finished(progress, recipe):
-            for batch_loss, texts in _run_epoch(accelerator, prepared, optimizer, schedule, rows, recipe, progress):
-                progress.batches += 1
-                progress.loss += batch_loss * texts
-                bar.set_postfix(loss=f"{batch_loss:.3f}", refresh=False)
-                bar.update()
-                now = time.monotonic()
-                if signals.received or now - last_save >= SAVE_EVERY_S:
-                    progress.seconds, last_save = now - began, now
-                    save_progress(saved, fingerprint, progress, model, optimizer, schedule)
-                signals.obey(f"stopped at epoch {progress.epoch}, batch {progress.batches}; the same command goes on from there")
-            progress.seconds = time.monotonic() - began
-            progress.history.append(_summarise(progress, len(rows), predict_logits(model, validation), validation, schedule))
-            on_epoch(progress.history)
-            if _best(progress.history) is progress.history[-1]:
-                save_tensors(_state(model), best)
-            progress.epoch, progress.batches, progress.loss = progress.epoch + 1, 0, 0.0
-            save_progress(saved, fingerprint, progress, model, optimizer, schedule)
-    accelerator.wait_for_everyone()
-    model.load_state_dict(load_file(best))
-    return progress.history
+    return _Run(model, rows, validation, recipe, folder, fingerprint, on_epoch, criterion).train()
 
 
-class StopSignals:
-    """SIGTERM and SIGINT, kept until it is safe to obey them."""
+class _Run:
+    def __init__(
+        self,
+        model: TextClassifier,
+        rows: TokenizedRows,
+        validation: TokenizedRows,
+        recipe: Recipe,
+        folder: Path,
+        fingerprint: str,
+        on_epoch: Callable[[list[Epoch]], None],
+        criterion: Criterion,
+    ) -> None:
+        self.processes = Processes()
+        self.device = self.processes.device
+        self.model = model.to(self.device)
+        self.rows, self.validation, self.recipe = rows, validation, recipe
+        self.best, self.saved, self.fingerprint = folder / BEST, folder / PROGRESS, fingerprint
+        self.on_epoch, self.criterion = on_epoch, criterion
+        model.body.get_input_embeddings().requires_grad_(not recipe.freeze_word_embeddings)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = parameter_groups(model, recipe.learning_rate, recipe.head_learning_rate, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)  # one pass over the weights a step: 64 -> 71 texts a CPU-second
+        self.steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
+        self.schedule = LambdaLR(self.optimizer, warmup_then_linear(recipe.warmup, self.steps))
+        self.average = Average(model, recipe.average_decay)
+        self.progress = self._begin()
+        padding_free = PaddingFree(model)
+        self.forward = torch.compile(padding_free, dynamic=True) if recipe.compile else padding_free
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
+    def train(self) -> list[Epoch]:
+        progress, done = self.progress, self.schedule.last_epoch
+        bar = tqdm(total=self.steps, initial=done, desc="training", unit="step", disable=not self.processes.first)
+        with StopSignals() as signals, bar, bf16_products(self.recipe.precision, self.device):
+            began = last_save = time.monotonic() - progress.seconds
+            while not _finished(progress, self.recipe):
+                for places, batches in self._batches():
+                    loss, received = self._step(places, batches, signals.received)
+                    signals.received = received
+                    progress.batches += 1
+                    progress.loss += loss * len(places)
+                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    bar.update()
+                    now = time.monotonic()
+                    if received or now - last_save >= SAVE_EVERY_S:
+                        progress.seconds, last_save = now - began, now
+                        self._save()
+                    signals.obey(self._where("stopped at"))
+                progress.seconds = time.monotonic() - began
+                self._end_epoch()
+                signals.received = self._agree(signals.received)
+                signals.obey(self._where("stopped at"))
+        if self.processes.first:
+            self.model.load_state_dict(load_file(self.best))
+        return progress.history
 
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
+    def _begin(self) -> Progress:
+        """Every process begins with what the first one has, or read."""
+        there = self.processes.first and self.saved.exists()
+        checkpoint = self.processes.same(read_checkpoint(self.saved, self.fingerprint) if there else None)
+        if checkpoint is None:
+            self.model.load_state_dict(self.processes.same(self.model.state_dict()))
+            return Progress(epoch=1, batches=0, loss=0.0, seconds=0.0, history=[])
+        progress = restore(checkpoint, self.model, self.optimizer, self.schedule, self.average.weights)
+        say(f"going on from epoch {progress.epoch}, step {self.schedule.last_epoch}")
+        return progress
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _batches(self) -> Iterator[tuple[NDArray[np.int64], list[Batch]]]:
+        """What is left of the epoch: each step's places, and this process's part of it; made ahead where a GPU would wait."""
+        places = shuffled_batches(self.rows.lengths(), self.recipe.batch_size, self.recipe.seed, self.progress.epoch)
+        left = places[self.progress.batches :]
+        if self.device.type != "cuda":
+            yield from ((step, self._pieces(step)) for step in left)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(self._pieces, left[0]) if left else None
+            for number, step in enumerate(left):
+                assert following is not None
+                pieces = following.result()
+                following = ahead.submit(self._pieces, left[number + 1]) if number + 1 < len(left) else None
+                yield step, pieces
 
-    def obey(self, where: str) -> None:
-        if self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received is not None:
-            raise StoppedError(where)
+    def _pieces(self, places: NDArray[np.int64]) -> list[Batch]:
+        own = self.processes.share(places)
+        pieces = [self.rows.batch(part) for part in np.array_split(own, self.progress.pieces) if len(part)]
+        return [piece.pin() for piece in pieces] if self.device.type == "cuda" else pieces
 
-    def _receive(self, number: int, _: object) -> None:
-        self.received = number
+    def _step(self, places: NDArray[np.int64], batches: Sequence[Batch], received: int) -> tuple[float, int]:
+        """One step of the optimizer, the same in all processes: its loss, and the signal that any of them received."""
+        self.model.train()
+        step = self.schedule.last_epoch
+        while True:
+            _seed(self.recipe.seed, step, self.processes.number)
+            found = self._backward(batches, len(places))
+            interrupted, terminated = received == signal.SIGINT, received == signal.SIGTERM
+            loss, failed, interrupts, terminations = self.processes.sum([found or 0.0, found is None, interrupted, terminated])
+            if not failed:
+                break
+            batches = self._smaller(places)
+        self._require_finite("loss", loss)
+        self.processes.sum_gradients(self.trained)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.recipe.max_grad_norm).item()
+        self._require_finite("gradient", norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.average.update()
+        return loss, signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
+
+    def _backward(self, batches: Sequence[Batch], texts: int) -> float | None:
+        """Its part of the mean loss over the step's `texts`, with its gradients; None: out of memory."""
+        loss = 0.0
+        try:
+            for piece in batches:
+                batch = piece.to(self.device)
+                with autocast(self.recipe.precision, self.device):
+                    logits, _ = self.forward(batch.packed)
+                merged = merge_windows(logits.float(), batch.counts, self.rows.rule)
+                part = self.criterion(merged, batch.label_ids) * (len(batch) / texts)
+                torch.autograd.backward(part)
+                loss += part.item()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            loss = math.nan
+        else:
+            return loss
+        self.optimizer.zero_grad()  # out here the error and the tensors that its traceback holds are gone
+        return None
+
+    def _smaller(self, places: NDArray[np.int64]) -> list[Batch]:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.progress.pieces *= 2
+        texts = math.ceil(len(self.processes.share(places)) / self.progress.pieces)
+        if self.progress.pieces >= 2 * self.recipe.batch_size:
+            raise RunError(f"{self._where('at')}: one text does not fit into memory; use a smaller model.max_length or model")
+        say(
+            f"{self._where('at')}: out of memory; from here on {texts} texts at a time, "
+            f"their gradients added up to steps of {self.recipe.batch_size} as before"
+        )
+        return self._pieces(places)
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        last = f"the last good checkpoint is {self.saved}" if self.saved.exists() else "no checkpoint had been written yet"
+        raise DivergedError(f"{self._where('at')}: the {what} became {value}; try a smaller trainer.learning_rate; {last}")
+
+    def _end_epoch(self) -> None:
+        """Measure, tell, keep what is best, and save; the other processes get the history."""
+        progress = self.progress
+        with self.average.applied():
+            if self.processes.first:
+                logits = predict_logits(self.model, self.validation)
+                progress.history.append(_summarise(progress, len(self.rows), logits, self.validation, self.schedule))
+                self.on_epoch(progress.history)
+                if _best(progress.history) is progress.history[-1]:
+                    save_tensors(_state(self.model), self.best)
+        progress.history = self.processes.same(progress.history)
+        progress.epoch, progress.batches, progress.loss = progress.epoch + 1, 0, 0.0
+        self._save()
+
+    def _save(self) -> None:
+        if self.processes.first:
+            save_progress(
+                self.saved,
+                self.fingerprint,
+                self.progress,
+                self.model,
+                self.optimizer,
+                self.schedule,
+                self.average.weights,
+            )
+
+    def _agree(self, received: int) -> int:
+        interrupts, terminations = self.processes.sum([received == signal.SIGINT, received == signal.SIGTERM])
+        return signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
+
+    def _where(self, verb: str) -> str:
+        goes_on = "; the same command goes on from there" if verb == "stopped at" else ""
+        return f"{verb} epoch {self.progress.epoch}, batch {self.progress.batches}{goes_on}"
 
 
 def _best(history: list[Epoch]) -> Epoch:
@@ -154,6 +287,15 @@ def _finished(progress: Progress, recipe: Recipe) -> bool:
         return False
     last = progress.history[-1].number
     return last >= recipe.epochs or last - _best(progress.history).number >= recipe.patience
+
+
+def _seed(seed: int, step: int, process: int) -> None:
+    """What is random in a step, dropout, depends on nothing else: no random state has to be saved."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @torch.inference_mode()
@@ -172,45 +314,14 @@ def _forward_sorted(
     model: TextClassifier, rows: TokenizedRows, choose: Callable[[Tensor, Tensor], Tensor], rule: WindowRule, what: str
 ) -> list[NDArray[np.float32]]:
     model.eval()
-    device = next(model.parameters()).device
-    windows = rows.windows()
-    outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(windows)
-    lengths = np.fromiter(map(len, windows), np.int64, len(windows))
+    forward, device = PaddingFree(model), next(model.parameters()).device
+    lengths = rows.window_lengths
+    outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(lengths)
     for places in tqdm(sorted_batches(lengths, EVALUATION_BATCH), desc=what, unit="batch", leave=False):
-        input_ids, attention_mask = pad([windows[place] for place in places])
-        chosen = choose(*model(input_ids.to(device), attention_mask.to(device))).cpu().numpy()
+        chosen = choose(*forward(rows.pack(places).to(device))).cpu().numpy()
         for place, row in zip(places, chosen, strict=True):
             outputs[place] = row
     return aggregate(outputs, rows.counts(), rule)
-
-
-def _run_epoch(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    rows: TokenizedRows,
-    recipe: Recipe,
-    progress: Progress,
-) -> Iterator[tuple[float, int]]:
-    """What is left of an epoch; gives the loss and the number of texts of each step."""
-    model.train()
-    criterion = nn.CrossEntropyLoss()
-    number = progress.epoch
-    batches = shuffled_batches(rows.lengths(), recipe.batch_size, recipe.seed, number)
-    for places in batches[progress.batches :]:
-        batch = rows.batch(places)
-        logits, _ = model(batch.input_ids.to(accelerator.device), batch.attention_mask.to(accelerator.device))
-        loss = criterion(merge_windows(logits, batch.counts, rows.rule), batch.label_ids.to(accelerator.device))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DivergedError(f"epoch {number}: the loss became {value}; try a smaller trainer.learning_rate")
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        yield value, len(places)
 
 
 def _summarise(
@@ -229,27 +340,6 @@ def _summarise(
         learning_rate=float(schedule.get_last_lr()[0]),
         seconds=progress.seconds,
     )
-
-
-def _parameter_groups(model: TextClassifier, recipe: Recipe) -> list[dict[str, object]]:
-    """Biases and norms are not decayed; the head has its own learning rate."""
-    groups: list[dict[str, object]] = []
-    for module, learning_rate in ((model.body, recipe.learning_rate), (model.head, recipe.head_learning_rate)):
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        decayed = [parameter for parameter in trained if parameter.ndim > 1]
-        free = [parameter for parameter in trained if parameter.ndim <= 1]
-        groups.append({"params": decayed, "lr": learning_rate, "weight_decay": recipe.weight_decay})
-        groups.append({"params": free, "lr": learning_rate, "weight_decay": 0.0})
-    return groups
-
-
-def _warmup_then_linear(warmup: float, steps: int) -> Callable[[int], float]:
-    rising = max(1, round(warmup * steps))
-
-    def factor(step: int) -> float:
-        return min((step + 1) / rising, max(0.0, (steps - step) / max(1, steps - rising)))
-
-    return factor
 
 
 def _state(model: TextClassifier) -> dict[str, Tensor]:

@@ -1,0 +1,65 @@
+"""What moves the weights: AdamW by parameter groups, the learning rate's way up and down, and an average of the last weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pigeonhole.training.model import TextClassifier
+
+
+def parameter_groups(
+    model: TextClassifier, learning_rate: float, head_learning_rate: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """Biases and norms are not decayed; the head has its own learning rate."""
+    groups: list[dict[str, object]] = []
+    for module, rate in ((model.body, learning_rate), (model.head, head_learning_rate)):
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        decayed = [parameter for parameter in trained if parameter.ndim > 1]
+        free = [parameter for parameter in trained if parameter.ndim <= 1]
+        groups.append({"params": decayed, "lr": rate, "weight_decay": weight_decay})
+        groups.append({"params": free, "lr": rate, "weight_decay": 0.0})
+    return groups
+
+
+def warmup_then_linear(warmup: float, steps: int) -> Callable[[int], float]:
+    rising = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        return min((step + 1) / rising, max(0.0, (steps - step) / max(1, steps - rising)))
+
+    return factor
+
+
+class Average:
+    """The exponential moving average of the trained weights, which generalises better than where the last steps end.
+
+    `decay` 0 keeps no average: what is trained is what leaves.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._trained = {name: value for name, value in model.named_parameters() if value.requires_grad and decay}
+        self.weights = {name: value.detach().clone() for name, value in self._trained.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self._trained:
+            torch._foreach_lerp_(list(self.weights.values()), list(self._trained.values()), 1 - self._decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights inside, and its own again outside."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, value in self._trained.items():
+            kept = value.detach().clone()
+            value.copy_(self.weights[name])
+            self.weights[name].copy_(kept)

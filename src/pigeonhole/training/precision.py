@@ -1,0 +1,30 @@
+"""In how many bits training computes: bf16 by itself on a GPU that has it, on a CPU only where one asks for it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, cast
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast | nullcontext[None]:
+    """For the forward pass on a GPU; weights and sums stay in fp32."""
+    if device.type != "cuda" or precision == "fp32" or not torch.cuda.is_bf16_supported():
+        return nullcontext()
+    return torch.autocast("cuda", torch.bfloat16)
+
+
+@contextmanager
+def bf16_products(precision: Precision, device: torch.device) -> Iterator[None]:
+    """On a CPU, matrix products with factors in bf16 where the recipe says so: 3 times as fast with AMX, far slower without."""
+    if precision != "bf16" or device.type != "cpu":
+        yield
+        return
+    matmul = cast(Any, torch.backends.mkldnn).matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

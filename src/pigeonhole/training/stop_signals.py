@@ -1,0 +1,32 @@
+"""SIGTERM and SIGINT, kept until it is safe to obey them."""
+
+import signal
+import threading
+from typing import Any
+
+from pigeonhole.errors import StoppedError
+
+
+class StopSignals:
+    def __init__(self) -> None:
+        self.received: int = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def obey(self, where: str) -> None:
+        """Raises KeyboardInterrupt after SIGINT, StoppedError after SIGTERM, both with `where`."""
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt(where)
+        if self.received:
+            raise StoppedError(where)
+
+    def _receive(self, number: int, _: object) -> None:
+        self.received = number

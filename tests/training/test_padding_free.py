@@ -1,0 +1,67 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.training.test_trainer import fresh_model, rows
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+from pigeonhole.training import trainer
+from pigeonhole.training.batches import Packed, TokenizedRows
+from pigeonhole.training.model import TextClassifier, take_apart
+from pigeonhole.training.padding_free import PaddingFree, pad
+
+TEXTS = rows(24)
+
+
+def packed() -> Packed:
+    return TEXTS.pack(np.arange(24))
+
+
+def distilbert() -> TextClassifier:
+    config = DistilBertConfig(vocab_size=40, n_layers=2, n_heads=2, dim=32, hidden_dim=64, max_position_embeddings=32)
+    return take_apart(DistilBertForSequenceClassification(config))
+
+
+def test_packed_windows_are_padded_to_the_longest_and_masked() -> None:
+    input_ids, mask = pad(TokenizedRows([[5, 6, 7], [8]], np.zeros(2, np.int64)).pack(np.array([0, 1])))
+    assert input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("make", [fresh_model, distilbert])
+def test_the_answer_is_that_of_the_padded_model(make: Callable[[], TextClassifier]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    expected_logits, expected = model(*pad(packed()))
+    logits, embedding = PaddingFree(model)(packed())
+    torch.testing.assert_close(embedding, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(logits, expected_logits, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TokenizedRows([[2, 5, 9, 3], [2, 6, 8, 3]], np.array([0, 1]))], ids=["ragged", "full"])
+def test_the_gradients_are_those_of_the_padded_model(texts: TokenizedRows) -> None:
+    windows = texts.pack(np.arange(len(texts)))
+    model = fresh_model().eval()
+    gradients = []
+    for logits, _ in (model(*pad(windows)), PaddingFree(model)(windows)):
+        model.zero_grad()
+        torch.autograd.backward(torch.nn.functional.cross_entropy(logits, torch.from_numpy(texts.label_ids)))
+        gradients.append({name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_text_has_the_same_logits_in_any_order_of_the_rows(tmp_path: Path) -> None:
+    model = fresh_model()
+    order = np.random.default_rng(0).permutation(24)
+    shuffled = TokenizedRows([TEXTS.input_ids[row] for row in order], TEXTS.label_ids[order])
+    np.testing.assert_allclose(trainer.predict_logits(model, shuffled), trainer.predict_logits(model, TEXTS)[order], atol=1e-6)
+
+
+def test_dropout_is_on_while_training() -> None:
+    model = fresh_model().train()
+    forward = PaddingFree(model)
+    assert not torch.equal(forward(packed())[0], forward(packed())[0])
