@@ -49,6 +49,15 @@ def test_a_missing_file_is_refused_by_name(tiny_bundle: Path, name: str) -> None
         open_bundle(str(tiny_bundle))
 
 
+@pytest.mark.parametrize(("task", "more"), [("multi_label", {}), ("single_label", {"accept_score": 0.5})])
+def test_accept_score_is_there_for_several_labels_and_only_for_them(tiny_bundle: Path, task: str, more: dict[str, float]) -> None:
+    reseal(tiny_bundle, task=task, **more)
+    with pytest.raises(BundleError, match="accept_score has to be there where task is multi_label, and only there"):
+        open_bundle(str(tiny_bundle))
+    reseal(tiny_bundle, task="multi_label", accept_score=0.5)
+    assert open_bundle(str(tiny_bundle)).manifest.accept_score == 0.5
+
+
 def test_a_folder_without_a_manifest_says_what_a_bundle_is(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"manifest\.json is missing; a bundle is the folder"):
         open_bundle(str(tmp_path))

@@ -54,7 +54,9 @@ def judged_world(draw: random.Random, audit_share: float) -> list[Judged]:
     records = [with_score(draw.uniform(0.5, 1.0)) for _ in range(1500)]
     truths = {record.prediction_id: "a" if draw.random() < record.score - 0.1 else "b" for record in records}
     drawn = sorted((record for record in records if is_drawn(record, audit_share)), key=order_of)
-    return [Judged("a", truths[each.prediction_id], probability_drawn(each, audit_share)) for each in drawn[:150]]
+    return [
+        Judged(each.given, frozenset(truths[each.prediction_id]), probability_drawn(each, audit_share)) for each in drawn[:150]
+    ]
 
 
 def measure(audit_share: float, worlds: int, seed: int = 7) -> Found:
@@ -66,7 +68,7 @@ def measure(audit_share: float, worlds: int, seed: int = 7) -> Found:
         estimate=float(estimates.mean()),
         standard_error=float(estimates.std() / worlds**0.5),
         spread=float(estimates.std()),
-        plain_share=float(np.mean([np.mean([each.true == "a" for each in world]) for world in judged])),
+        plain_share=float(np.mean([np.mean([each.predicted == each.true for each in world]) for world in judged])),
         covered=float(np.mean([each["interval"][0] <= TRUTH <= each["interval"][1] for each in found])),
         effective_n=float(np.mean([each["effective_n"] for each in found])),
     )

@@ -86,7 +86,12 @@ class OutOfScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a bundle is. Labels stand in the order of the logits; thresholds are the lowest score that is accepted, by label."""
+    """What a bundle is. Labels stand in the order of the logits.
+
+    `single_label`: probabilities are a softmax; thresholds are the lowest score that is accepted, by label. `multi_label`: each
+    label has a sigmoid of its own, thresholds are the lowest probability at which a label is given, and `accept_score` is the
+    lowest score of all labels of a text together that is accepted.
+    """
 
     schema_version: Annotated[int, Meta(ge=1, le=SCHEMA_VERSION)]
     name: Name
@@ -108,6 +113,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seal: Sha256 = _UNSEALED
     vector_scaling: VectorScaling | None = None  # instead of the temperature
     out_of_scope: OutOfScope | None = None
+    accept_score: Probability | None = None
 
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -196,6 +202,8 @@ def _check_meaning(url: str, manifest: Manifest) -> None:
     require(not needs or NEIGHBOURS in manifest.files, f"out_of_scope goes by neighbours, but {NEIGHBOURS} is not listed")
     overlap = manifest.windowing.overlap
     require(overlap <= manifest.max_length // 2, f"windowing overlaps by {overlap} of {manifest.max_length} tokens, at most half")
+    several = manifest.task == "multi_label"
+    require(several != (manifest.accept_score is None), "accept_score has to be there where task is multi_label, and only there")
 
 
 def _verify(url: str, path: Path, entry: FileEntry) -> None:

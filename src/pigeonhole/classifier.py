@@ -49,10 +49,15 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one text. probabilities and logits: (c,) in the order of the labels; embedding: (d,), what the head reads."""
+    """The answer to one text. probabilities and logits: (c,) in the order of the labels; embedding: (d,), what the head reads.
+
+    `label` is the likeliest label, `labels` are those that the text is given: this one, or in a multi-label bundle any number of
+    them, in the order of the labels. `score` is the probability that `labels` are right, all of them and no other.
+    """
 
     label: str
     label_id: int
+    labels: tuple[str, ...]
     score: float
     decision: Decision
     probabilities: NDArray[np.float64]
@@ -241,10 +246,11 @@ class Classifier:
             raise InferenceError(f"version {self.manifest.version}: the model gave logits that are not numbers")
         probabilities = self._judge.probabilities(logits)
         label_id = int(probabilities.argmax())
-        score = float(probabilities[label_id])
+        labels, score = self._judge.given(probabilities)
         return Prediction(
             label=self.labels[label_id],
             label_id=label_id,
+            labels=labels,
             score=score,
             decision=self._judge.decide(label_id, score, logits, embedding),
             probabilities=probabilities,

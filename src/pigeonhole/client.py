@@ -31,9 +31,13 @@ Reply = TypeVar("Reply")
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to one text; probabilities begin with the likeliest label."""
+    """The answer to one text; probabilities begin with the likeliest label, which is `label`.
+
+    `labels`: those that a multi-label model gives the text, any number of them; None for any other model.
+    """
 
     label: str
+    labels: list[str] | None = None
     score: float
     probabilities: dict[str, float]
     prediction_id: str
@@ -127,9 +131,10 @@ class Client:
     def explain(self, text: str, *, label: str | None = None) -> Explanation:
         return self._post("/explain", {"text": text, **_unless_none(label=label)}, Explanation)
 
-    def feedback(self, prediction_id: str, label: str, source: str) -> str:
-        """The feedback's id; it is in the log."""
-        body = {"prediction_id": prediction_id, "label": label, "source": source}
+    def feedback(self, prediction_id: str, label: str | Sequence[str], source: str) -> str:
+        """The feedback's id; it is in the log. `label`: what was right; of a multi-label model a list, which may be empty."""
+        said: dict[str, Any] = {"label": label} if isinstance(label, str) else {"labels": list(label)}
+        body = {"prediction_id": prediction_id, **said, "source": source}
         return self._post("/feedback", body, _Feedback).feedback_id
 
     def model(self) -> dict[str, Any]:

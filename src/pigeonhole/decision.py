@@ -4,6 +4,7 @@ The rules and their limits stand in the bundle; training/decisions.py fits them.
 additions that its company does not change.
 """
 
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -26,19 +27,38 @@ class Judge:
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         return to_probabilities(self._manifest, logits)
 
+    def given(self, probabilities: NDArray[np.float64]) -> tuple[tuple[str, ...], float]:
+        """The labels that a text is given, and how probable it is that they are right, all of them and no other.
+
+        One label is the likeliest. Several are those that reach their thresholds, as if they came independently of each other.
+        """
+        if self._manifest.task == "single_label":
+            label_id = int(probabilities.argmax())
+            return (self._manifest.labels[label_id],), float(probabilities[label_id])
+        given = probabilities >= self._thresholds  # (c,)
+        labels = tuple(compress(self._manifest.labels, given))
+        return labels, float(np.where(given, probabilities, 1 - probabilities).prod())
+
     def decide(self, label_id: int, score: float, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> Decision:
         rule = self._manifest.out_of_scope
         if rule is not None and strangeness(rule.rule, logits, embedding, self._neighbours) > rule.limit:
             return "out_of_scope"
-        return "accept" if score >= self._thresholds[label_id] else "review"
+        least = self._manifest.accept_score
+        return "accept" if score >= (self._thresholds[label_id] if least is None else least) else "review"
 
 
 def to_probabilities(manifest: Manifest, logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(…, c) -> (…, c)."""
+    """(…, c) -> (…, c): a softmax over the labels, or a sigmoid of each in a multi-label bundle."""
+    if manifest.task == "multi_label":
+        return sigmoid(logits.astype(np.float64) / manifest.temperature)
     vector = manifest.vector_scaling
     if vector is None:
         return softmax(logits.astype(np.float64) / manifest.temperature)
     return softmax(logits.astype(np.float64) * np.array(vector.scale) + np.array(vector.bias))
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((1 + np.tanh(logits / 2)) / 2)  # without the overflow of exp
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,10 +1,12 @@
 """The arithmetic of classification: scores, calibration errors and seeded confidence intervals, over arrays alone.
 
-`true_ids` and `predicted_ids` are (n,) integers below c, `probabilities` is (n, c) with rows that sum to 1. Nothing here knows
-texts, models or files; the same input and seed give the same figures to the last bit on the same NumPy.
+`true_ids` and `predicted_ids` are (n,) integers below c, `probabilities` is (n, c) with rows that sum to 1. Where a text may have
+several labels, both ids are (n, c) instead, 1 where it has the label, and each column of `probabilities` stands by itself; a row
+is then right where all of its labels are. Nothing here knows texts, models or files; the same input and seed give the same
+figures to the last bit on the same NumPy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2_000  # the 2.5 % point then rests on 50 resamples
+PRECISION_RESAMPLES = 400  # of what has to be sorted each time
 CONFIDENCE_BINS = 15  # Guo et al. 2017, the usual choice, so that figures compare with the literature
 BLOCK = 4_000_000  # numbers held at once while resampling: 32 MB
 
@@ -28,13 +31,22 @@ class Interval:
     high: float
 
 
-def predict(probabilities: Floats) -> Ids:
-    """The label id of the largest probability, the first where several tie."""
+def predict(probabilities: Floats, thresholds: Floats | None = None) -> Ids:
+    """The label id of the largest probability, the first where several tie; (n, c) where thresholds (c,) say what is given."""
+    if thresholds is not None:
+        return (probabilities >= thresholds).astype(np.int64)
     return np.asarray(probabilities.argmax(axis=1), np.int64)
 
 
+def right(true_ids: Ids, predicted_ids: Ids) -> NDArray[np.bool_]:
+    """(n,): which rows are right."""
+    same = true_ids == predicted_ids
+    return np.asarray(same.all(axis=1) if same.ndim == 2 else same)
+
+
 def accuracy(true_ids: Ids, predicted_ids: Ids) -> float:
-    return float(np.mean(true_ids == predicted_ids))
+    """Of several labels a text: subset accuracy, the share of rows whose labels are all right and no other given."""
+    return float(np.mean(right(true_ids, predicted_ids)))
 
 
 def macro_f1(true_ids: Ids, predicted_ids: Ids) -> float:
@@ -49,6 +61,29 @@ def macro_f1_of_true_labels(true_ids: Ids, predicted_ids: Ids) -> float:
     where `macro_f1` counts one more label, with F1 0.
     """
     return float(_macro_of_true(_class_counts(true_ids, predicted_ids, _c(true_ids, predicted_ids))))
+
+
+def micro_f1(true_ids: Ids, predicted_ids: Ids) -> float:
+    """Of all labels of all rows together; ids (n, c)."""
+    return float(_micro(_class_counts(true_ids, predicted_ids, true_ids.shape[1])))
+
+
+def mean_average_precision(true_ids: Ids, probabilities: Floats) -> float:
+    """The mean over the labels that occur of the average precision of the rows, ranked by the label's probability; ids (n, c).
+
+    Sum of (recall_k - recall_k-1) * precision_k over the distinct probabilities, without interpolation, as scikit-learn has it.
+    """
+    occurring = np.flatnonzero(true_ids.any(axis=0))
+    found = [_average_precision(true_ids[:, label], probabilities[:, label]) for label in occurring.tolist()]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _average_precision(true: Ids, scores: Floats) -> float:
+    order = np.argsort(-scores, kind="stable")
+    last_of_ties = np.append(np.diff(scores[order]) != 0, True)
+    hits = np.cumsum(true[order])[last_of_ties]
+    precision = hits / (np.flatnonzero(last_of_ties) + 1)
+    return float(np.sum(np.diff(hits, prepend=0) * precision) / true.sum())
 
 
 def confusion_matrix(true_ids: Ids, predicted_ids: Ids, c: int) -> Ids:
@@ -83,7 +118,10 @@ class Reliability:
 
 
 def reliability(probabilities: Floats, true_ids: Ids, bins: int = CONFIDENCE_BINS) -> Reliability:
-    """How often the predicted label is right, bin by bin of its probability; a bin holds its upper edge, not its lower one."""
+    """How often the predicted label is right, bin by bin of its probability; a bin holds its upper edge, not its lower one.
+
+    Of several labels a text: how often a label is there, bin by bin of its probability, over all labels of all rows.
+    """
     correct, confidence, bin_ids = _confidence(probabilities, true_ids, bins)
     counts = np.bincount(bin_ids, minlength=bins).astype(np.int64)
     right = np.bincount(bin_ids, weights=correct, minlength=bins)
@@ -94,17 +132,28 @@ def reliability(probabilities: Floats, true_ids: Ids, bins: int = CONFIDENCE_BIN
 def expected_calibration_error(probabilities: Floats, true_ids: Ids, bins: int = CONFIDENCE_BINS) -> float:
     """Mean gap between confidence and accuracy, weighted by the rows of each bin (Naeini et al. 2015; Guo et al. 2017, eq. 3)."""
     found = reliability(probabilities, true_ids, bins)
-    return float(np.sum(found.counts * np.abs(found.accuracy - found.confidence)) / len(true_ids))
+    return float(np.sum(found.counts * np.abs(found.accuracy - found.confidence)) / found.counts.sum())
 
 
 def negative_log_likelihood(probabilities: Floats, true_ids: Ids) -> float:
-    """Mean of -ln p(true label), in nats; 0 counts as the smallest positive float, so that the mean stays finite."""
+    """Mean of -ln p(true label), in nats; 0 counts as the smallest positive float, so that the mean stays finite.
+
+    Of several labels a text: the mean over rows of the sum over labels.
+    """
+    if true_ids.ndim == 2:
+        said = np.where(true_ids, probabilities, 1 - probabilities)
+        return float(-np.mean(np.log(np.maximum(said, np.finfo(np.float64).tiny)).sum(axis=1)))
     chosen = np.take_along_axis(probabilities, true_ids[:, None], axis=1)
     return float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).tiny))))
 
 
 def brier_score(probabilities: Floats, true_ids: Ids) -> float:
-    """Mean over rows of the squared distance between probabilities and the one-hot truth, 0 to 2 (Brier 1950, eq. 2)."""
+    """Mean over rows of the squared distance between probabilities and the one-hot truth, 0 to 2 (Brier 1950, eq. 2).
+
+    Of several labels a text the distance to all of them, 0 to c.
+    """
+    if true_ids.ndim == 2:
+        return float(np.mean(np.sum((probabilities - true_ids) ** 2, axis=1)))
     chosen = np.take_along_axis(probabilities, true_ids[:, None], axis=1)[:, 0]
     return float(np.mean(np.sum(probabilities**2, axis=1) - 2 * chosen + 1))  # |p - e|² = |p|² - 2 p·e + 1
 
@@ -145,10 +194,32 @@ def f1_interval(hits: int, support: int, predicted: int) -> Interval:
 
 def bootstrap_macro_f1(true_ids: Ids, predicted_ids: Ids, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Resamples whole rows; a faultless prediction leaves nothing to resample and gets the interval of its accuracy."""
+    return _bootstrap_f1(_macro, macro_f1(true_ids, predicted_ids), true_ids, predicted_ids, seed, resamples)
+
+
+def bootstrap_micro_f1(true_ids: Ids, predicted_ids: Ids, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """As bootstrap_macro_f1; ids (n, c)."""
+    return _bootstrap_f1(_micro, micro_f1(true_ids, predicted_ids), true_ids, predicted_ids, seed, resamples)
+
+
+def _bootstrap_f1(
+    f1: Callable[["_ClassCounts"], Floats], estimate: float, true_ids: Ids, predicted_ids: Ids, seed: int, resamples: int
+) -> Interval:
     if (true_ids == predicted_ids).all():
         return wilson_interval(len(true_ids), len(true_ids))
-    drawn = [_macro(counts) for (counts,) in _resampled(true_ids, [predicted_ids], seed, resamples)]
-    return _shifted_interval(macro_f1(true_ids, predicted_ids), np.concatenate(drawn))
+    drawn = [f1(counts) for (counts,) in _resampled(true_ids, [predicted_ids], seed, resamples)]
+    return _shifted_interval(estimate, np.concatenate(drawn))
+
+
+def bootstrap_mean_average_precision(
+    true_ids: Ids, probabilities: Floats, seed: int = 0, resamples: int = PRECISION_RESAMPLES
+) -> Interval:
+    """Resamples rows, and ranks each resample anew."""
+    random = np.random.default_rng(seed)
+    n = len(true_ids)
+    resampled = (random.integers(0, n, n) for _ in range(resamples))
+    drawn = [mean_average_precision(true_ids[rows], probabilities[rows]) for rows in resampled]
+    return _shifted_interval(mean_average_precision(true_ids, probabilities), np.array(drawn))
 
 
 def bootstrap_calibration_error(
@@ -157,6 +228,9 @@ def bootstrap_calibration_error(
     """Resamples rows: unlike F1, the error hangs on each row's own confidence."""
     correct, confidence, bin_ids = _confidence(probabilities, true_ids, bins)
     gaps, n = correct - confidence, len(true_ids)
+    estimate = expected_calibration_error(probabilities, true_ids, bins)
+    if true_ids.ndim == 2:
+        return _shifted_interval(estimate, _resampled_gaps(gaps, bin_ids, n, bins, seed, resamples))
     random = np.random.default_rng(seed)
     drawn = []
     for size in _blocks(resamples, n):
@@ -164,8 +238,17 @@ def bootstrap_calibration_error(
         places = bin_ids[rows] + bins * np.arange(size)[:, None]
         sums = np.bincount(places.ravel(), weights=gaps[rows].ravel(), minlength=size * bins).reshape(size, bins)
         drawn.append(np.abs(sums).sum(axis=1) / n)
-    estimate = expected_calibration_error(probabilities, true_ids, bins)
     return _shifted_interval(estimate, np.concatenate(drawn))
+
+
+def _resampled_gaps(gaps: Floats, bin_ids: Ids, n: int, bins: int, seed: int, resamples: int) -> Floats:
+    """The calibration error of each resample, where each of the n rows has len(gaps) / n statements that come and go together."""
+    c = len(gaps) // n
+    of_row = np.zeros((n, bins))
+    np.add.at(of_row, (np.repeat(np.arange(n), c), bin_ids), gaps)
+    random = np.random.default_rng(seed)
+    drawn = [random.multinomial(n, np.full(n, 1 / n), size=size) @ of_row for size in _blocks(resamples, n)]  # (size, bins) each
+    return np.asarray(np.abs(np.concatenate(drawn)).sum(axis=1) / len(gaps))
 
 
 def bootstrap_difference(true_ids: Ids, first_ids: Ids, second_ids: Ids, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -201,18 +284,27 @@ def median_interval(values: Floats) -> Interval:
     return Interval(float(np.median(ordered)), float(ordered[low]), float(ordered[high]))
 
 
-def score_metrics(true_ids: Ids, probabilities: Floats, labels: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Everything that a report says of one model on one labelled set, ready for JSON; intervals are 95 %."""
+def score_metrics(
+    true_ids: Ids, probabilities: Floats, labels: Sequence[str], seed: int = 0, thresholds: Floats | None = None
+) -> dict[str, Any]:
+    """Everything that a report says of one model on one labelled set, ready for JSON; intervals are 95 %.
+
+    `thresholds` (c,): from which probability on a label is given, where true_ids are (n, c).
+    """
     n, c = probabilities.shape
     assert n == len(true_ids) > 0
     assert c == len(labels)
     assert np.isfinite(probabilities).all()
-    predicted_ids = predict(probabilities)
+    assert (true_ids.ndim == 2) == (thresholds is not None)
+    predicted_ids = predict(probabilities, thresholds)
     intervals = {
-        "accuracy": wilson_interval(int(np.sum(true_ids == predicted_ids)), n),
+        "accuracy": wilson_interval(int(right(true_ids, predicted_ids).sum()), n),
         "macro_f1": bootstrap_macro_f1(true_ids, predicted_ids, seed),
         "ece": bootstrap_calibration_error(probabilities, true_ids, seed=seed),
     }
+    if thresholds is not None:
+        intervals["micro_f1"] = bootstrap_micro_f1(true_ids, predicted_ids, seed)
+        intervals["mean_average_precision"] = bootstrap_mean_average_precision(true_ids, probabilities, seed)
     return {
         **{name: interval.estimate for name, interval in intervals.items()},
         "negative_log_likelihood": negative_log_likelihood(probabilities, true_ids),
@@ -243,6 +335,8 @@ class _ClassCounts:
 
 
 def _class_counts(true_ids: Ids, predicted_ids: Ids, c: int) -> _ClassCounts:
+    if true_ids.ndim == 2:
+        return _ClassCounts((true_ids & predicted_ids).sum(axis=0), true_ids.sum(axis=0), predicted_ids.sum(axis=0))
     return _ClassCounts(
         hits=np.bincount(true_ids[true_ids == predicted_ids], minlength=c),
         support=np.bincount(true_ids, minlength=c),
@@ -254,18 +348,26 @@ def _f1(counts: _ClassCounts) -> Floats:
     return _ratio(2 * counts.hits, counts.support + counts.predicted)
 
 
+def _micro(counts: _ClassCounts) -> Floats:
+    """() or (resamples,); 0 where there is no label at all."""
+    hits, support, predicted = (found.sum(axis=-1) for found in (counts.hits, counts.support, counts.predicted))
+    return _ratio(2 * hits, support + predicted)
+
+
 def _macro(counts: _ClassCounts) -> Floats:
     """() or (resamples,): the mean over the labels that occur."""
     occurring = np.sum(counts.support + counts.predicted > 0, axis=-1)
-    return np.asarray(_f1(counts).sum(axis=-1) / occurring)
+    return _ratio(_f1(counts).sum(axis=-1), occurring)
 
 
 def _macro_of_true(counts: _ClassCounts) -> Floats:
     occurring = counts.support > 0
-    return np.asarray(np.sum(_f1(counts) * occurring, axis=-1) / np.sum(occurring, axis=-1))
+    return _ratio(np.sum(_f1(counts) * occurring, axis=-1), np.sum(occurring, axis=-1))
 
 
 def _c(*ids: Ids) -> int:
+    if ids[0].ndim == 2:
+        return int(ids[0].shape[1])
     return int(np.max(ids)) + 1
 
 
@@ -279,6 +381,8 @@ def _resampled(true_ids: Ids, predictions: Sequence[Ids], seed: int, resamples: 
     Drawing n rows with replacement is drawing how often each distinct outcome (true id, predicted ids) comes up: a multinomial
     over some hundred outcomes instead of a gather of n rows.
     """
+    if true_ids.ndim == 2:
+        return list(_resampled_sets(true_ids, predictions, seed, resamples))
     outcomes, rows = np.unique(np.stack([true_ids, *predictions]), axis=1, return_counts=True)  # (1 + predictions, k), (k,)
     c = int(outcomes.max()) + 1
     n, k = len(true_ids), len(rows)
@@ -289,6 +393,18 @@ def _resampled(true_ids: Ids, predictions: Sequence[Ids], seed: int, resamples: 
         support = _sum_by_id(drawn, outcomes[0], c)
         blocks.append([_predicted_counts(drawn, outcomes[0], found, support) for found in outcomes[1:]])
     return blocks
+
+
+def _resampled_sets(true_ids: Ids, predictions: Sequence[Ids], seed: int, resamples: int) -> Iterator[list[_ClassCounts]]:
+    """As `_resampled`, of ids (n, c): an outcome is all labels of a row, true and predicted."""
+    n, c = true_ids.shape
+    outcomes, rows = np.unique(np.concatenate([true_ids, *predictions], axis=1), axis=0, return_counts=True)  # (k, …), (k,)
+    true, *predicted = (part.astype(np.float64) for part in np.split(outcomes, 1 + len(predictions), axis=1))  # (k, c) each
+    random = np.random.default_rng(seed)
+    for size in _blocks(resamples, len(rows) + c):
+        drawn = random.multinomial(n, rows / n, size=size).astype(np.float64)  # (size, k)
+        support = drawn @ true
+        yield [_ClassCounts(drawn @ (true * found), support, drawn @ found) for found in predicted]
 
 
 def _predicted_counts(drawn: Ids, true_ids: Ids, predicted_ids: Ids, support: Ids) -> _ClassCounts:
@@ -313,8 +429,12 @@ def _blocks(resamples: int, width: int) -> list[int]:
 
 
 def _confidence(probabilities: Floats, true_ids: Ids, bins: int) -> tuple[Floats, Floats, Ids]:
-    confidence = probabilities.max(axis=1)
-    correct = (predict(probabilities) == true_ids).astype(np.float64)
+    """Of each statement whether it is true, how sure it is, and its bin: (n,), or (n * c,) where each label is a statement."""
+    if true_ids.ndim == 2:
+        confidence, correct = probabilities.ravel(), true_ids.ravel().astype(np.float64)
+    else:
+        confidence = probabilities.max(axis=1)
+        correct = (predict(probabilities) == true_ids).astype(np.float64)
     bin_ids = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
     return correct, confidence, bin_ids.astype(np.int64)
 

@@ -47,7 +47,7 @@ def test_the_estimate_is_unbiased_and_its_interval_honest_where_the_plain_share_
 
 
 def test_equal_probabilities_give_the_plain_share_and_wilsons_interval() -> None:
-    judged = [Judged("a", "a", 0.5)] * 15 + [Judged("a", "b", 0.5)] * 5
+    judged = [Judged(frozenset("a"), frozenset("a"), 0.5)] * 15 + [Judged(frozenset("a"), frozenset("b"), 0.5)] * 5
     expected = wilson_interval(15, 20)
     found = estimate(judged)
     assert (found["n"], found["effective_n"], found["accuracy"]) == (20, 20.0, pytest.approx(0.75))
@@ -56,12 +56,28 @@ def test_equal_probabilities_give_the_plain_share_and_wilsons_interval() -> None
 
 
 def test_each_label_has_its_recall_and_its_precision() -> None:
-    judged = [Judged("a", "a", 1.0), Judged("a", "b", 0.5), Judged("b", "b", 1.0)]
+    a, b = frozenset("a"), frozenset("b")
+    judged = [
+        Judged(a, a, 1.0),
+        Judged(a, b, 0.5),
+        Judged(b, b, 1.0),
+    ]
     found = by_label(judged)
     assert found["a"]["recall"]["accuracy"] == 1.0
     assert found["a"]["precision"]["accuracy"] == pytest.approx(1 / 3)
     assert found["b"]["recall"]["accuracy"] == pytest.approx(1 / 3)
     assert found["b"]["precision"]["accuracy"] == 1.0
+
+
+def test_of_several_labels_each_has_its_recall_and_its_precision() -> None:
+    found = by_label([Judged(frozenset("ab"), frozenset("a"), 1.0), Judged(frozenset(), frozenset("b"), 1.0)])
+    assert (found["a"]["recall"]["accuracy"], found["a"]["precision"]["accuracy"]) == (1.0, 1.0)
+    assert (found["b"]["recall"]["accuracy"], found["b"]["precision"]["accuracy"]) == (0.0, 0.0)
+
+
+def test_several_labels_are_drawn_by_how_sure_all_of_them_are_together() -> None:
+    drawn = [probability_drawn(msgspec.structs.replace(with_score(score), labels=["a"]), 0.02) for score in (1.0, 0.75, 0.5, 0.1)]
+    assert drawn == [0.02, pytest.approx(0.02 + 0.98 * 0.5**4), 1.0, 1.0]
 
 
 def answered(settings: Settings, words: list[tuple[str, str]], source: str = "review") -> None:

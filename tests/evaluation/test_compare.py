@@ -10,16 +10,15 @@ from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation.compare import compare, run, sign_test
-from pigeonhole.metrics import Floats
+from pigeonhole.metrics import Ids
 
 LABELS = ("a", "b", "c", "d", "e", "f", "g", "h")
 TRUE = np.arange(400) % len(LABELS)
 LENGTHS = {"short": np.arange(400) < 200, "long": np.arange(400) >= 200}
 
 
-def answers(wrong: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Floats:
-    given = np.where(wrong, (TRUE + 1) % len(LABELS), TRUE)
-    return np.asarray(np.eye(len(LABELS))[given])
+def answers(wrong: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Ids:
+    return np.where(wrong, (TRUE + 1) % len(LABELS), TRUE)
 
 
 def test_the_sign_test_is_scipys_binomial_test() -> None:

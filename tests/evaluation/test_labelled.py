@@ -10,7 +10,7 @@ from pigeonhole.configuration import to_flat
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import ConfigError, DataError
-from pigeonhole.evaluation.labelled import label_ids, read_labelled, read_own_split, was_trained_on
+from pigeonhole.evaluation.labelled import RowsConfig, label_ids, read_labelled, read_own_split, was_trained_on
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def origin(path: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_rows_keep_their_order_and_name_their_file(rows_file: Path) -> None:
-    found = read_labelled(str(rows_file), None, None)
+    found = read_labelled(str(rows_file))
     assert list(zip(found.texts, found.labels, strict=True)) == keyword_rows()
     assert found.source == str(rows_file)
     assert found.sha256 == hashlib.sha256(rows_file.read_bytes()).hexdigest()
@@ -37,7 +37,7 @@ def test_rows_keep_their_order_and_name_their_file(rows_file: Path) -> None:
 def test_columns_have_the_names_they_are_given(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("queue,message\nbilling,my invoice\n")
-    found = read_labelled(str(path), "message", "queue")
+    found = read_labelled(str(path), RowsConfig(text="message", label="queue"))
     assert (found.texts, found.labels) == (["my invoice"], ["billing"])
 
 
@@ -45,11 +45,11 @@ def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n")
     with pytest.raises(DataError, match="no rows"):
-        read_labelled(str(path), None, None)
+        read_labelled(str(path))
 
 
 def test_label_ids_are_places_among_the_known_labels(rows_file: Path) -> None:
-    found = read_labelled(str(rows_file), None, None)
+    found = read_labelled(str(rows_file))
     known = ("delivery", "other", "billing", "account")
     assert [known[place] for place in label_ids(found, known)] == found.labels
 
@@ -57,7 +57,7 @@ def test_label_ids_are_places_among_the_known_labels(rows_file: Path) -> None:
 def test_labels_that_the_bundle_does_not_know_are_refused_and_listed(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\nan invoice,billing\n" + "".join(f"text {i},queue {i}\n" for i in range(7)) + "again,queue 6\n")
-    rows = read_labelled(str(path), None, None)
+    rows = read_labelled(str(path))
     with pytest.raises(DataError) as refused:
         label_ids(rows, ("billing", "delivery"))
     said = str(refused.value)
@@ -101,5 +101,5 @@ def test_the_file_of_the_training_run_is_recognised_by_its_bytes(rows_file: Path
     copy, other = tmp_path / "copy.csv", tmp_path / "other.csv"
     copy.write_bytes(rows_file.read_bytes())
     other.write_text("text,label\nan invoice,billing\n")
-    assert was_trained_on(bundle, read_labelled(str(copy), None, None))
-    assert not was_trained_on(bundle, read_labelled(str(other), None, None))
+    assert was_trained_on(bundle, read_labelled(str(copy)))
+    assert not was_trained_on(bundle, read_labelled(str(other)))

@@ -97,7 +97,28 @@ class Case:
     slices: dict[str, Any] = field(default_factory=dict)
 
 
+SETS = ("a|b", "c", "", "b", "a|c") * 100
+OF_SETS = ("a", "b", "c")
+
+
+def several(wrong: Iterable[int] = (), dead: str = "") -> Answers:
+    """Each label is given where its row has it; the wrong rows are given all that they have not, and `dead` is never given."""
+    has = np.array([[label in answer.split("|") for label in OF_SETS] for answer in SETS])
+    given = has.copy()
+    given[list(wrong)] ^= True
+    given[:, [label == dead for label in OF_SETS]] = False
+    sure = (given == has).mean()
+    probabilities = np.where(given, sure, 1 - sure)
+    return Answers("v1", "the frozen rows", OF_SETS, probabilities, 90_000_000, thresholds=np.full(3, 0.5))
+
+
+SEVERAL_GOOD, SEVERAL_POOR = several(share(23)), several(share(3))
 CASES = [
+    Case("several labels, better", "PROMOTE", SEVERAL_GOOD, SEVERAL_POOR, true=SETS),
+    Case("several labels, worse", "REJECT", SEVERAL_POOR, SEVERAL_GOOD, "macro_f1", true=SETS),
+    Case("several labels, the first version", "PROMOTE", SEVERAL_GOOD, None, true=SETS),
+    Case("several labels, one of them dead", "REJECT", several(dead="a"), SEVERAL_POOR, "recall", true=SETS),
+    Case("several labels against one", "HOLD", GOOD, replace(GOOD, thresholds=np.full(5, 0.5)), "labels"),
     Case("clearly better", "PROMOTE", GOOD, POOR),
     Case("clearly worse (the same two, swapped)", "REJECT", POOR, GOOD, "macro_f1"),
     Case("equal", "PROMOTE", FAIR, FAIR),

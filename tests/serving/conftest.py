@@ -83,7 +83,11 @@ def write_tokenizer(path: Path) -> None:
 
 
 def make_bundle(
-    folder: Path, name: str = "words", version: str = "20260301-120000", labels: tuple[str, ...] = LABELS
+    folder: Path,
+    name: str = "words",
+    version: str = "20260301-120000",
+    labels: tuple[str, ...] = LABELS,
+    **changes: object,
 ) -> Manifest:
     folder.mkdir(parents=True)
     write_model(folder / "model.onnx")
@@ -109,7 +113,7 @@ def make_bundle(
         provenance={},
         files={},
     )
-    return seal(folder, manifest)
+    return seal(folder, msgspec.structs.replace(manifest, **changes))
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,9 @@ def test_what_is_no_question_is_refused_with_a_code_that_programs_can_compare(bo
 
 def test_a_reply_ranks_labels_and_keeps_equal_ones_in_the_model_s_order(classifier: Classifier) -> None:
     (prediction,) = classifier.predict(["refund"])
-    found = answer(prediction, classifier.labels, "id-1", None)
+    found = answer(prediction, classifier.manifest, "id-1", None)
     assert list(found.probabilities) == ["refund", "billing", "delivery"]
     assert sum(found.probabilities.values()) == pytest.approx(1)
     question = Question(["refund"], 1, "hugging_face")
-    body = json.loads(reply(question, [answer(prediction, classifier.labels, "id-1", 1)], "m", "v", "r"))
+    body = json.loads(reply(question, [answer(prediction, classifier.manifest, "id-1", 1)], "m", "v", "r"))
     assert body == [[{"label": "refund", "score": prediction.score}]]

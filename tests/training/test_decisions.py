@@ -21,6 +21,7 @@ def answer(logits: Floats, embedding: Floats) -> Prediction:
     return Prediction(
         label="a",
         label_id=0,
+        labels=("a",),
         score=1.0,
         decision="accept",
         probabilities=softmax(logits),

@@ -108,11 +108,15 @@ def check_rows(config: DataConfig, digests: Mapping[str, FileDigest | None], row
     val, test = own_shares(config)
     files = {name: GivenFile(url, _identify(digests[name], scans[name])) for name, url in urls.items()}
     _refuse_other_rows(config, files["train"])
-    _refuse_broken(urls["train"], train, digests["train"], needed=1 + (val > 0) + (test > 0))
+    _refuse_broken(urls["train"], train, digests["train"])
+    if config.task == "single_label":
+        _refuse_single(urls["train"], train, needed=1 + (val > 0) + (test > 0))
     outliers = find_token_outliers(*zip(*train.words, strict=True))
     if config.trigger_words == "refuse":
         _refuse_triggers(urls["train"], train, outliers)
     sides = {"train": assign_sides(train.keys, train.label_ids, val, test)}
+    if config.task == "multi_label":
+        _refuse_missing(urls["train"], train, sides["train"], needed=1 + (val > 0) + (test > 0))
     for name in ("validation", "test"):
         if name in scans:
             _refuse_foreign(urls[name], scans[name], train, urls["train"])
@@ -143,7 +147,7 @@ def _scan(config: DataConfig, url: str, digest: FileDigest | None, rows: Iterabl
     total = max(digest.newlines - 1, 0) if digest else None
     bar = tqdm(rows, desc="checking rows", total=total, unit=" rows", unit_scale=True, delay=1, disable=None)
     try:
-        scan = scan_rows(bar, config.split_seed, config.max_chars)
+        scan = scan_rows(bar, config.split_seed, config.max_chars, config.task)
     except DataError as error:
         raise (error if url in str(error) else DataError(f"{url}: {error}")) from error
     if len(scan) == 0:
@@ -161,11 +165,11 @@ def _refuse_other_rows(config: DataConfig, file: GivenFile) -> None:
         _refuse(file.url, f"the checksum differs: data.sha256={config.sha256}, the rows have {file.sha256}")
 
 
-def _refuse_broken(url: str, scan: Scan, digest: FileDigest | None, needed: int) -> None:
+def _refuse_broken(url: str, scan: Scan, digest: FileDigest | None) -> None:
     counts = scan.label_counts()
     if len(scan) >= 10 and len(counts) > len(scan) / 2:
         _refuse(url, f"{len(counts)} different labels in {len(scan)} rows; are data.text and data.label swapped?")
-    last = scan.labels[scan.label_ids[-1]]
+    last = next((scan.labels[label] for label in scan.members[scan.answer_ids[-1]]), "")
     alone = [label for label, count in counts.items() if count == 1]
     if digest and not digest.ends_with_newline and alone == [last] and format_of(url) != "Parquet" and len(counts) > 1:
         _refuse(
@@ -173,17 +177,35 @@ def _refuse_broken(url: str, scan: Scan, digest: FileDigest | None, needed: int)
             f"line {scan.lines[-1]}: the last line has no end and its label {shown(last)} stands nowhere else: cut off? "
             "Compare its checksum with the source's (data.sha256= or FILE.sha256 does so each time), or end the line",
         )
-    if len(counts) == 1:
-        _refuse(url, f"there is one label only, {shown(last)}; at least two labels are needed to learn a difference")
+    if len(counts) < 2:
+        found = f"one label only, {shown(scan.labels[0])}" if scan.labels else "no label in any row"
+        _refuse(url, f"there is {found}; at least two labels are needed to learn a difference")
     _refuse_look_alikes(url, scan.labels)
+
+
+def _refuse_single(url: str, scan: Scan, needed: int) -> None:
+    """What matters where each text has one label."""
     _refuse_small_labels(url, scan, needed)
     _, groups, conflicts = _conflicts(scan)
     if conflicts.sum() >= 3 and conflicts.sum() > MASSIVE_CONFLICT * groups:
         _refuse(
             url,
             f"{int(conflicts.sum())} of {groups} different texts have several labels; one label per text is needed "
-            "(several labels per text are another task)",
+            "(several labels per text are another task: a row a text, and data.task=multi_label)",
         )
+
+
+def _refuse_missing(url: str, scan: Scan, sides: NDArray[np.int8], needed: int) -> None:
+    """Where a text may have several labels: each label has to be on each side."""
+    for number, label in enumerate(scan.labels):
+        has = np.array([number in members for members in scan.members])[scan.answer_ids]
+        found = len(np.unique(sides[has]))
+        if found < needed:
+            _refuse(
+                url,
+                f"the label {shown(label)} has {int(has.sum())} rows, in {found} of the {needed} splits; each split needs it: "
+                "add rows, leave the label out, or give data.validation_path and data.test_path",
+            )
 
 
 def _refuse_look_alikes(url: str, labels: list[str]) -> None:
@@ -218,7 +240,9 @@ def _refuse_small_labels(url: str, scan: Scan, needed: int) -> None:
 def _refuse_foreign(url: str, scan: Scan, train: Scan, train_url: str) -> None:
     unseen = sorted(set(scan.labels) - set(train.labels))
     if unseen:
-        line = int(scan.lines[np.isin(scan.label_ids, [scan.labels.index(label) for label in unseen])][0])
+        places = {scan.labels.index(label) for label in unseen}
+        has = np.array([bool(places.intersection(members.tolist())) for members in scan.members])[scan.answer_ids]
+        line = int(scan.lines[has][0])
         _refuse(url, f"line {line}: labels unseen in {train_url}: {listed(unseen)}; a model cannot answer what it never learned")
     leaked = np.isin(scan.keys, train.keys)
     if leaked.mean() > MASSIVE_LEAK:
@@ -307,9 +331,9 @@ def _conflicts(scan: Scan) -> tuple[NDArray[np.int64], int, NDArray[np.bool_]]:
     """The text group of each row (n,), the number of groups, and which groups have several labels."""
     _, group_of_row = np.unique(scan.keys, return_inverse=True)
     groups = int(group_of_row.max()) + 1
-    lowest, highest = np.full(groups, len(scan.labels)), np.zeros(groups, np.int64)
-    np.minimum.at(lowest, group_of_row, scan.label_ids)
-    np.maximum.at(highest, group_of_row, scan.label_ids)
+    lowest, highest = np.full(groups, len(scan.members)), np.zeros(groups, np.int64)
+    np.minimum.at(lowest, group_of_row, scan.answer_ids)
+    np.maximum.at(highest, group_of_row, scan.answer_ids)
     return group_of_row, groups, lowest < highest
 
 

@@ -16,6 +16,13 @@ class DataConfig:
     )
     text: str | None = setting(None, "column with the text; unset: text, sentence or utterance")
     label: str | None = setting(None, "column with the label; unset: label, category or intent")
+    task: str = setting(
+        "single_label",
+        "single_label: one label a text; multi_label: any number of them, a list in JSON Lines and Parquet, in CSV with "
+        "data.label_separator between them",
+        choices=("single_label", "multi_label"),
+    )
+    label_separator: str = setting("|", "what stands between the labels of a row, where data.task is multi_label")
     validation_path: str | None = setting(None, "rows to select by; unset: split off from data.path")
     test_path: str | None = setting(None, "rows to measure on; unset: split off from data.path")
     out_of_scope_path: str | None = setting(
@@ -47,5 +54,7 @@ class DataConfig:
             raise ConfigError("data.path is empty: expected the URL or path of a file, or leave the key out for the tickets data")
         if self.out_of_scope_test_path and not self.out_of_scope_path:
             raise ConfigError("data.out_of_scope_test_path needs data.out_of_scope_path: the rule is fitted on texts of its own")
+        if not self.label_separator.strip():
+            raise ConfigError(f"data.label_separator={self.label_separator!r}: expected a sign such as | or ;")
         if self.val + self.test >= 1:
             raise ConfigError(f"data.val={self.val} and data.test={self.test}: expected a sum below 1, training needs rows too")

@@ -33,7 +33,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     digests = verify_files(config)
     rows = {name: list(read_rows(config, url)) for name, url in files_of(config).items()}
     checked = check_rows(config, digests, rows)
-    own = split_rows(rows["train"], *own_shares(config), config.split_seed)
+    own = split_rows(rows["train"], *own_shares(config), config.split_seed, config.task)
     split = Split(own.train, rows.get("validation", own.validation), rows.get("test", own.test))
     outside = read_out_of_scope(config)
     _refuse_in_scope(outside, split)

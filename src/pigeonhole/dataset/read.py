@@ -3,6 +3,8 @@
 Promises: UTF-8 only (a BOM is allowed), every value a string as it stands in the file ("NA" and "null" are texts), every row with
 as many fields as the header, no row without text and label; a message names the line (physical lines, the header is line 1) and
 never shows a text. Memory does not grow with the file.
+
+With data.task=multi_label a row may have any number of labels, also none: a list, or a string with data.label_separator between.
 """
 
 import codecs
@@ -16,6 +18,7 @@ from typing import IO, Any, NoReturn
 from pigeonhole import storage
 from pigeonhole.dataset import hub
 from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.label_sets import SEPARATOR, join_labels
 from pigeonhole.dataset.sniff import HEAD_BYTES, refuse_other_formats
 from pigeonhole.errors import DataError
 
@@ -26,13 +29,13 @@ MAX_LABEL_CHARS = 256
 MAX_LINE_CHARS = 1_000_000
 _BLOCK_BYTES = 1 << 16
 
-Values = tuple[str, str, int]  # text, label, line
+Values = tuple[str, str | Sequence[str], int]  # text, label or labels, line
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     text: str
-    label: str
+    label: str  # of several labels: all of them, as label_sets.join_labels has it
     line: int  # where the row begins; for Parquet and the hub its number, from 1
 
 
@@ -42,6 +45,7 @@ class Columns:
 
     text: str | None
     label: str | None
+    several: bool = False  # a label may be a list
 
     def find(self, url: str, found: Sequence[str]) -> tuple[str, str]:
         text = _find_column(url, "text", self.text, TEXT_COLUMNS, found)
@@ -54,10 +58,16 @@ class Columns:
 def read_rows(config: DataConfig, path: str | None = None) -> Iterator[Row]:
     """The rows of `data.path`, or of another file with the same columns. Raises DataError, NotFoundError, StorageError."""
     url = path or config.path
-    columns = Columns(config.text, config.label)
+    several = config.task == "multi_label"
+    columns = Columns(config.text, config.label, several)
     read = _hub_values if hub.is_hub(url) else _READERS[format_of(url)]
     for text, label, line in read(url, columns):
-        _refuse_value(url, text, label, line)
+        _refuse_text(url, text, line)
+        if several:
+            yield Row(text, _label_set(url, label, config.label_separator, line), line)
+            continue
+        assert isinstance(label, str)
+        _refuse_label(url, label, line)
         yield Row(text, label, line)
 
 
@@ -167,7 +177,12 @@ def _jsonl_values(url: str, columns: Columns) -> Iterator[Values]:
             record = _json_object(url, raw, line)
             if not text:
                 text, label = columns.find(url, list(record))
-            yield _json_value(url, record, text, line), _json_value(url, record, label, line), line
+            found = record.get(label)
+            if columns.several and isinstance(found, list):
+                labels = [_json_string(url, f"an item of {shown(label)}", item, line) for item in found]
+                yield _json_value(url, record, text, line), labels, line
+            else:
+                yield _json_value(url, record, text, line), _json_value(url, record, label, line), line
 
 
 def _json_object(url: str, raw: str, line: int) -> dict[str, Any]:
@@ -199,14 +214,17 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_duplicates, parse_
 def _json_value(url: str, record: dict[str, Any], column: str, line: int) -> str:
     if column not in record:
         _refuse_line(url, line, f"no column {shown(column)}; found {listed(list(record))}")
-    value = record[column]
+    return _json_string(url, f"column {shown(column)}", record[column], line)
+
+
+def _json_string(url: str, place: str, value: object, line: int) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
-        _refuse_line(url, line, f"column {shown(column)} is {kind}; a string is needed (a whole number is taken as its digits)")
+        _refuse_line(url, line, f"{place} is {kind}; a string is needed (a whole number is taken as its digits)")
     if not value.isascii() and _SURROGATE.search(value):
-        _refuse_line(url, line, f"column {shown(column)} holds half of a surrogate pair, which is no Unicode text")
+        _refuse_line(url, line, f"{place} holds half of a surrogate pair, which is no Unicode text")
     return value
 
 
@@ -223,30 +241,36 @@ def _parquet_values(url: str, columns: Columns) -> Iterator[Values]:
             file = pyarrow.parquet.ParquetFile(stream)
             text, label = columns.find(url, file.schema_arrow.names)
             for name in (text, label):
-                _refuse_arrow_type(url, name, file.schema_arrow.field(name).type)
+                _refuse_arrow_type(url, name, file.schema_arrow.field(name).type, lists=columns.several and name == label)
             row = 0
             for batch in file.iter_batches(batch_size=4096, columns=[text, label]):
-                for values in zip(*(_arrow_strings(batch.column(name)) for name in (text, label)), strict=True):
+                for values in zip(*(_arrow_values(batch.column(name)) for name in (text, label)), strict=True):
                     row += 1
-                    if None in values:
-                        _refuse_line(url, row, f"column {shown((text, label)[values.index(None)])} is null; a string is needed")
+                    if None in values or (isinstance(values[1], list) and None in values[1]):
+                        name = text if values[0] is None else label
+                        _refuse_line(url, row, f"column {shown(name)} is null; a string is needed")
                     yield *values, row
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{url}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
 
 
-def _refuse_arrow_type(url: str, column: str, found: Any) -> None:
+def _refuse_arrow_type(url: str, column: str, found: Any, *, lists: bool) -> None:
     import pyarrow.types as types
 
+    if lists and (types.is_list(found) or types.is_large_list(found)):
+        found = found.value_type
     value = found.value_type if types.is_dictionary(found) else found
     if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value) or types.is_integer(value)):
         raise DataError(f"{url}: column {shown(column)} is of type {found}; strings or whole numbers are needed")
 
 
-def _arrow_strings(column: Any) -> list[str | None]:
+def _arrow_values(column: Any) -> list[Any]:
+    """Strings, or lists of them; None where there is nothing."""
     import pyarrow as pa
+    import pyarrow.types as types
 
-    return list(column.cast(pa.string()).to_pylist())
+    several = types.is_list(column.type) or types.is_large_list(column.type)
+    return list(column.cast(pa.list_(pa.string()) if several else pa.string()).to_pylist())
 
 
 def _hub_values(url: str, columns: Columns) -> Iterator[Values]:
@@ -254,7 +278,8 @@ def _hub_values(url: str, columns: Columns) -> Iterator[Values]:
         text, label = columns.find(url, names)
         values = record[text], record[label]
         for name, value in zip((text, label), values, strict=True):
-            if not isinstance(value, str):
+            listed_strings = columns.several and name == label and isinstance(value, list)
+            if not isinstance(value, str) and not (listed_strings and all(isinstance(item, str) for item in value)):
                 kind = "null" if value is None else type(value).__name__
                 _refuse_line(url, row, f"column {shown(name)} is {kind}; a string is needed")
         yield *values, row
@@ -274,13 +299,30 @@ def format_of(url: str) -> str:
     return _SUFFIXES.get(url[dot:].lower(), "CSV") if dot > url.rfind("/") else "CSV"
 
 
-def _refuse_value(url: str, text: str, label: str, line: int) -> None:
+def _label_set(url: str, found: str | Sequence[str], separator: str, line: int) -> str:
+    """Spaces around the separator mean nothing; a blank field is no label."""
+    given = found.split(separator) if isinstance(found, str) else found
+    labels = [] if isinstance(found, str) and is_blank(found) else [label.strip() for label in given]
+    for label in labels:
+        _refuse_label(url, label, line)
+        if SEPARATOR in label:
+            _refuse_line(url, line, f"the label {shown(label)} holds {SEPARATOR!r}, which is for between labels")
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        _refuse_line(url, line, f"the label {shown(twice)} stands twice; write it once")
+    return join_labels(labels)
+
+
+def _refuse_text(url: str, text: str, line: int) -> None:
     if is_blank(text):
         _refuse_line(url, line, "the text is empty; remove the row or fill it in")
-    if is_blank(label):
-        _refuse_line(url, line, "the label is empty; remove the row or fill it in")
     if len(text) > MAX_TEXT_CHARS:
         _refuse_line(url, line, f"the text is too long: {len(text):,} characters, at most {MAX_TEXT_CHARS:,}")
+
+
+def _refuse_label(url: str, label: str, line: int) -> None:
+    if is_blank(label):
+        _refuse_line(url, line, "the label is empty; remove the row or fill it in")
     if len(label) > MAX_LABEL_CHARS:
         _refuse_line(
             url, line, f"the label is too long: {len(label):,} characters, at most {MAX_LABEL_CHARS}; are the columns swapped?"

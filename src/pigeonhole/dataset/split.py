@@ -5,6 +5,7 @@ split; a split's size is its share of the rows, rounded (where repeated texts al
 come or go, unless it stood at the border.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigeonhole.dataset.digest import normalise, text_key
+from pigeonhole.dataset.label_sets import members_of, owners_of
 from pigeonhole.dataset.read import Row
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -25,12 +27,14 @@ class Split:
     test: list[Row]
 
 
-def split_rows(rows: Sequence[Row], val: float, test: float, seed: int) -> Split:
-    """Each side in an order that depends on texts and seed only."""
-    labels = {label: number for number, label in enumerate(sorted({row.label for row in rows}))}
+def split_rows(rows: Sequence[Row], val: float, test: float, seed: int, task: str = "single_label") -> Split:
+    """Each side in an order that depends on texts and seed only. Of several labels a row counts for its rarest."""
+    answers = Counter(row.label for row in rows)
+    labels, members = members_of(list(answers), task)
+    owners = dict(zip(answers, owners_of(members, np.array(list(answers.values())), len(labels)), strict=True))
     key = text_key(seed)
     keys = [key(normalise(row.text)) for row in rows]
-    sides = assign_sides(np.array(keys, np.uint64), np.array([labels[row.label] for row in rows], np.int64), val, test)
+    sides = assign_sides(np.array(keys, np.uint64), np.array([owners[row.label] for row in rows], np.int64), val, test)
     ranked = sorted(range(len(rows)), key=lambda place: (keys[place], rows[place].label, rows[place].text))
     return Split(*([rows[place] for place in ranked if sides[place] == side] for side in (TRAIN, VALIDATION, TEST)))
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigeonhole.dataset.digest import normalise, text_key
+from pigeonhole.dataset.label_sets import members_of, owners_of
 from pigeonhole.dataset.near_duplicates import Sketches
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.token_outliers import WordSample
@@ -38,10 +39,16 @@ class Places:
 
 @dataclass(frozen=True)
 class Scan:
-    """The rows of one file, in their order: arrays of shape (n,), and `labels`, sorted, that `label_ids` number."""
+    """The rows of one file, in their order: arrays of shape (n,), and `labels`, sorted, that `label_ids` number.
+
+    Where a row may have several labels, `label_ids` is the one that it counts for (label_sets.py), len(labels) where it has none.
+    `answer_ids` number what a row has as a whole.
+    """
 
     labels: list[str]
     label_ids: NDArray[np.int64]
+    answer_ids: NDArray[np.int64]
+    members: list[NDArray[np.int64]]  # of each answer the label ids
     keys: NDArray[np.uint64]
     lines: NDArray[np.int64]
     chars: NDArray[np.int64]
@@ -54,24 +61,27 @@ class Scan:
         return len(self.keys)
 
     def label_counts(self) -> dict[str, int]:
-        counts = np.bincount(self.label_ids, minlength=len(self.labels))
+        counts = np.zeros(len(self.labels), np.int64)
+        for members, rows in zip(self.members, np.bincount(self.answer_ids, minlength=len(self.members)), strict=True):
+            counts[members] += rows
         return {label: int(count) for label, count in zip(self.labels, counts, strict=True)}
 
 
-def scan_rows(rows: Iterable[Row], split_seed: int, max_chars: int) -> Scan:
-    """Let the rows pass by once. Raises DataError for more than 10,000 labels."""
-    keys, label_numbers, lines, chars = array("Q"), array("q"), array("q"), array("q")
+def scan_rows(rows: Iterable[Row], split_seed: int, max_chars: int, task: str = "single_label") -> Scan:
+    """Let the rows pass by once. Raises DataError for more than 10,000 labels (of several a row: sets of labels)."""
+    keys, answer_numbers, lines, chars = array("Q"), array("q"), array("q"), array("q")
     numbers: dict[str, int] = {}
     places: dict[str, Places] = defaultdict(Places)
     key_of, sha256, sketches, sample = text_key(split_seed), hashlib.sha256(), _Batched(Sketches()), WordSample()
     for row in rows:
         number = numbers.setdefault(row.label, len(numbers))
         if number == MAX_LABELS:
-            raise DataError(f"line {row.line}: more than {MAX_LABELS:,} labels; are data.text and data.label swapped?")
+            what = "sets of labels" if task == "multi_label" else "labels"
+            raise DataError(f"line {row.line}: more than {MAX_LABELS:,} {what}; are data.text and data.label swapped?")
         text = normalise(row.text)
         key = key_of(text)
         keys.append(key)
-        label_numbers.append(number)
+        answer_numbers.append(number)
         lines.append(row.line)
         chars.append(len(row.text))
         sketches.add(text)
@@ -79,17 +89,19 @@ def scan_rows(rows: Iterable[Row], split_seed: int, max_chars: int) -> Scan:
         sha256.update(f"{row.text}\0{row.label}\0".encode())
         for kind in _oddities(row.text, max_chars):
             places[kind].add(row.line)
-    labels = sorted(numbers)
-    place = {label: number for number, label in enumerate(labels)}
-    order = np.array([place[label] for label in numbers], np.int64)
+    answers = np.frombuffer(answer_numbers, np.int64)
+    labels, members = members_of(list(numbers), task)
+    owners = owners_of(members, np.bincount(answers, minlength=len(members)), len(labels))
     return Scan(
         labels=labels,
-        label_ids=order[np.frombuffer(label_numbers, np.int64)],
+        label_ids=owners[answers],
+        answer_ids=answers,
+        members=members,
         keys=np.frombuffer(keys, np.uint64),
         lines=np.frombuffer(lines, np.int64),
         chars=np.frombuffer(chars, np.int64),
         sketches=sketches.table(),
-        words=[(int(order[number]), line, words) for number, line, words in sample.rows()],
+        words=[(int(owners[number]), line, words) for number, line, words in sample.rows() if len(members[number])],
         places=dict(places),
         sha256=sha256.hexdigest(),
     )

@@ -29,7 +29,7 @@ MAX_ROWS = 10_000  # of each side; more would sharpen no verdict that matters, a
 
 @dataclass(frozen=True)
 class Rows:
-    """The features of predictions, (n,) each; label_ids count the labels of the manifest.
+    """The features of predictions, (n,) each; label_ids count the labels of the manifest, or are (n, c) in a multi-label version.
 
     `sketches` is (n, 16), and not a number where a record was written without one.
     """
@@ -190,7 +190,12 @@ def kolmogorov_smirnov(values: NDArray[np.generic], deals: Deals) -> Floats:
 
 
 def g_statistic(ids: Ids, deals: Deals) -> Floats:
-    """Twice the log likelihood ratio of two shares of labels against one (Wilks 1938), (b,)."""
+    """Twice the log likelihood ratio of two shares of labels against one (Wilks 1938), (b,).
+
+    Of `ids` (n, c), which say of each label whether it was given, the sum over the labels: given or not is a share of two.
+    """
+    if ids.ndim == 2:
+        return np.asarray(sum(g_statistic(given, deals) for given in ids.T), np.float64)
     order = np.argsort(ids, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(ids[order]) != 0))
     totals = np.diff(np.append(starts, len(ids)))  # (labels that occur,)
@@ -260,13 +265,20 @@ def _distribution(name: str, column: str, least_effect: float) -> Detector:
 
 
 def total_variation(reference: Rows, window: Rows) -> float:
-    """The share of predictions that would have to move to another label to make the two alike, 0 to 1."""
+    """The share of predictions that would have to move to another label to make the two alike, 0 to 1.
+
+    Where a text may have several labels: the largest change of a label's share.
+    """
+    if reference.label_ids.ndim == 2:
+        return float(np.abs(reference.label_ids.mean(axis=0) - window.label_ids.mean(axis=0)).max())
     c = int(max(reference.label_ids.max(), window.label_ids.max())) + 1
     shares = [np.bincount(rows.label_ids, minlength=c) / len(rows) for rows in (reference, window)]
     return float(np.abs(shares[0] - shares[1]).sum() / 2)
 
 
 def _largest_share(rows: Rows) -> float:
+    if rows.label_ids.ndim == 2:
+        return float(rows.label_ids.mean(axis=0).max())
     return float(np.bincount(rows.label_ids).max() / len(rows))
 
 

@@ -18,6 +18,8 @@ from pigeonhole.prediction_log import Feedback, moment_of, read_window
 LATE = timedelta(days=1)
 NEVER = datetime.min.replace(tzinfo=UTC)
 
+_Judged = tuple[frozenset[str], frozenset[str], str]  # labels given, true labels, source
+
 
 def live_accuracy(
     log: str, start: datetime, end: datetime, reference: Reference, until: datetime, audit_share: float = AUDIT_SHARE
@@ -29,7 +31,8 @@ def live_accuracy(
     said in answer to the review queue (review.py) alone.
     """
     said, feedback_counts = _words(log, start, until)
-    judged: list[tuple[str, str, str]] = []  # predicted label, true label, source
+    known = frozenset(reference.labels)
+    judged: list[_Judged] = []
     reviewed: list[Judged] = []
     other_versions = unknown_labels = met = late = contradicted = 0
     for record in read_window(log, start, end, read_compacted=compacted_lines):
@@ -38,23 +41,23 @@ def live_accuracy(
             continue
         met += 1
         late += words[-1].at - record.at > LATE
-        contradicted += len({word.label for word in words}) > 1
+        contradicted += len({word.given for word in words}) > 1
         answers = [word for word in words if word.source == SOURCE]
         if (record.model, record.version) != (reference.model, reference.version):
             other_versions += 1
-        elif words[-1].label not in reference.labels:
+        elif not words[-1].given <= known:
             unknown_labels += 1
         else:
-            judged.append((record.label, words[-1].label, words[-1].source))
-            if answers and answers[-1].label in reference.labels and is_drawn(record, audit_share):
-                reviewed.append(Judged(record.label, answers[-1].label, probability_drawn(record, audit_share)))
+            judged.append((record.given, words[-1].given, words[-1].source))
+            if answers and answers[-1].given <= known and is_drawn(record, audit_share):
+                reviewed.append(Judged(record.given, answers[-1].given, probability_drawn(record, audit_share)))
     in_span = sum(start <= (moment_of(prediction_id) or NEVER) < end for prediction_id in said)
-    labels = sorted({true for _, true, _ in judged})
+    labels = sorted(frozenset().union(*(true for _, true, _ in judged)))
     sources = sorted({source for *_, source in judged})
     return {
         "version": reference.version,
         **_share(judged),
-        "by_label": {label: _share([each for each in judged if each[1] == label]) for label in labels},
+        "by_label": {label: _share([each for each in judged if label in each[1]]) for label in labels},
         "by_source": {source: _share([each for each in judged if each[2] == source]) for source in sources},
         "reviewed": {**estimate(reviewed), "by_label": by_label(reviewed), "audit_share": audit_share},
         "contradicted": contradicted,
@@ -78,7 +81,7 @@ def _words(log: str, start: datetime, until: datetime) -> tuple[dict[str, list[F
     return said, asdict(window.counts)
 
 
-def _share(judged: list[tuple[str, str, str]]) -> dict[str, Any]:
+def _share(judged: list[_Judged]) -> dict[str, Any]:
     """The accuracy and its 95 % interval (Wilson); no accuracy where nothing was judged."""
     right = sum(predicted == true for predicted, true, _ in judged)
     found = wilson_interval(right, len(judged))

@@ -16,8 +16,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pigeonhole import storage
+from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.drift.detectors import DETECTORS, Finding, Rows, detect, overall
 from pigeonhole.drift.window import Reference, Sample
 from pigeonhole.errors import NotFoundError
@@ -72,7 +74,7 @@ def draw(reference: Reference, sample: Sample) -> tuple[bytes | None, str]:
     """Evidently's page, or None and why there is none. In a process of its own: its import takes 10 to 25 s and 400 MB."""
     with tempfile.TemporaryDirectory() as folder:
         for side, rows in (("reference", reference.rows), ("window", sample.rows)):
-            np.savez(Path(folder) / f"{side}.npz", **{**_columns(rows), "label": np.array(reference.labels)[rows.label_ids]})
+            np.savez(Path(folder) / f"{side}.npz", **{**_columns(rows), "label": _answers(reference, rows)})
         command = [sys.executable, "-m", "pigeonhole.drift.draw", folder]
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=DRAW_TIMEOUT_S, check=False)
@@ -82,6 +84,13 @@ def draw(reference: Reference, sample: Sample) -> tuple[bytes | None, str]:
         if ended.returncode or not page.exists():
             return None, f"Evidently ended with {ended.returncode}: {ended.stderr.strip().splitlines()[-1:]}"
         return page.read_bytes(), "drawn"
+
+
+def _answers(reference: Reference, rows: Rows) -> NDArray[np.str_]:
+    labels = np.array(reference.labels)
+    if rows.label_ids.ndim == 1:
+        return np.asarray(labels[rows.label_ids])
+    return np.array([join_labels(labels[given > 0].tolist()) for given in rows.label_ids])
 
 
 def _columns(rows: Rows) -> dict[str, Any]:

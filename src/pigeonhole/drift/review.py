@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.drift.settings import AUDIT_SHARE
@@ -24,9 +25,16 @@ SOURCE = "review"
 
 
 def probability_drawn(record: Record, audit_share: float) -> float:
-    """1 where the two likeliest labels are equal, `audit_share` where there is no doubt; steep between them."""
+    """1 where the two likeliest answers are equal, `audit_share` where there is no doubt; steep between them."""
+    return audit_share + (1 - audit_share) * (1 - _lead(record)) ** 4
+
+
+def _lead(record: Record) -> float:
+    """Of the answer before the next one; of several labels as if all other sets of labels were one answer."""
+    if record.labels is not UNSET:
+        return max(0.0, 2 * record.score - 1)
     first, second = heapq.nlargest(2, [*record.probabilities.values(), 0.0, 0.0])
-    return audit_share + (1 - audit_share) * (1 - (first - second)) ** 4
+    return first - second
 
 
 def is_drawn(record: Record, audit_share: float) -> bool:
@@ -38,8 +46,8 @@ def is_drawn(record: Record, audit_share: float) -> bool:
 class Judged:
     """A drawn prediction and what was said of it."""
 
-    predicted: str
-    true: str
+    predicted: frozenset[str]
+    true: frozenset[str]
     probability: float
 
 
@@ -64,13 +72,16 @@ def estimate(judged: Sequence[Judged]) -> dict[str, Any]:
 
 def by_label(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     """For each label: how many that are so are called so, and how many that are called so are so."""
-    labels = sorted({each.true for each in judged} | {each.predicted for each in judged})
+    labels = sorted(frozenset().union(*(each.true | each.predicted for each in judged)))
+    return {label: _of_label(label, judged) for label in labels}
+
+
+def _of_label(label: str, judged: Sequence[Judged]) -> dict[str, Any]:
+    alone = frozenset((label,))
+    found = [Judged(each.predicted & alone, each.true & alone, each.probability) for each in judged]
     return {
-        label: {
-            "recall": estimate([each for each in judged if each.true == label]),
-            "precision": estimate([each for each in judged if each.predicted == label]),
-        }
-        for label in labels
+        "recall": estimate([each for each in found if each.true]),
+        "precision": estimate([each for each in found if each.predicted]),
     }
 
 
@@ -82,6 +93,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None
     text_policy: str
     label: str
+    labels: list[str] | UnsetType = UNSET
     score: float
     probabilities: dict[str, float]
     reason: str  # uncertain, or audit: one of the many that are drawn evenly
@@ -126,6 +138,7 @@ def _item(record: Record, audit_share: float) -> Item:
         text=record.text,
         text_policy=record.text_policy,
         label=record.label,
+        labels=record.labels,
         score=record.score,
         probabilities=record.probabilities,
         reason="uncertain" if probability_drawn(record, audit_share) >= 0.5 else "audit",

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import ArrowException
 
-from pigeonhole.bundle import REFERENCE, Bundle
+from pigeonhole.bundle import REFERENCE, Bundle, Task
 from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.drift.detectors import MAX_ROWS, Rows
 from pigeonhole.drift.settings import Settings
@@ -42,6 +43,7 @@ class Reference:
     labels: tuple[str, ...]
     rows: Rows
     accuracy: float
+    task: Task = "single_label"
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def _promoted_last(registry: Registry) -> str:
 
 def read_reference(bundle: Bundle) -> Reference:
     """Raises BundleError for a bundle without a reference, or with one that lacks a feature of the log's records."""
-    labels = bundle.manifest.labels
-    columns = ["true_label", "label", "embedding", *FEATURES]
+    labels, task = bundle.manifest.labels, bundle.manifest.task
+    given, right = ("labels", "true_labels") if task == "multi_label" else ("label", "true_label")
+    columns = [given, right, "embedding", *FEATURES]
     path = bundle.path(REFERENCE)
     if not path.is_file():
         raise BundleError(f"{bundle.url}: has no {REFERENCE}; drift needs a bundle that `uv run train` sealed")
@@ -85,60 +88,65 @@ def read_reference(bundle: Bundle) -> Reference:
         raise BundleError(f"{bundle.url}: {REFERENCE} cannot be read: {error}") from error
     if table is None:
         raise BundleError(f"{bundle.url}: {REFERENCE} has no column {', '.join(missing)}; train again to seal a bundle that has")
-    ids = {label: number for number, label in enumerate(labels)}
-    predicted, true = table["label"].to_pylist(), table["true_label"].to_pylist()
+    predicted, true = (
+        [frozenset((found,) if isinstance(found, str) else found) for found in table[name].to_pylist()] for name in (given, right)
+    )
     rows = Rows(
-        label_ids=np.array([ids[label] for label in predicted], np.int64),
+        label_ids=_label_ids(labels, task, predicted),
         **{field: table[column].to_numpy() for column, field in FEATURES.items()},
         sketches=_sketches(table["embedding"].to_pylist()),
     )
-    right = [said == truth for said, truth in zip(predicted, true, strict=True)]
-    return Reference(bundle.manifest.name, bundle.manifest.version, labels, rows, float(np.mean(right)) if right else 0.0)
+    accuracy = float(np.mean([said == truth for said, truth in zip(predicted, true, strict=True)])) if predicted else 0.0
+    return Reference(bundle.manifest.name, bundle.manifest.version, labels, rows, accuracy, task)
+
+
+def _label_ids(labels: Sequence[str], task: Task, answers: Sequence[frozenset[str]]) -> NDArray[np.int64]:
+    """(n,) places of the one label that each answer has; of a multi-label version (n, c), 1 where a label was given."""
+    if task == "multi_label":
+        return np.array([[label in found for label in labels] for found in answers], np.int64).reshape(-1, len(labels))
+    ids = {label: number for number, label in enumerate(labels)}
+    return np.array([ids[label] for (label,) in answers], np.int64)
 
 
 def read_sample(log: str, start: datetime, end: datetime, reference: Reference, seed: int = 0, most: int = MAX_ROWS) -> Sample:
     """One pass over the log in constant memory but for the ids of an hour; Vitter 1985, algorithm R, draws the sample."""
-    ids = {label: number for number, label in enumerate(reference.labels)}
+    known = frozenset(reference.labels)
     draw = random.Random(seed)
-    kept: list[tuple[tuple[float, ...], Sequence[float] | None]] = []
+    kept: list[Record] = []
     found = other_versions = unknown_labels = 0
     window = read_window(log, start, end, read_compacted=compacted_lines)
     for record in window:
         if (record.model, record.version) != (reference.model, reference.version):
             other_versions += 1
-        elif record.label not in ids:
+        elif not record.given <= known:
             unknown_labels += 1
         else:
             found += 1
             if found <= most:
-                kept.append(_features(record, ids))
+                kept.append(_slim(record))
             elif (place := int(draw.random() * found)) < most:
-                kept[place] = _features(record, ids)
-    return Sample(_rows(kept), found, other_versions, unknown_labels, asdict(window.counts))
+                kept[place] = _slim(record)
+    return Sample(_rows(kept, reference), found, other_versions, unknown_labels, asdict(window.counts))
 
 
-def _features(record: Record, ids: dict[str, int]) -> tuple[tuple[float, ...], Sequence[float] | None]:
-    """In the order of Rows' fields, the sketch apart."""
-    found = record.features
-    numbers = (
-        ids[record.label],
-        record.score,
-        found.max_logit,
-        found.n_chars,
-        found.n_words,
-        found.n_tokens,
-        found.unknown_tokens,
+def _slim(record: Record) -> Record:
+    """Without what no detector reads and what takes the memory."""
+    return msgspec.structs.replace(record, text=None, probabilities={})
+
+
+def _rows(kept: Sequence[Record], reference: Reference) -> Rows:
+    features = [record.features for record in kept]
+    found = [each.sketch if each.sketch is not None and len(each.sketch) == SIZE else MISSING for each in features]
+    return Rows(
+        label_ids=_label_ids(reference.labels, reference.task, [record.given for record in kept]),
+        scores=np.array([record.score for record in kept], np.float64),
+        max_logits=np.array([each.max_logit for each in features], np.float64),
+        n_chars=np.array([each.n_chars for each in features], np.int64),
+        n_words=np.array([each.n_words for each in features], np.int64),
+        n_tokens=np.array([each.n_tokens for each in features], np.int64),
+        unknown_tokens=np.array([each.unknown_tokens for each in features], np.int64),
+        sketches=np.array(found, np.float64).reshape(len(kept), SIZE),
     )
-    return numbers, found.sketch
-
-
-def _rows(kept: list[tuple[tuple[float, ...], Sequence[float] | None]]) -> Rows:
-    table = np.array([numbers for numbers, _ in kept], np.float64).reshape(len(kept), 7)
-    label_ids, scores, max_logits, *counts = table.T
-    n_chars, n_words, n_tokens, unknown_tokens = (column.astype(np.int64) for column in counts)
-    found = [sketched if sketched is not None and len(sketched) == SIZE else MISSING for _, sketched in kept]
-    sketches = np.array(found, np.float64).reshape(len(kept), SIZE)
-    return Rows(label_ids.astype(np.int64), scores, max_logits, n_chars, n_words, n_tokens, unknown_tokens, sketches)
 
 
 def _sketches(embeddings: list[list[float]]) -> NDArray[np.float64]:

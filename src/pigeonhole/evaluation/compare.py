@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import compress
 from math import comb
 from typing import Any
 
@@ -16,19 +17,27 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pigeonhole import storage
+from pigeonhole import metrics, storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, setting
 from pigeonhole.dataset.compare import compare as compare_data
+from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation import plots
-from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, read_own_rows, read_own_split
+from pigeonhole.evaluation.labelled import (
+    Labelled,
+    RowsConfig,
+    label_ids,
+    read_labelled,
+    read_own_rows,
+    read_own_split,
+    thresholds_of,
+)
 from pigeonhole.evaluation.score import predict_rows
 from pigeonhole.evaluation.slices import text_masks
 from pigeonhole.metrics import (
-    Floats,
     Ids,
     Interval,
     bootstrap_difference,
@@ -80,12 +89,12 @@ class Comparison:
 
 
 def compare(
-    true_ids: Ids, base: Floats, candidate: Floats, labels: Sequence[str], slices: Mapping[str, Flags], seed: int
+    true_ids: Ids, base_ids: Ids, candidate_ids: Ids, labels: Sequence[str], slices: Mapping[str, Flags], seed: int
 ) -> Comparison:
-    """The answers (n, c) of two bundles to the same rows."""
-    right_before, right = predict(base) == true_ids, predict(candidate) == true_ids
+    """What two bundles answer to the same rows: (n,) each, or (n, c) where a row may have several labels."""
+    right_before, right = metrics.right(true_ids, base_ids), metrics.right(true_ids, candidate_ids)
     masks = {("all", "all rows"): np.ones(len(true_ids), bool)}
-    masks |= {("label", labels[label]): true_ids == label for label in np.unique(true_ids).tolist()}
+    masks |= {("label", labels[label]): of_label for label, of_label in _of_labels(true_ids, len(labels))}
     masks |= {("length", name): inside for name, inside in slices.items()}
     parts = tuple(
         Part(
@@ -98,6 +107,14 @@ def compare(
         for (kind, name), inside in masks.items()
     )
     return Comparison(parts, tuple(_surely(parts)), np.flatnonzero(right_before & ~right), np.flatnonzero(right & ~right_before))
+
+
+def _of_labels(true_ids: Ids, c: int) -> Iterator[tuple[int, Flags]]:
+    """For each label that occurs, which rows have it."""
+    for label in range(c):
+        of_label = true_ids[:, label] > 0 if true_ids.ndim == 2 else true_ids == label
+        if of_label.any():
+            yield label, of_label
 
 
 def sign_test(won: int, lost: int) -> float:
@@ -121,15 +138,18 @@ def run(arguments: list[str]) -> dict[str, Any]:
         raise ConfigError(f"base={config.base}, candidate={config.candidate}: both are needed, URLs of bundles")
     began = time.perf_counter()
     bundles = [open_bundle(storage.to_url(url)) for url in (config.base, config.candidate)]
+    if bundles[0].manifest.task != bundles[1].manifest.task:
+        raise ConfigError(f"{bundles[1].url}: is {bundles[1].manifest.task}, {bundles[0].url} is {bundles[0].manifest.task}")
     if bundles[0].manifest.labels != bundles[1].manifest.labels:
         raise ConfigError(f"{bundles[1].url}: its labels are not those of {bundles[0].url}; they cannot be compared row by row")
     data = config.data
-    rows = read_labelled(data.path, data.text, data.label) if data.path else read_own_split(bundles[1])[1]
+    rows = read_labelled(data.path, data, bundles[1].manifest.task) if data.path else read_own_split(bundles[1])[1]
     labels = bundles[0].manifest.labels
     true_ids = label_ids(rows, labels)
     classifiers = [Classifier.open(bundle, threads=config.threads) for bundle in bundles]
     base, candidate = (predict_rows(each, rows.texts, f"score {each.manifest.version}") for each in classifiers)
-    found = compare(true_ids, base, candidate, labels, text_masks(rows.texts), config.seed)
+    answers = [predict(found, thresholds_of(bundle.manifest)) for found, bundle in zip((base, candidate), bundles, strict=True)]
+    found = compare(true_ids, answers[0], answers[1], labels, text_masks(rows.texts), config.seed)
     result = {
         "verdict": found.verdict,
         "different": list(found.different),
@@ -138,8 +158,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "data": rows.source,
         "rows": len(true_ids),
         "flips": {"now_wrong": len(found.lost), "now_right": len(found.won)},
-        "macro_f1": _interval(bootstrap_difference(true_ids, predict(candidate), predict(base), config.seed)),
-        "calibration_error": [expected_calibration_error(answers, true_ids) for answers in (base, candidate)],
+        "macro_f1": _interval(bootstrap_difference(true_ids, answers[1], answers[0], config.seed)),
+        "calibration_error": [expected_calibration_error(each, true_ids) for each in (base, candidate)],
         "latency_ms": _latencies(classifiers, rows.texts[:TIMED]),
         "size_mb": [bundle.manifest.files[bundle.manifest.models[bundle.manifest.served]].size_bytes / 1e6 for bundle in bundles],
         "training_data": _data_difference(bundles),
@@ -148,7 +168,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         ],
     }
     files = {
-        "report.md": "\n".join(markdown(result, found, rows, labels, predict(base), predict(candidate))).encode(),
+        "report.md": "\n".join(markdown(result, found, rows, *(_said(each, labels) for each in answers))).encode(),
         "report.json": msgspec.json.format(msgspec.json.encode(result)),
         "labels.png": _picture(found),
         "reliability_base.png": plots.reliability_png(true_ids, base),
@@ -208,8 +228,15 @@ def _picture(found: Comparison) -> bytes:
     return plots.difference_png([part.name for part in parts], [part.difference for part in parts], "change of accuracy")
 
 
+def _said(ids: Ids, labels: Sequence[str]) -> list[str]:
+    """Answers as rows have them."""
+    if ids.ndim == 1:
+        return [labels[label] for label in ids.tolist()]
+    return [join_labels(compress(labels, given)) for given in ids.tolist()]
+
+
 def markdown(
-    result: Mapping[str, Any], found: Comparison, rows: Labelled, labels: Sequence[str], before: Ids, after: Ids
+    result: Mapping[str, Any], found: Comparison, rows: Labelled, before: Sequence[str], after: Sequence[str]
 ) -> Iterator[str]:
     """Flips first, then where the difference is, then what else has changed."""
     yield f"# {result['candidate']} against {result['base']}: {found.verdict}"
@@ -221,7 +248,7 @@ def markdown(
             yield "| text | true | base | candidate |\n|---|---|---|---|"
             for place in places[:SHOWN_FLIPS].tolist():
                 row = rows.rows[place]
-                cells = (row.text, row.label, labels[before[place]], labels[after[place]])
+                cells = (row.text, row.label, before[place], after[place])
                 yield f"| {' | '.join(map(_cell, cells))} |"
             yield f"\n{len(places) - SHOWN_FLIPS} more.\n" if len(places) > SHOWN_FLIPS else ""
     yield "## Change of accuracy\n\n![by label](labels.png)\n\n| | rows | change | p |\n|---|---|---|---|"

@@ -22,6 +22,7 @@ from pigeonhole.evaluation.labelled import (
     own_patterns,
     read_labelled,
     read_own_split,
+    thresholds_of,
     was_trained_on,
 )
 from pigeonhole.evaluation.score import predict_rows
@@ -54,6 +55,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     laps = [time.perf_counter()]
     bundle = open_bundle(storage.to_url(config.bundle))
     labels = bundle.manifest.labels
+    thresholds = thresholds_of(bundle.manifest)
     train, test = _rows(config, bundle)
     true_ids = label_ids(test, labels)
     classifier = Classifier.open(bundle, cast(Precision | None, config.precision), config.threads)
@@ -69,8 +71,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "precision": classifier.precision,
         "data": test.source,
         "warnings": _warnings(bundle, test),
-        "test": score_metrics(true_ids, probabilities, labels, config.seed),
-        "slices": text_slices(test.texts, true_ids, predict(probabilities), own_patterns(bundle)),
+        "test": score_metrics(true_ids, probabilities, labels, config.seed, thresholds),
+        "slices": text_slices(test.texts, true_ids, predict(probabilities, thresholds), own_patterns(bundle)),
         "baselines": baselines,
         "seconds": _seconds(laps),
     }
@@ -89,9 +91,10 @@ main = command(run)
 def _rows(config: EvaluateConfig, bundle: Bundle) -> tuple[Labelled | None, Labelled]:
     """The rows that the baselines are fitted on, where there are any, and the rows to measure on."""
     data = config.data
-    train, test = (None, read_labelled(data.path, data.text, data.label)) if data.path else read_own_split(bundle)
+    task = bundle.manifest.task
+    train, test = (None, read_labelled(data.path, data, task)) if data.path else read_own_split(bundle)
     if config.train.path:
-        train = read_labelled(config.train.path, data.text, data.label)
+        train = read_labelled(config.train.path, data, task)
     return train, test
 
 
@@ -121,12 +124,19 @@ def _require_writable(out: str) -> None:
     storage.delete(probe)
 
 
+def _labels_picture(result: dict[str, Any], true_ids: Ids, probabilities: Floats, labels: tuple[str, ...]) -> dict[str, bytes]:
+    """What one label is taken for; where a text may have several, how well each is found."""
+    if true_ids.ndim == 2:
+        return {"labels.png": plots.labels_png(result["test"]["per_class"])}
+    return {"confusion_matrix.png": plots.confusion_png(true_ids, predict(probabilities), labels)}
+
+
 def _write(out: str, result: dict[str, Any], true_ids: Ids, probabilities: Floats, labels: tuple[str, ...]) -> None:
     files = {
         "report.md": report.markdown(result).encode(),
         "evaluation.json": msgspec.json.format(msgspec.json.encode(result)),
-        "confusion_matrix.png": plots.confusion_png(true_ids, predict(probabilities), labels),
         "reliability.png": plots.reliability_png(true_ids, probabilities),
+        **_labels_picture(result, true_ids, probabilities, labels),
     }
     for name, data in files.items():
         storage.write(storage.join(out, name), data)

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pigeonhole.bundle import Bundle
+from pigeonhole.bundle import Bundle, Manifest, Task
 from pigeonhole.configuration import setting
 from pigeonhole.dataset.check import verify_files
 from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.label_sets import ids_of, parts_of
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row, read_rows
 from pigeonhole.errors import ConfigError, DataError, StorageError
-from pigeonhole.metrics import Ids
+from pigeonhole.metrics import Floats, Ids
 
 
 @dataclass
@@ -24,6 +25,7 @@ class RowsConfig:
     path: str | None = setting(None, "labelled rows, all of them measured on; unset: the test split of the bundle's own data")
     text: str | None = setting(None, "column with the text; unset: text, sentence or utterance")
     label: str | None = setting(None, "column with the label; unset: label, category or intent")
+    label_separator: str = setting("|", "what stands between the labels of a row in CSV, for a multi-label bundle")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Labelled:
     source: str
     rows: list[Row]
     sha256: str | None
+    task: Task = "single_label"
 
     @property
     def texts(self) -> list[str]:
@@ -43,14 +46,15 @@ class Labelled:
         return [row.label for row in self.rows]
 
 
-def read_labelled(path: str, text: str | None, label: str | None) -> Labelled:
+def read_labelled(path: str, columns: RowsConfig | None = None, task: Task = "single_label") -> Labelled:
     """All rows of a file, read as strictly as training reads them. Raises DataError, StorageError."""
-    config = DataConfig(path=path, text=text, label=label)
+    wanted = columns or RowsConfig()
+    config = DataConfig(path=path, text=wanted.text, label=wanted.label, label_separator=wanted.label_separator, task=task)
     digest = verify_files(config)["train"]
     rows = list(read_rows(config))
     if not rows:
         raise DataError(f"{path}: no rows; at least one labelled row is needed")
-    return Labelled(path, rows, digest.sha256 if digest else None)
+    return Labelled(path, rows, digest.sha256 if digest else None, task)
 
 
 def read_own_split(bundle: Bundle) -> tuple[Labelled, Labelled]:
@@ -58,7 +62,9 @@ def read_own_split(bundle: Bundle) -> tuple[Labelled, Labelled]:
     config, dataset = read_own_rows(bundle)
     split = dataset.split
     shared = f"split of {config.path}, seed {config.split_seed}"
-    return Labelled(f"training {shared}", split.train, None), Labelled(config.test_path or f"test {shared}", split.test, None)
+    task = bundle.manifest.task
+    train = Labelled(f"training {shared}", split.train, None, task)
+    return train, Labelled(config.test_path or f"test {shared}", split.test, None, task)
 
 
 def read_own_rows(bundle: Bundle) -> tuple[DataConfig, Dataset]:
@@ -96,23 +102,32 @@ def own_patterns(bundle: Bundle) -> str | None:
 
 def unseen_labels(rows: Labelled, known: Sequence[str]) -> list[str]:
     """Labels of the rows that are not among the known ones, the most frequent first."""
-    counts = Counter(rows.labels)
+    counts = Counter(label for answer in rows.labels for label in parts_of(answer, rows.task))
     return sorted(counts.keys() - set(known), key=lambda label: (-counts[label], label))
 
 
 def label_ids(rows: Labelled, known: Sequence[str]) -> Ids:
-    """(n,) places of the rows' labels among the known ones. Raises DataError for a label that is not among them."""
+    """(n,) places of the rows' labels among the known ones; (n, c) where a row may have several.
+
+    Raises DataError for a label that is not among them.
+    """
     unseen = unseen_labels(rows, known)
     if unseen:
-        line = next(row.line for row in rows.rows if row.label in unseen)
+        line = next(row.line for row in rows.rows if not set(unseen).isdisjoint(parts_of(row.label, rows.task)))
         shown = ", ".join(repr(label[:40]) for label in unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
         some = ", ".join(repr(label[:40]) for label in known[:5]) + (" …" if len(known) > 5 else "")
         raise DataError(
             f"{rows.source}: line {line}: {len(unseen)} of its labels are unseen by the bundle: {shown}; "
             f"the bundle knows {len(known)}: {some}; is data.label the right column?"
         )
-    places = {label: place for place, label in enumerate(known)}
-    return np.array([places[row.label] for row in rows.rows], np.int64)
+    return ids_of(rows.labels, known, rows.task)
+
+
+def thresholds_of(manifest: Manifest) -> Floats | None:
+    """(c,): from which probability on a label is given; None where every text is given one label, the likeliest."""
+    if manifest.task == "single_label":
+        return None
+    return np.array([manifest.thresholds[label] for label in manifest.labels])
 
 
 def was_trained_on(bundle: Bundle, rows: Labelled) -> bool:

@@ -45,8 +45,28 @@ def confusion_png(true_ids: Ids, predicted_ids: Ids, labels: Sequence[str]) -> b
     return _png(figure)
 
 
+def labels_png(per_class: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Precision, recall and F1 of each label with their 95 % intervals, and how many rows have it."""
+    figure = Figure(figsize=(7, 1.4 + 0.5 * len(per_class)), layout="constrained")
+    axes = figure.add_subplot(xlim=(0, 1), xlabel="share, and its 95 % interval")
+    for offset, (name, color) in enumerate((("precision", BLUE), ("recall", ORANGE), ("f1", GREY))):
+        places = np.arange(len(per_class)) + 0.22 * (offset - 1)
+        lows, highs = zip(*(found["intervals"][name] for found in per_class.values()), strict=True)
+        axes.hlines(places, lows, highs, color=color, linewidth=2)
+        axes.plot([found[name] for found in per_class.values()], places, "o", color=color, markersize=5, label=name)
+    axes.set_yticks(range(len(per_class)), [f"{label} ({found['support']})" for label, found in per_class.items()], fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.25, axis="x")
+    axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
 def reliability_png(true_ids: Ids, probabilities: Floats) -> bytes:
-    """Accuracy against confidence in 15 bins, and below it how many rows each bin holds."""
+    """Accuracy against confidence in 15 bins, and below it how many rows each bin holds.
+
+    Of several labels a text: how often a label is there, against its probability; a row counts once for each label.
+    """
+    measured, sureness = ("accuracy", "the predicted label") if true_ids.ndim == 1 else ("share that has the label", "a label")
     found = reliability(probabilities, true_ids)
     error = expected_calibration_error(probabilities, true_ids)
     filled = found.counts > 0
@@ -55,13 +75,13 @@ def reliability_png(true_ids: Ids, probabilities: Floats) -> bytes:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, zorder=3, label="perfectly calibrated")
     upper.bar(
-        found.edges[:-1][filled], found.accuracy[filled], width, align="edge", color=BLUE, edgecolor="white", label="accuracy"
+        found.edges[:-1][filled], found.accuracy[filled], width, align="edge", color=BLUE, edgecolor="white", label=measured
     )
     upper.plot(found.confidence[filled], found.accuracy[filled], "o", label="at mean confidence", **DOTS)
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"calibration error {error:.3f} over {len(true_ids):,} rows")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel=measured, title=f"calibration error {error:.3f} over {len(true_ids):,} rows")
     upper.legend(loc="upper left", fontsize=8, frameon=False)
     lower.bar(found.edges[:-1], found.counts, width, align="edge", color=GREY, edgecolor="white")
-    lower.set(xlabel="confidence (probability of the predicted label)", ylabel="rows")
+    lower.set(xlabel=f"confidence (probability of {sureness})", ylabel="rows")
     return _png(figure)
 
 

@@ -4,15 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 MEASURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "calibration error"}
+OF_SEVERAL_LABELS = {
+    "accuracy": "all labels right",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "mean_average_precision": "mean average precision",
+    "ece": "calibration error",
+}
 BASELINES = {"tfidf": "TF-IDF + logistic regression", "majority": "most frequent label"}
 
 
 def table(result: Mapping[str, Any], worst: int = 5) -> str:
     """Lines for the terminal: the model beside its baselines, and the labels that it does worst."""
     test = result["test"]
-    lines = [f"{'':30} {'accuracy':>20} {'macro-F1':>20} {'calibration error':>20}"]
+    measures = measures_of(test)
+    lines = [f"{'':30} " + " ".join(f"{said:>22}" for said in measures.values())]
     for name, found in _models(result).items():
-        lines.append(f"{name:30} " + " ".join(f"{_with_interval(found, measure):>20}" for measure in MEASURES))
+        lines.append(f"{name:30} " + " ".join(f"{with_interval(found, measure):>22}" for measure in measures))
     lines.append(f"on {test['n']:,} rows of {result['data']}; brackets hold 95 % intervals")
     lines.append(f"baselines fitted on {result['baselines']['fitted_on']}")
     poor = [(label, found) for label, found in _worst_first(test["per_class"]) if found["f1"] < 1][:worst]
@@ -30,7 +38,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     facts = f"{test['n']:,} rows of `{result['data']}`; brackets hold 95 % intervals."
     fitted = f"The baselines were fitted on {result['baselines']['fitted_on']}."
     warnings = [f"**Mind:** {warning}" for warning in result["warnings"]]
-    models = [[name, *(_with_interval(found, measure) for measure in MEASURES)] for name, found in _models(result).items()]
+    measures = measures_of(test)
+    models = [[name, *(with_interval(found, measure) for measure in measures)] for name, found in _models(result).items()]
     slices = [
         [name, str(found["n"]), f"{found['accuracy']:.3f} {_brackets(found['interval'])}"]
         for name, found in result["slices"].items()
@@ -40,17 +49,22 @@ def markdown(result: Mapping[str, Any]) -> str:
         title,
         facts + " " + fitted,
         *warnings,
-        _markdown_table(["", *MEASURES.values()], models),
+        _markdown_table(["", *measures.values()], models),
         f"Negative log likelihood {test['negative_log_likelihood']:.3f}, Brier score {test['brier']:.3f}.",
         "## By length of the text",
         _markdown_table(["length", "rows", "accuracy"], slices),
         "## By label, worst first",
         _markdown_table(["label", "rows", "precision", "recall", "F1"], labels),
         "## Pictures",
-        "![Confusion matrix](confusion_matrix.png)",
+        "![Label by label](labels.png)" if measures is OF_SEVERAL_LABELS else "![Confusion matrix](confusion_matrix.png)",
         "![Reliability diagram](reliability.png)",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def measures_of(test: Mapping[str, Any]) -> Mapping[str, str]:
+    """What is shown of a model's metrics, and what it is called."""
+    return OF_SEVERAL_LABELS if "micro_f1" in test else MEASURES
 
 
 def _models(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -72,7 +86,7 @@ def _label_cells(found: Mapping[str, Any]) -> list[str]:
     return [str(found["support"]), *figures]
 
 
-def _with_interval(found: Mapping[str, Any], measure: str) -> str:
+def with_interval(found: Mapping[str, Any], measure: str) -> str:
     return f"{found[measure]:.3f} {_brackets(found['intervals'][measure])}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pigeonhole import metrics
 from pigeonhole.errors import ConfigError
 from pigeonhole.metrics import Ids, wilson_interval
 
@@ -33,7 +34,7 @@ def text_slices(
     texts: Sequence[str], true_ids: Ids, predicted_ids: Ids, patterns: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """`{"1-5 words": {"n", "accuracy", "interval"}, …}`; a slice without rows is left out."""
-    right = true_ids == predicted_ids
+    right = metrics.right(true_ids, predicted_ids)
     slices = {}
     for name, inside in text_masks(texts, patterns).items():
         n, hits = int(inside.sum()), int(right[inside].sum())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
 from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.metrics import Interval, wilson_interval
@@ -32,20 +33,21 @@ def harvest(log: str, start: datetime, end: datetime, model: str, version: str, 
     """Of the predictions that `version` made between `start` and `end`. Raises StorageError."""
     words = _latest_words(log, start, end)
     texts: dict[str, Row] = {}
+    known = frozenset(labels)
     judged = right = without_text = unknown_labels = 0
     for record in read_window(log, start, end, read_compacted=compacted_lines):
         word = words.get(record.prediction_id)
         if word is None or (record.model, record.version) != (model, version):
             continue
-        if word.label not in labels:
+        if not word.given <= known:
             unknown_labels += 1
             continue
         judged += 1
-        right += record.label == word.label
+        right += record.given == word.given
         if record.text is None or record.text_policy == "hash":
             without_text += 1
         else:
-            texts[normalise(record.text)] = Row(record.text, word.label, 0)
+            texts[normalise(record.text)] = Row(record.text, join_labels(word.given), 0)
     return Harvest(list(texts.values()), judged, right, without_text, unknown_labels)
 
 

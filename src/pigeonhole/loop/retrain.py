@@ -34,7 +34,17 @@ Train production anew on the feedback of the last hours, if feedback shows that 
 Keys of `train` default to what production was trained with.
 """
 # The keys of production that its successor takes over.
-LEARNED = ("model.", "trainer.", "export.", "serve.", "tracking.", "data.trigger_words", "data.max_chars", "data.split_seed")
+LEARNED = (
+    "model.",
+    "trainer.",
+    "export.",
+    "serve.",
+    "tracking.",
+    "data.task",
+    "data.trigger_words",
+    "data.max_chars",
+    "data.split_seed",
+)
 LEAST_REFERENCE = 30  # a reference of fewer rows would let almost any change pass
 
 
@@ -171,7 +181,7 @@ def divide(production: Bundle, found: Harvest, set_aside: float) -> Rows:
     split = read_own_rows(production)[1].split
     known = {normalise(row.text) for row in (*split.train, *split.validation, *split.test)}
     new = [row for row in found.rows if normalise(row.text) not in known]
-    parts = split_rows(new, 0.0, set_aside, seed=0)
+    parts = split_rows(new, 0.0, set_aside, seed=0, task=production.manifest.task)
     return Rows(
         train=[*split.train, *parts.train],
         validation=split.validation,

@@ -51,22 +51,34 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None
     text_policy: TextPolicy
     features: Features
-    label: str
+    label: str  # the likeliest
+    labels: list[str] | msgspec.UnsetType = msgspec.UNSET  # those given, of a multi-label model
     score: float
     probabilities: dict[str, float]
     decision: Decision
     latency_ms: float
 
+    @property
+    def given(self) -> frozenset[str]:
+        """The answer: one label, or of a multi-label model any number of them."""
+        return frozenset((self.label,) if self.labels is msgspec.UNSET else self.labels)
+
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody found to be the true label of a prediction."""
+    """What somebody found to be the true label of a prediction, or, of a multi-label model, its true labels."""
 
     schema_version: int = SCHEMA_VERSION
     feedback_id: str
     at: Moment
     prediction_id: str
-    label: str
+    label: str  # empty where `labels` is there
     source: str
+    labels: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def given(self) -> frozenset[str]:
+        """What was said to be right: one label, or any number of them."""
+        return frozenset((self.label,) if self.labels is msgspec.UNSET else self.labels)
 
 
 class Head(msgspec.Struct, frozen=True):

@@ -12,7 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pigeonhole import metrics
+from pigeonhole.bundle import Task
 from pigeonhole.configuration import setting
+from pigeonhole.dataset.label_sets import ids_of, parts_of
 from pigeonhole.metrics import (
     Floats,
     Ids,
@@ -49,6 +52,7 @@ class Limits:
 class Answers:
     """What one bundle says to the frozen rows: probabilities (n, c) in the order of its labels; `rows` identifies the rows.
 
+    `thresholds` (c,): from which probability on a label is given, where a text may have several; else the likeliest is.
     `refused` (m,): which out-of-scope texts it does not accept. `behaviour`: for each test, which of its texts passed, (k,).
     `latencies_ms`: of single texts, on one machine for both. None and {}: not measured.
     """
@@ -58,6 +62,7 @@ class Answers:
     labels: tuple[str, ...]
     probabilities: Floats
     size_bytes: int
+    thresholds: Floats | None = None
     refused: Flags | None = None
     behaviour: Mapping[str, Flags] = field(default_factory=dict)
     latencies_ms: Floats | None = None
@@ -92,6 +97,7 @@ def decide(
 ) -> Verdict:
     """The candidate against production, or, where there is none yet, against always giving the most frequent label.
 
+    Where a text may have several labels, the true ones are joined as rows have them, and a row is right where all of them are.
     `slices` says for each name which of the rows it holds, (n,).
     """
     foreign = _foreign(true_labels, candidate, production)
@@ -102,12 +108,13 @@ def decide(
     if not np.isfinite(found).all():
         return _judge([Check("numbers", "REJECT", "the candidate gives probabilities that are not numbers")])
     before = frame.probabilities(production) if production else None
+    given, given_before = frame.given(candidate), frame.given(production) if production else None
     return _judge(
         [
-            _check_macro_f1(frame, found, before, limits.margin, seed),
-            *_check_recalls(frame, found, before, limits.recall_floor),
+            _check_macro_f1(frame, given, given_before, limits.margin, seed),
+            *_check_recalls(frame, given, given_before, limits.recall_floor),
             _check_calibration(frame, found, before, limits.ece_ceiling, seed),
-            *_check_slices(frame, found, before, slices or {}, limits.slice_margin, seed),
+            *_check_slices(frame, given, given_before, slices or {}, limits.slice_margin, seed),
             *_check_out_of_scope(candidate, production, limits.out_of_scope_margin, seed),
             *_check_behaviour(candidate, production, limits.behaviour_floor),
             *_check_latency(candidate, production, limits.latency_ms),
@@ -116,12 +123,20 @@ def decide(
     )
 
 
+def _task(answers: Answers) -> Task:
+    return "single_label" if answers.thresholds is None else "multi_label"
+
+
 def _foreign(true_labels: Sequence[str], candidate: Answers, production: Answers | None) -> Check | None:
     """Answers that cannot be compared: to other rows, or from a model that has never seen a label of the rows."""
+    task = _task(candidate)
     for answers in filter(None, (candidate, production)):
+        if _task(answers) != task:
+            said = f"version {answers.version} is {_task(answers)}, the candidate is {task}: they cannot be compared"
+            return Check("labels", "HOLD", said)
         if answers.rows != candidate.rows or len(answers.probabilities) != len(true_labels):
             return Check("rows", "REJECT", "candidate and production answered different rows")
-        unseen = sorted(set(true_labels) - set(answers.labels))
+        unseen = sorted({label for answer in true_labels for label in parts_of(answer, task)} - set(answers.labels))
         if unseen:
             shown = ", ".join(map(repr, unseen[:5])) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
             return Check(
@@ -134,9 +149,9 @@ class _Frame:
     """The labels of the rows and of both models as one list, so that their answers can be laid side by side."""
 
     def __init__(self, true_labels: Sequence[str], candidate: Answers, production: Answers | None) -> None:
-        self.labels = sorted({*true_labels, *candidate.labels, *(production.labels if production else ())})
+        self.labels = sorted({*candidate.labels, *(production.labels if production else ())})
         self.places = {label: place for place, label in enumerate(self.labels)}
-        self.true_ids: Ids = np.array([self.places[label] for label in true_labels], np.int64)
+        self.true_ids: Ids = ids_of(true_labels, self.labels, _task(candidate))
 
     def probabilities(self, answers: Answers) -> Floats:
         """(n, all labels): the columns of a bundle at their places, 0 for labels that it does not have."""
@@ -144,42 +159,55 @@ class _Frame:
         found[:, [self.places[label] for label in answers.labels]] = answers.probabilities
         return found
 
+    def given(self, answers: Answers) -> Ids:
+        """(n,) label ids; (n, all labels), 1 where a label is given, where a text may have several."""
+        if answers.thresholds is None:
+            return predict(self.probabilities(answers))
+        given = np.zeros((len(answers.probabilities), len(self.labels)), np.int64)
+        given[:, [self.places[label] for label in answers.labels]] = predict(answers.probabilities, answers.thresholds)
+        return given
+
     def most_frequent(self) -> Ids:
-        """(n,): what is always right most often."""
+        """(n,): what is always right most often; of several labels the one that most rows have."""
+        if self.true_ids.ndim == 2:
+            always = np.zeros_like(self.true_ids)
+            always[:, self.true_ids.sum(axis=0).argmax()] = 1
+            return always
         return np.full_like(self.true_ids, np.bincount(self.true_ids).argmax())
 
-    def recalls(self, found: Floats) -> Iterator[tuple[str, int, int]]:
-        """Label, right answers and rows, for each label that the rows have."""
-        right = predict(found) == self.true_ids
-        for label_id in np.unique(self.true_ids):
-            of_label = self.true_ids == label_id
-            yield self.labels[label_id], int(right[of_label].sum()), int(of_label.sum())
+    def recalls(self, given: Ids) -> Iterator[tuple[str, int, int]]:
+        """Label, rows in which it was found, and rows that have it, for each label that the rows have."""
+        for label_id, label in enumerate(self.labels):
+            several = self.true_ids.ndim == 2
+            of_label, found = (ids[:, label_id].astype(bool) if several else ids == label_id for ids in (self.true_ids, given))
+            if of_label.any():
+                yield label, int(found[of_label].sum()), int(of_label.sum())
 
 
-def _check_macro_f1(frame: _Frame, found: Floats, before: Floats | None, margin: float, seed: int) -> Check:
+def _check_macro_f1(frame: _Frame, given: Ids, before: Ids | None, margin: float, seed: int) -> Check:
     """Non-inferiority to production; a first version has to be better than no model at all."""
     if before is None:
         opponent, least = "always giving the most frequent label", 0.0
-        difference = bootstrap_difference(frame.true_ids, predict(found), frame.most_frequent(), seed)
+        difference = bootstrap_difference(frame.true_ids, given, frame.most_frequent(), seed)
         passed = difference.low > least
     else:
         opponent, least = "production", -margin
-        difference = bootstrap_difference(frame.true_ids, predict(found), predict(before), seed)
+        difference = bootstrap_difference(frame.true_ids, given, before, seed)
         passed = difference.low >= least
     said = f"macro-F1 {difference.estimate:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] against {opponent}"
     if passed:
         return Check("macro_f1", "PROMOTE", said)
     if difference.high < 0:
         return Check("macro_f1", "REJECT", f"{said}: worse for certain")
-    return Check("macro_f1", "HOLD", f"{said}: not certain to be above {least:g} on these {len(found)} rows")
+    return Check("macro_f1", "HOLD", f"{said}: not certain to be above {least:g} on these {len(given)} rows")
 
 
-def _check_recalls(frame: _Frame, found: Floats, before: Floats | None, floor: float) -> list[Check]:
+def _check_recalls(frame: _Frame, given: Ids, before: Ids | None, floor: float) -> list[Check]:
     """No label may die; one that is as poor in production already does not hold up its successor."""
     if before is None:
         return []
     failed = []
-    for (label, hits, n), (_, hits_before, _) in zip(frame.recalls(found), frame.recalls(before), strict=True):
+    for (label, hits, n), (_, hits_before, _) in zip(frame.recalls(given), frame.recalls(before), strict=True):
         if hits / n >= floor or hits >= hits_before:
             continue
         outcome: Decision = "REJECT" if wilson_interval(hits, n).high < floor else "HOLD"
@@ -200,12 +228,12 @@ def _check_calibration(frame: _Frame, found: Floats, before: Floats | None, ceil
 
 
 def _check_slices(
-    frame: _Frame, found: Floats, before: Floats | None, slices: Mapping[str, Flags], margin: float, seed: int
+    frame: _Frame, given: Ids, before: Ids | None, slices: Mapping[str, Flags], margin: float, seed: int
 ) -> list[Check]:
     """A gain on average may not be paid for by one kind of text."""
     if before is None:
         return []
-    right, right_before = (predict(answers) == frame.true_ids for answers in (found, before))
+    right, right_before = (metrics.right(frame.true_ids, ids) for ids in (given, before))
     checks = []
     for name, inside in slices.items():
         difference = bootstrap_share_difference(right[inside], right_before[inside], seed)

@@ -10,9 +10,10 @@ import numpy as np
 
 from pigeonhole.bundle import Bundle
 from pigeonhole.classifier import Classifier
+from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
 from pigeonhole.evaluation.behaviour import measure_behaviour
-from pigeonhole.evaluation.labelled import Labelled
+from pigeonhole.evaluation.labelled import Labelled, thresholds_of
 from pigeonhole.evaluation.score import CHUNK, predict_rows
 from pigeonhole.metrics import Floats
 from pigeonhole.promotion.gate import Answers
@@ -41,7 +42,7 @@ def _answer(bundle: Bundle, classifier: Classifier, rows: Labelled, probes: Prob
 
     def labels_of(texts: Sequence[str]) -> list[str]:
         starts = range(0, len(texts), CHUNK)
-        return [said.label for start in starts for said in classifier.predict(texts[start : start + CHUNK])]
+        return [join_labels(said.labels) for start in starts for said in classifier.predict(texts[start : start + CHUNK])]
 
     decisions = [said.decision for said in classifier.predict(probes.out_of_scope)]
     return Answers(
@@ -49,6 +50,7 @@ def _answer(bundle: Bundle, classifier: Classifier, rows: Labelled, probes: Prob
         rows=hashlib.sha256(msgspec.json.encode([(row.text, row.label) for row in rows.rows])).hexdigest(),
         labels=manifest.labels,
         probabilities=predict_rows(classifier, rows.texts, f"score {manifest.version}"),
+        thresholds=thresholds_of(manifest),
         size_bytes=manifest.files[manifest.models[manifest.served]].size_bytes,
         refused=np.array([decision != "accept" for decision in decisions]) if decisions else None,
         behaviour=measure_behaviour(labels_of, rows.texts, probes.minimum, seed),

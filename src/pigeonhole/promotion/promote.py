@@ -78,7 +78,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     verdict = decide(rows.labels, answers, opponent, config.gate, config.seed, masks)
     result = {
         **_verdict(verdict, name, candidate, production, rows),
-        "test": score_metrics(label_ids(rows, answers.labels), answers.probabilities, answers.labels, config.seed),
+        "test": score_metrics(
+            label_ids(rows, answers.labels), answers.probabilities, answers.labels, config.seed, answers.thresholds
+        ),
         "moved": verdict.decision == "PROMOTE" or config.force,
         "forced": verdict.decision != "PROMOTE" and config.force,
         "seconds": {"total": round(time.perf_counter() - started, 3)},
@@ -151,7 +153,7 @@ def _rows(data: RowsConfig, candidate: Bundle) -> Labelled:
     """The frozen set. Raises ConfigError for the rows that the candidate has learned by heart."""
     if data.path is None:
         return read_own_split(candidate)[1]
-    rows = read_labelled(data.path, data.text, data.label)
+    rows = read_labelled(data.path, data, candidate.manifest.task)
     if was_trained_on(candidate, rows):
         raise ConfigError(f"data.path={data.path}: the candidate was trained on this file; leave it out to use its test split")
     label_ids(rows, candidate.manifest.labels)
@@ -160,8 +162,9 @@ def _rows(data: RowsConfig, candidate: Bundle) -> Labelled:
 
 def choose_probes(data: ProbesConfig, candidate: Bundle) -> Probes:
     """The files that were named; else the texts that belong to the candidate's data, and that nothing was fitted on."""
-    of_tickets = minimum_of(candidate.manifest.labels)
-    minimum = list(read_rows(DataConfig(path=data.minimum))) if data.minimum else of_tickets
+    task = candidate.manifest.task
+    of_tickets = minimum_of(candidate.manifest.labels) if task == "single_label" else []
+    minimum = list(read_rows(DataConfig(path=data.minimum, task=task))) if data.minimum else of_tickets
     if data.out_of_scope:
         return Probes(minimum, [row.text for row in read_rows(DataConfig(path=data.out_of_scope))])
     recorded = own_data(candidate)

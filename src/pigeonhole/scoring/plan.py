@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from pigeonhole import storage
-from pigeonhole.bundle import Bundle, Precision
+from pigeonhole.bundle import Bundle, Precision, Task
 from pigeonhole.errors import ConfigError, NotFoundError
 from pigeonhole.scoring.config import ScoreConfig
 from pigeonhole.scoring.source import Mark, Source, Span, Wanted
@@ -42,6 +42,7 @@ class PlannedBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seal: str
     precision: Precision
     labels: tuple[str, ...]
+    task: Task = "single_label"
 
 
 class PlannedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,6 +121,7 @@ def make_plan(config: ScoreConfig, bundle: Bundle, source: Source, now: datetime
             seal=manifest.seal,
             precision=config.precision or manifest.served,
             labels=manifest.labels,
+            task=manifest.task,
         ),
         options=PlannedOptions(
             text=config.text,
@@ -133,7 +135,7 @@ def make_plan(config: ScoreConfig, bundle: Bundle, source: Source, now: datetime
             shard_rows=shard_rows,
             max_chars=config.max_chars,
         ),
-        columns=_added_columns(config, source.schema.names),
+        columns=_added_columns(config, source.schema.names, manifest.task),
         rows=source.rows,
         shards=-(-source.rows // shard_rows),
         inputs=tuple(PlannedInput(file.url, file.sha256, file.size_bytes, file.rows) for file in source.files),
@@ -227,8 +229,8 @@ def _output_format(url: str) -> OutputFormat:
     return "jsonl" if name.endswith((".jsonl", ".ndjson")) else "parquet"
 
 
-def _added_columns(config: ScoreConfig, taken: Sequence[str]) -> dict[str, str]:
-    added = ["label", "score", "decision", "truncated"]
+def _added_columns(config: ScoreConfig, taken: Sequence[str], task: Task) -> dict[str, str]:
+    added = ["label", *(["labels"] if task == "multi_label" else []), "score", "decision", "truncated"]
     optional = {
         "top_k": config.top_k > 0,
         "probabilities": config.probabilities,

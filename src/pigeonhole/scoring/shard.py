@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pigeonhole import storage
 from pigeonhole.classifier import Classifier, Prediction
+from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.errors import InferenceError, RunError
 from pigeonhole.prediction_log import Features, Record
 from pigeonhole.prediction_log.record import encode_line, partition_of
@@ -72,7 +73,7 @@ def commit(output: str, plan: Plan, shard: int, found: Answered) -> Receipt:
         shard=shard,
         rows=len(found.predictions),
         bad=len(found.bad),
-        labels=dict(sorted(Counter(prediction.label for prediction in found.predictions).items())),
+        labels=dict(sorted(Counter(label for prediction in found.predictions for label in prediction.labels).items())),
         sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
     )
@@ -107,6 +108,8 @@ def add_columns(plan: Plan, found: Answered, ids: Sequence[str]) -> pa.Table:
         "decision": pa.array([each.decision for each in predictions], pa.string()),
         "truncated": pa.array([each.truncated for each in predictions], pa.bool_()),
     }
+    if "labels" in plan.columns:
+        arrays["labels"] = _label_sets(plan, predictions)
     if "top_k" in plan.columns:
         pair = pa.struct([("label", pa.string()), ("score", pa.float64())])
         arrays["top_k"] = pa.array([_ranked(each, labels, plan.options.top_k) for each in predictions], pa.list_(pair))
@@ -120,6 +123,13 @@ def add_columns(plan: Plan, found: Answered, ids: Sequence[str]) -> pa.Table:
     for name, column in plan.columns.items():
         table = table.append_column(column, arrays[name])
     return table
+
+
+def _label_sets(plan: Plan, predictions: Sequence[Prediction]) -> pa.Array:
+    """Lists; in CSV joined as `train` reads them."""
+    if plan.format == "csv":
+        return pa.array([join_labels(each.labels) for each in predictions], pa.string())
+    return pa.array([each.labels for each in predictions], pa.list_(pa.string()))
 
 
 def _ranked(prediction: Prediction, labels: Sequence[str], top_k: int) -> list[dict[str, object]]:
@@ -196,6 +206,7 @@ def _record(plan: Plan, text: str, prediction: Prediction, prediction_id: str) -
             max_logit=float(prediction.logits.max()),
         ),
         label=prediction.label,
+        labels=list(prediction.labels) if plan.bundle.task == "multi_label" else msgspec.UNSET,
         score=prediction.score,
         probabilities=dict(zip(plan.bundle.labels, prediction.probabilities.tolist(), strict=True)),
         decision=prediction.decision,

@@ -197,6 +197,7 @@ def _add_state(routes: Routes, service: Service, access: Access) -> None:
             "thresholds": manifest.thresholds,
             "threshold_target": manifest.threshold_target,
             "out_of_scope": manifest.out_of_scope,
+            "accept_score": manifest.accept_score,
             "metrics": manifest.metrics,
             "candidate": _canary(service),
             "shadow": service.shadow.report(),

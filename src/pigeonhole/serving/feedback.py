@@ -32,7 +32,8 @@ class FeedbackDesk:
         self._log = log
         self._replies = replies
         self._telemetry = telemetry
-        self._latest: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()  # who on what -> label, feedback id
+        # Who on what -> labels, feedback id.
+        self._latest: OrderedDict[tuple[str, str], tuple[tuple[str, ...], str]] = OrderedDict()
 
     def add_labels(self, labels: Iterable[str]) -> None:
         self._labels.update(labels)
@@ -40,17 +41,17 @@ class FeedbackDesk:
     async def take(self, given: FeedbackRequest) -> bytes:
         """The body of the 200; when it returns, the feedback is in the log. Raises Problem."""
         now = datetime.now(UTC)
-        if given.label not in self._labels:
+        if not self._labels.issuperset(given.given):
             raise self._refused("unknown_label", "label is none of the model's labels; see /model")
         made_at = moment_of(given.prediction_id)
         if made_at is None or made_at > now + SKEW:
             raise self._refused("unknown_prediction", "prediction_id is none that this service has given out")
         key = (given.prediction_id, given.source)
-        label, before = self._latest.get(key, (given.label, ""))
-        feedback_id = before if before and label == given.label else feedback_id_of(given, before)
+        labels, before = self._latest.get(key, (given.given, ""))
+        feedback_id = before if before and labels == given.given else feedback_id_of(given, before)
         outcome = "repeated" if feedback_id == before else "changed" if before else "new"
         body = await self._replies.once(f"feedback {feedback_id}", b"", lambda: self._write(feedback_id, given, now))
-        self._remember(key, (given.label, feedback_id))
+        self._remember(key, (given.given, feedback_id))
         self._telemetry.feedback_outcomes.labels(outcome).inc()
         if outcome != "repeated" and now - made_at > LATE:
             self._telemetry.feedback_outcomes.labels("late").inc()
@@ -58,15 +59,24 @@ class FeedbackDesk:
 
     async def _write(self, feedback_id: str, given: FeedbackRequest, now: datetime) -> bytes:
         known = msgspec.structs.asdict(given)
+        word = Feedback(
+            feedback_id=feedback_id,
+            at=now,
+            prediction_id=given.prediction_id,
+            label=given.label or "",
+            labels=given.labels,
+            source=given.source,
+        )
         try:
-            await asyncio.to_thread(self._log.append, [Feedback(feedback_id=feedback_id, at=now, **known)])
+            await asyncio.to_thread(self._log.append, [word])
         except LogError as error:
             detail = "the feedback could not be written down"
             raise Problem(503, "not_recorded", detail, {"retry-after": "1"}) from error
-        self._telemetry.feedback.labels(given.label).inc()
+        for label in given.given:
+            self._telemetry.feedback.labels(label).inc()
         return msgspec.json.encode(FeedbackReply(feedback_id=feedback_id, **known))
 
-    def _remember(self, key: tuple[str, str], word: tuple[str, str]) -> None:
+    def _remember(self, key: tuple[str, str], word: tuple[tuple[str, ...], str]) -> None:
         self._latest[key] = word
         self._latest.move_to_end(key)
         if len(self._latest) > REMEMBERED:

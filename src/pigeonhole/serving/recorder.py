@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, is_sampled, kept_text, sketch
 
@@ -72,6 +74,7 @@ class Recorder:
                 sketch=sketch(prediction.embedding[None, :])[0].tolist(),
             ),
             label=prediction.label,
+            labels=list(prediction.labels) if manifest.task == "multi_label" else UNSET,
             score=prediction.score,
             probabilities=dict(zip(manifest.labels, prediction.probabilities.tolist(), strict=True)),
             decision=prediction.decision,

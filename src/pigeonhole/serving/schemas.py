@@ -5,13 +5,14 @@ refusal never repeats what was sent.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+from pigeonhole.bundle import Manifest
 from pigeonhole.classifier import Prediction
 from pigeonhole.prediction_log import Decision
 from pigeonhole.serving.problem import Problem, ProblemDetails, TextError
@@ -25,6 +26,7 @@ MAX_BESIDE_STRINGS_BYTES = 64 << 10
 
 Text = Annotated[str, Meta(min_length=1, max_length=MAX_CHARS, description="Not blank.", examples=["Where is my parcel?"])]
 Texts = Annotated[list[Text], Meta(min_length=1, max_length=MAX_TEXTS)]
+Label = Annotated[str, Meta(min_length=1, max_length=256, examples=["delivery"])]
 TopK = Annotated[int, Meta(ge=1, description="How many of the likeliest labels to tell; all if it is left out.")]
 
 
@@ -72,18 +74,29 @@ class ExplainRequest(Struct, frozen=True, forbid_unknown_fields=True):
     label: str | None = None
 
 
-class FeedbackRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The true label of a prediction, and who says so (no person's name: a role, or a system)."""
+class FeedbackRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The true label of a prediction, or its true labels, and who says so (no person's name: a role, or a system)."""
 
     prediction_id: Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
-    label: Annotated[str, Meta(min_length=1, max_length=256, examples=["delivery"])]
+    label: Label | UnsetType = UNSET
     source: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", examples=["agent"])]
+    labels: Annotated[list[Label], Meta(max_length=1000)] | UnsetType = UNSET
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What is said to be right, sorted: one label, or any number of them."""
+        return tuple(sorted(self.labels)) if self.labels is not UNSET else (str(self.label),)
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """The answer to one text; probabilities begin with the likeliest label."""
+    """The answer to one text; probabilities begin with the likeliest label, which is `label`.
+
+    A multi-label model says in `labels` which ones the text is given, any number of them; `score` is then the probability that
+    these are right, all of them and no other.
+    """
 
     label: str
+    labels: list[str] | UnsetType = UNSET
     score: float
     probabilities: dict[str, float]
     prediction_id: str
@@ -134,8 +147,9 @@ class FeedbackReply(Struct, frozen=True, kw_only=True):
 
     feedback_id: str
     prediction_id: str
-    label: str
+    label: str | UnsetType = UNSET
     source: str
+    labels: list[str] | UnsetType = UNSET
 
 
 class LabelScore(Struct, frozen=True):
@@ -202,7 +216,12 @@ def read_explain(body: bytes) -> ExplainRequest:
 
 def read_feedback(body: bytes) -> FeedbackRequest:
     """Raises Problem like read_question."""
-    return _convert(_parse(body), FeedbackRequest, "allowed are prediction_id, label, source")
+    given = _convert(_parse(body), FeedbackRequest, "allowed are prediction_id, label or labels, source")
+    if (given.label is UNSET) == (given.labels is UNSET):
+        raise Problem(422, "invalid_request", "exactly one of the fields label, labels is needed beside prediction_id and source")
+    if len(set(given.given)) < len(given.given):
+        raise Problem(422, "invalid_request", "labels names a label twice")
+    return given
 
 
 def _parse(body: bytes) -> object:
@@ -289,11 +308,12 @@ def _lone_surrogate(place: str) -> Problem:
     return Problem(422, "lone_surrogate", f"{place} has half a surrogate pair, which is no character")
 
 
-def answer(prediction: Prediction, labels: Sequence[str], prediction_id: str, top_k: int | None) -> Answer:
-    probabilities = prediction.probabilities.tolist()
+def answer(prediction: Prediction, manifest: Manifest, prediction_id: str, top_k: int | None) -> Answer:
+    labels, probabilities = manifest.labels, prediction.probabilities.tolist()
     ranked = sorted(range(len(labels)), key=lambda label_id: -probabilities[label_id])[:top_k]
     return Answer(
         label=prediction.label,
+        labels=list(prediction.labels) if manifest.task == "multi_label" else UNSET,
         score=prediction.score,
         probabilities={labels[label_id]: probabilities[label_id] for label_id in ranked},
         prediction_id=prediction_id,

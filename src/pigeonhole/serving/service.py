@@ -154,7 +154,7 @@ class Service:
         asked = [AskedText(text, new_id(), request_id, now, began, classifier, queued, span) for text in question.texts]
         predictions = await self._predictions(batcher, asked, deadline_s)
         answers = [
-            answer(prediction, classifier.labels, text.prediction_id, question.top_k)
+            answer(prediction, classifier.manifest, text.prediction_id, question.top_k)
             for text, prediction in zip(asked, predictions, strict=True)
         ]
         return reply(question, answers, classifier.manifest.name, classifier.manifest.version, request_id)

@@ -119,11 +119,12 @@ class Shadow:
 
     def _compare(self, answered: Sequence[Prediction], found: Sequence[Prediction]) -> None:
         for given, other in zip(answered, found, strict=True):
-            self._count("agreed" if given.label == other.label else "differed", 1)
+            agreed = set(given.labels) == set(other.labels)
+            self._count("agreed" if agreed else "differed", 1)
             difference = abs(given.score - other.score)
             self._report.difference += difference
             self._note_difference(difference)
-            if given.label != other.label:
+            if not agreed:
                 self._report.differed[given.label] += 1
 
     def _count(self, outcome: Outcome, texts: int) -> None:

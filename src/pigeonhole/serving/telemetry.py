@@ -133,7 +133,8 @@ class Telemetry:
     def predicted(self, role: Alias, predictions: Sequence[Prediction]) -> None:
         self._answered.labels(role).inc(len(predictions))
         for prediction in predictions:
-            self._predictions.labels(prediction.label).inc()
+            for label in prediction.labels:
+                self._predictions.labels(label).inc()
             self._scores.observe(prediction.score)
 
     def exposition(self) -> bytes:

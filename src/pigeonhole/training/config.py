@@ -112,6 +112,8 @@ class TrainConfig:
     decision: DecisionConfig = field(default_factory=DecisionConfig)
 
     def __post_init__(self) -> None:
+        if self.data.task != "single_label":
+            raise ConfigError(f"data.task={self.data.task}: this trainer fits one label a text")
         model = self.model
         if model.windowing != "truncate" and model.window_overlap > model.max_length // 2:
             raise ConfigError(

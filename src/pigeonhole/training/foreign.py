@@ -19,7 +19,7 @@ from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precisi
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError
-from pigeonhole.evaluation.labelled import Labelled, label_ids, read_labelled
+from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled
 from pigeonhole.metrics import score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import export, provenance, trainer
@@ -50,7 +50,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     pretrained = Pretrained(pretrained.source, pretrained.local, options.revision)
     model, labels = _load(pretrained, options)
     tokenizer = load_tokenizer(pretrained, [])
-    rows = read_labelled(options.data, options.text, options.label) if options.data else None
+    rows = read_labelled(options.data, RowsConfig(text=options.text, label=options.label)) if options.data else None
     true_ids = label_ids(rows, labels) if rows else None
     texts = rows.texts if rows else list(export.PROBES)
     say(f"model: {type(model.body).__name__}, {len(labels)} labels; compared with torch over {len(texts)} texts")
