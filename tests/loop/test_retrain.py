@@ -5,17 +5,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from tests.conftest import tiny_rows
+from tests.conftest import tiny_rows, write_rows
 
 from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.load import read_out_of_scope
 from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError, GateError, RegistryError
 from pigeonhole.loop.harvest import Harvest, harvest
-from pigeonhole.loop.retrain import divide, learned_keys, run, split_arguments
+from pigeonhole.loop.retrain import divide, learned_keys, run, split_arguments, write
 from pigeonhole.prediction_log import Features, Feedback, LogWriter, Record, TextPolicy, new_id
 from pigeonhole.registry import Registry
+from pigeonhole.training.config import TrainConfig
 
 NEW = [Row(f"a drone brought the thing number {number} to my neighbour", "delivery", 0) for number in range(40)]
 Judge = Callable[..., None]
@@ -116,6 +120,24 @@ def test_many_rows_set_aside_are_what_traffic_is_compared_with(bundle: Bundle) -
     rows = divide(bundle, Harvest(NEW, 40, 10, 0, 0), set_aside=0.8)
     assert rows.reference == rows.frozen[-32:]
     assert {row.text for row in rows.reference} <= {row.text for row in NEW}
+
+
+def test_a_successor_learns_what_is_out_of_scope_from_its_predecessors_texts_and_is_measured_on_the_others(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    outside = [f"the weather report of day {number} says rain" for number in range(8)]
+    write_rows(tmp_path / "outside.csv", [(text, "none") for text in outside])
+    origin = bundle.manifest.provenance
+    told = {**origin["config"], "data.out_of_scope_path": str(tmp_path / "outside.csv"), "data.slices": "digits=\\d+ ; it's=it's"}
+    manifest = msgspec.structs.replace(bundle.manifest, provenance={**origin, "config": told})
+    production = Bundle(bundle.url, bundle.folder, manifest)
+    rows = divide(production, Harvest([*NEW, Row(outside[0], "delivery", 0)], 41, 0, 0, 0), set_aside=0.4)
+    assert outside[0] not in {row.text for row in (*rows.train, *rows.frozen)}
+    config = compose(TrainConfig, "train", [*learned_keys(production), *write(str(tmp_path / "rows"), rows)])
+    assert config.data.slices == told["data.slices"]
+    found = read_out_of_scope(config.data)
+    assert sorted([*found.fitted, *found.test]) == sorted(outside)
+    assert (found.fitted, found.test) == (rows.outside.fitted, rows.outside.test)
 
 
 def test_a_successor_is_trained_as_its_predecessor_was(bundle: Bundle) -> None:

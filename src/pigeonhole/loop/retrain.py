@@ -9,6 +9,7 @@ Exit 0: the new version is in production. Exit 4: nothing moved, and the result 
 import csv
 import io
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.load import OutOfScope
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.split import split_rows
 from pigeonhole.errors import ConfigError, GateError, RegistryError
@@ -39,10 +41,12 @@ LEARNED = (
     "trainer.",
     "export.",
     "serve.",
+    "decision.",
     "tracking.",
     "data.task",
     "data.trigger_words",
     "data.max_chars",
+    "data.slices",
     "data.split_seed",
 )
 LEAST_REFERENCE = 30  # a reference of fewer rows would let almost any change pass
@@ -70,6 +74,7 @@ class Rows:
     frozen: list[Row]  # production's test rows, then those set aside
     learned: int  # of the train rows, from feedback
     set_aside: int  # of the frozen rows, from feedback
+    outside: OutOfScope  # production's own: what its rule of what is out of scope was fitted to, and what it was measured on
 
     @property
     def reference(self) -> list[Row]:
@@ -92,7 +97,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     rows = divide(production, found, config.set_aside)
     say(f"{rows.learned} judged texts to learn from, {rows.set_aside} set aside for the gate")
     folder = storage.join(config.rows, datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))
-    keys = [*learned_keys(production), *_write(folder, rows), *training]
+    keys = [*learned_keys(production), *write(folder, rows), *training]
     # torch and transformers take seconds to import, which a feedback that decides nothing should not wait for.
     from pigeonhole.promotion import promote
     from pigeonhole.training import train
@@ -178,8 +183,10 @@ def _decide(config: RetrainConfig, found: Harvest, result: dict[str, Any]) -> No
 
 def divide(production: Bundle, found: Harvest, set_aside: float) -> Rows:
     """Old rows stay on their side; a judged text that production has had in any of its rows is left out."""
-    split = read_own_rows(production)[1].split
-    known = {normalise(row.text) for row in (*split.train, *split.validation, *split.test)}
+    own = read_own_rows(production)[1]
+    split, outside = own.split, own.out_of_scope
+    had = [row.text for row in (*split.train, *split.validation, *split.test)]
+    known = set(map(normalise, (*had, *outside.fitted, *outside.test)))
     new = [row for row in found.rows if normalise(row.text) not in known]
     parts = split_rows(new, 0.0, set_aside, seed=0, task=production.manifest.task)
     return Rows(
@@ -188,22 +195,32 @@ def divide(production: Bundle, found: Harvest, set_aside: float) -> Rows:
         frozen=[*split.test, *parts.test],
         learned=len(parts.train),
         set_aside=len(parts.test),
+        outside=outside,
     )
 
 
-def _write(folder: str, rows: Rows) -> list[str]:
+def write(folder: str, rows: Rows) -> list[str]:
     """The files, and the keys of `train` that name them."""
     keys = []
-    for key, name, part in (
+    files = [
         ("data.path", "train.csv", rows.train),
         ("data.validation_path", "validation.csv", rows.validation),
         ("data.test_path", "frozen.csv", rows.frozen),
         ("reference_path", "reference.csv", rows.reference),
-    ):
+    ]
+    if rows.outside.fitted:
+        files.append(("data.out_of_scope_path", "out_of_scope.csv", _unlabelled(rows.outside.fitted)))
+        files.append(("data.out_of_scope_test_path", "out_of_scope_test.csv", _unlabelled(rows.outside.test)))
+    for key, name, part in files:
         url = storage.to_url(storage.join(folder, name))
         storage.write(url, _csv(part))
         keys.append(f"{key}={url}")
     return keys
+
+
+def _unlabelled(texts: Sequence[str]) -> list[Row]:
+    """The label of such rows is not read."""
+    return [Row(text, "out_of_scope", 0) for text in texts]
 
 
 def _csv(rows: Sequence[Row]) -> bytes:
@@ -221,8 +238,11 @@ def learned_keys(production: Bundle) -> list[str]:
 
 
 def _value(value: object) -> str:
+    """As Hydra reads it: what is no plain word stands in quotes."""
     if value is None:
         return "null"
+    if isinstance(value, str) and not re.fullmatch(r"[\w.:/-]+", value):
+        return "'" + value.replace("'", r"\'") + "'"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
