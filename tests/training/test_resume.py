@@ -42,23 +42,24 @@ def seconds(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 @pytest.mark.parametrize("moment", range(10))
 def test_a_run_killed_at_any_moment_goes_on_to_the_weights_of_one_that_was_not(
     fork_server: ForkServer,
     uninterrupted: dict[str, torch.Tensor],
     seconds: float,
     tmp_path: Path,
-    number: signal.Signals,
+    name: str,
     moment: int,
 ) -> None:
+    number = signal.Signals[name]
     delay = random.uniform(moment, moment + 1) / 10 * seconds
     process = fork_server.start(PROGRAM, tmp_path / "log", str(tmp_path))
     time.sleep(delay)
     os.kill(process, number)
     assert fork_server.wait(process) in (-number, 0, 1)
     process = fork_server.start(PROGRAM, tmp_path / "log", str(tmp_path))
-    assert fork_server.wait(process) == 0, f"after {number.name} at {delay} s:\n{(tmp_path / 'log').read_text()}"
+    assert fork_server.wait(process) == 0, f"after {name} at {delay} s:\n{(tmp_path / 'log').read_text()}"
     assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
 
 
