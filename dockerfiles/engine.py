@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = "localhost/pigeonhole-stand-in-for-python:3.11-slim-bookworm"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 FIND_PACKAGES = ("/venv/lib", "-maxdepth", "3", "-name", "*.dist-info")
+LONGEST_BUILD_S = 3600  # buildah 1.28 was once seen to wait for ever after it had stored an image
 PATIENCE_S = 20  # Cloud Run kills ten seconds after SIGTERM; two shared cores get twice that
 
 
@@ -242,8 +243,14 @@ def _ended(process: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 def do(line: Sequence[str]) -> str:
-    """Run a program; what it prints on stdout. Raises RunError with the end of what it said."""
-    ran = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "BUILDAH_FORMAT": "oci"})
+    """Run a program; what it prints on stdout. Raises RunError with the end of what it said, and where it does not end."""
+    environment = {**os.environ, "BUILDAH_FORMAT": "oci"}
+    try:
+        ran = subprocess.run(
+            line, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=LONGEST_BUILD_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunError(f"{' '.join(line[:6])} … still runs after {LONGEST_BUILD_S} s, and was ended") from error
     if ran.returncode:
         raise RunError(f"{' '.join(line[:6])} … ended with {ran.returncode}: {(ran.stderr or ran.stdout).strip()[-2000:]}")
     return ran.stdout

@@ -11,6 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from dockerfiles import build, engine
+
+from pigeonhole.errors import RunError
 
 ROOT = Path(__file__).parents[2]
 BAKED = ROOT / "dockerfiles/serve_baked.dockerfile"  # on top of serve; its context is a bundle
@@ -48,6 +51,21 @@ def test_a_planted_fault_is_caught(right: str, wrong: str, rule: str, tmp_path: 
     file = tmp_path / "Dockerfile"
     file.write_text(text.replace(right, wrong, 1))
     assert rule in hadolint(file).stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+def test_a_program_that_does_not_end_is_ended_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LONGEST_BUILD_S", 0.1)
+    with pytest.raises(RunError, match=r"still runs after 0\.1 s, and was ended"):
+        engine.do(["sleep", "60"])
+
+
+def test_a_bill_of_materials_that_lacks_what_an_image_holds_is_refused(tmp_path: Path) -> None:
+    held = engine._names("/venv/lib/python3.11/site-packages/google_auth-2.0.dist-info\n/a/b/c/Jinja2-3.dist-info\n")
+    assert held == {"google-auth", "jinja2"}
+    assert build.write_sbom("serve", tmp_path, held - {"jinja2"}) > 50
+    with pytest.raises(RunError, match="serve holds jinja2, which its bill of materials does not name"):
+        build.write_sbom("serve", tmp_path, held)
 
 
 def test_the_base_is_one_digest_for_all() -> None:
