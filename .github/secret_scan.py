@@ -28,6 +28,7 @@ OWN_FORMS = {
         r"""(?i)(?:api_?key|secret|token|passw(?:or)?d)\w*["']?\s*[:=]\s*["'](?=[^"']*\d)[0-9a-z+/_=-]{24,}["']"""
     ),
 }
+INSIDE_WORD = re.compile(r"(?<=[A-Za-z])gh[opsru]_")  # the library finds GitHub's form in "weighs_what_the_label_asked_for_…" too
 GENERATED = (":!uv.lock", ":!*.csv", ":!*.svg", ":!*package-lock.json")
 
 
@@ -50,7 +51,7 @@ def find_secrets(repository: Path) -> list[str]:
     found: dict[str, None] = {}
     with transient_settings({"plugins_used": [{"name": name} for name in FORMS]}):
         for text, (commit, file) in dict(reversed([(text, place) for *place, text in added_lines(repository)])).items():
-            kinds = {secret.type for secret in scan_line(text)}
+            kinds = {secret.type for secret in scan_line(INSIDE_WORD.sub("", text))}
             kinds |= {kind for kind, form in OWN_FORMS.items() if form.search(text)}
             found |= dict.fromkeys(f"{commit} {file}: {kind}" for kind in sorted(kinds))
     return list(found)

@@ -33,6 +33,7 @@ SECTIONS = {
     "data": "Rows",
     "model": "Encoder",
     "trainer": "Fitting",
+    "tfidf": "TF-IDF, where model=tfidf",
     "export": "What is sealed",
     "tracking": "Who is told",
     "serve": "What the bundle asks of its server",

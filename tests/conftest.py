@@ -70,6 +70,7 @@ def train_arguments(folder: Path, data: Path) -> list[str]:
         "trainer.learning_rate=0.003",
         "trainer.freeze_word_embeddings=false",
         "trainer.threads=1",
+        "trainer.allow_dead_labels=true",
         f"out={folder / 'run'}",
         f"registry={folder / 'registry'}",
         "export.min_agreement=0.9",

@@ -19,7 +19,7 @@ from pigeonhole.training.batches import TokenizedRows, shuffled_batches
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.head import fit_head
-from pigeonhole.training.loss import make_criterion
+from pigeonhole.training.loss import LabelLoss
 from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer, locate
 from pigeonhole.training.padding_free import PaddingFree
 
@@ -46,7 +46,7 @@ def main() -> None:
         accuracies.append((history[-1].seconds, history[-1].validation_accuracy))
 
     with tempfile.TemporaryDirectory() as folder:
-        criterion = make_criterion(config.trainer.label_smoothing)
+        criterion = LabelLoss(config.trainer.label_smoothing)
         recipe = corridor.make_recipe(config)
         trainer.train(model, rows, test, recipe, Path(folder), "benchmark", measure, criterion)
     taken = clock.cpu_s(), clock.wall_s(), process.cpu_s(), process.wall_s()

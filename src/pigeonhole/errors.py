@@ -10,6 +10,7 @@ PigeonholeError
 │   └── RegistryError              a name, version or alias that is not there
 ├── RunError                   3   a run that failed on the way
 │   ├── ParityError                exported models disagree with the trained one
+│   ├── DeadLabelError             a label that the model never learned to give
 │   ├── DivergedError              the loss is no longer a number
 │   ├── StoppedError               a run that was told to stop and can go on
 │   ├── InferenceError             a model that gave no usable answer
@@ -58,6 +59,10 @@ class RunError(PigeonholeError):
 
 
 class ParityError(RunError):
+    pass
+
+
+class DeadLabelError(RunError):
     pass
 
 

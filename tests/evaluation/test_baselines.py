@@ -75,6 +75,6 @@ def test_cross_fit_takes_fewer_rows_than_folds(n: int) -> None:
 
 def test_cross_fit_deals_each_label_evenly_over_the_folds() -> None:
     true_ids = np.array([0] * 10 + [1] * 5)
-    fold_ids = baselines._deal(true_ids, folds=5, seed=0)
+    fold_ids = baselines.deal(true_ids, folds=5, seed=0)
     for label_id, rows in ((0, 2), (1, 1)):
         assert np.bincount(fold_ids[true_ids == label_id]).tolist() == [rows] * 5

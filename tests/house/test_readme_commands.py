@@ -28,7 +28,7 @@ PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "
 BLOCKS: list[str] = [block for page in PAGES for block in re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
 LINES = {line for block in BLOCKS for line in block.splitlines()}
 
-QUICK = ["model=tiny", "trainer.epochs=1", "export.min_agreement=0", "tracking=none"]
+QUICK = ["model=tiny", "trainer.epochs=1", "export.min_agreement=0", "tracking=none", "trainer.allow_dead_labels=true"]
 TRAIN = "uv run train experiment=fast"
 TRAIN_OWN = "uv run train data.path=my.csv data.text=message data.label=queue"
 TRAIN_LONG = "uv run train experiment=long data.path=my.csv data.text=message data.label=queue"
@@ -48,11 +48,23 @@ COMPACT = "uv run log-compact"
 ERASE = "uv run log-erase key=0199c0de-0000-7000-8000-000000000000"
 ERASE_OLD = "uv run log-erase days=90"
 LIST_KEYS = "uv run keys list keys=keys.json"
+LABEL_ERRORS = "uv run label-errors data.path=my.csv data.text=message data.label=queue"
+CHECK_TAXONOMY = "uv run check-data data=my.csv data.text=message data.label=queue data.taxonomy=labels.yaml"
 EVALUATE_FP32 = "uv run evaluate bundle=BUNDLE precision=fp32"
 ELSEWHERE = {
     "uv run pytest": "this is it",
     "uv run demo": "tests/loop/test_demo.py runs its short form",
     "uv run import-model model=FOLDER_OR_HUB_ID data=new.csv": "tests/training/test_import_model.py, with a folder",
+    "uv run sweep sweep=learning_rates data.path=my.csv data.text=message data.label=queue": "tests/training/test_sweep.py, tiny",
+    "uv run train --config-dir sweeps/learning_rates experiment=best": "tests/training/test_sweep.py composes it",
+    f"{TRAIN_OWN} data.patch=label-errors.csv": "tests/dataset/test_patch.py",
+    f"{TRAIN_OWN} data.taxonomy=labels.yaml": "tests/dataset/test_taxonomy.py reads it, tests/training/test_warm_start.py trains",
+    f"{TRAIN_OWN} data.taxonomy=labels.yaml model.pretrained=runs/mine/model".replace(
+        "train ", "train experiment=new_label ", 1
+    ): ("tests/training/test_warm_start.py, on the tiny model"),
+    "uv run train experiment=imbalance data.path=my.csv data.text=message data.label=queue": "tests/training/test_imbalance.py",
+    "uv run train experiment=distilled model=minilm3 trainer.teacher=BUNDLE": "tests/training/test_distillation.py, tiny",
+    "uv run train experiment=lora model=bert_base": "tests/training/test_lora.py, tiny; bert_base comes from the hub",
     "uv run invoke up": "tests/frontend/test_up.py starts and stops it",
     "uv sync --no-default-groups --group serve": "would take the libraries away from under the tests",
     "uv run deploy image=COMMIT model=tickets --dry-run": "tests/cloud/test_deploy.py, with a commit",
@@ -147,7 +159,8 @@ def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
 def test_every_line_is_run_here_or_has_its_reason() -> None:
     trained = {TRAIN, TRAIN_OWN, TRAIN_LONG, TRAIN_SCOPE, RESUMABLE}
     quick = {*trained, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS}
-    assert {*quick, ERASE, ERASE_OLD, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
+    recipes = {LABEL_ERRORS, CHECK_TAXONOMY}
+    assert {*quick, *recipes, ERASE, ERASE_OLD, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
 
 
 def test_train_prints_bundle_metrics_baselines_and_seconds(trained: dict[str, Any], workshop: Workshop) -> None:
@@ -202,6 +215,18 @@ def test_long_texts_train_in_one_command(workshop: Workshop) -> None:
 
 def test_check_data_judges_the_file(workshop: Workshop) -> None:
     assert isinstance(workshop.run(CHECK), dict)
+
+
+def test_labels_are_renamed_and_retired_as_they_are_read(workshop: Workshop) -> None:
+    (workshop.folder / "labels.yaml").write_text("rename: {billing: invoices}\nretire: [refund]\n")
+    labels = workshop.run(CHECK_TAXONOMY)["labels"]
+    assert "invoices" in labels
+    assert not {"billing", "refund"} & labels.keys()
+
+
+def test_labels_are_doubted_in_a_file_that_is_a_patch(workshop: Workshop) -> None:
+    assert workshop.run(LABEL_ERRORS, "model=tiny")["review"] == "label-errors.csv"
+    assert workshop.run(CHECK, "data.patch=label-errors.csv")["patch"]["kept"] == 0
 
 
 def test_a_bundle_is_evaluated_on_another_file(workshop: Workshop, trained: dict[str, Any]) -> None:

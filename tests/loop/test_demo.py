@@ -24,6 +24,7 @@ SHORT = [
     "model=tiny",
     "model.max_length=32",
     "trainer.epochs=20",
+    "trainer.allow_dead_labels=true",
     "trainer.patience=20",
     "trainer.learning_rate=0.003",
     "trainer.freeze_word_embeddings=false",

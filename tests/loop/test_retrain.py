@@ -14,6 +14,7 @@ from pigeonhole.configuration import compose
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.load import read_out_of_scope
 from pigeonhole.dataset.read import Row
+from pigeonhole.dataset.taxonomy import read_taxonomy
 from pigeonhole.errors import ConfigError, GateError, RegistryError
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.loop.retrain import divide, learned_keys, run, split_arguments, write
@@ -105,6 +106,20 @@ def test_other_versions_and_foreign_labels_are_left_out(judge: Judge, tmp_path: 
     judge([(NEW[1], "billing", ["zebra"])])
     found = reap(tmp_path, bundle)
     assert (found.judged, found.unknown_labels) == (0, 1)
+
+
+def test_words_and_rows_get_the_labels_of_a_changed_taxonomy(judge: Judge, tmp_path: Path, bundle: Bundle) -> None:
+    (tmp_path / "labels.yaml").write_text("rename: {delivery: shipping}\nretire: [account]\nadd: [drone]\n")
+    taxonomy = read_taxonomy(str(tmp_path / "labels.yaml"))
+    judge([(NEW[0], "billing", ["delivery"]), (NEW[1], "billing", ["account"]), (NEW[2], "billing", ["drone"])])
+    judge([(NEW[3], "billing", ["zebra"])])
+    end, manifest = datetime.now(UTC), bundle.manifest
+    asked = str(tmp_path / "log"), end - timedelta(hours=1), end, manifest.name, manifest.version, manifest.labels
+    found = harvest(*asked, taxonomy)
+    assert {(row.text, row.label) for row in found.rows} == {(NEW[0].text, "shipping"), (NEW[2].text, "drone")}
+    assert (found.judged, found.right, found.unknown_labels) == (2, 0, 1)
+    rows = divide(bundle, found, 0.4, taxonomy)
+    assert {row.label for row in (*rows.train, *rows.validation, *rows.frozen)} <= {"shipping", "billing", "drone"}
 
 
 def test_no_text_is_on_two_sides_and_old_rows_stay_on_theirs(bundle: Bundle) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, setting
+from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import Checked, check_rows, files_of, verify_files
 from pigeonhole.dataset.config import DataConfig
-from pigeonhole.dataset.read import read_rows, shown
+from pigeonhole.dataset.read import shown
 from pigeonhole.dataset.statistics import length_summary
 
 SHOWN_LABELS = 20
@@ -24,10 +25,12 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """`data=FILE` is short for `data.path=FILE`."""
     config = compose(CheckConfig, "check_data", [_in_full(argument) for argument in arguments])
     digests = verify_files(config.data)
-    checked = check_rows(config.data, digests, {name: read_rows(config.data, url) for name, url in files_of(config.data).items()})
+    amendments = open_amendments(config.data)
+    rows = {name: amendments.rows(config.data, url) for name, url in files_of(config.data).items()}
+    checked = check_rows(config.data, digests, rows)
     for line in table(checked):
         say(line)
-    report = checked.report()
+    report = {**checked.report(), **amendments.report()}
     if config.card:
         from pigeonhole.dataset.card import write_card  # plots take half a second to import
 

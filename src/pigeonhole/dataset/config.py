@@ -39,6 +39,10 @@ class DataConfig:
     sha256: str | None = setting(
         None, "refuse a data.path with another sha256 than this one (FILE.sha256 beside it does the same)"
     )
+    patch: str | None = setting(None, "a reviewed file of label-errors: its decisions are applied to data.path as it is read")
+    patch_sha256: str | None = setting(None, "refuse a data.patch with another sha256 than this one")
+    taxonomy: str | None = setting(None, "a labels.yaml (add, rename, merge, split, retire) that is applied to all rows read")
+    taxonomy_sha256: str | None = setting(None, "refuse a data.taxonomy with another sha256 than this one")
     max_chars: int = setting(
         8192, "report texts with more characters than this (those over 100,000 are refused)", ge=1, le=100_000
     )
@@ -52,6 +56,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise ConfigError("data.path is empty: expected the URL or path of a file, or leave the key out for the tickets data")
+        if self.task == "multi_label" and (self.patch or self.taxonomy):
+            key = "patch" if self.patch else "taxonomy"
+            raise ConfigError(f"data.{key}: speaks of one label a text; leave it out where data.task=multi_label")
         if self.out_of_scope_test_path and not self.out_of_scope_path:
             raise ConfigError("data.out_of_scope_test_path needs data.out_of_scope_path: the rule is fitted on texts of its own")
         if not self.label_separator.strip():

@@ -33,10 +33,10 @@ def digest_file(url: str) -> FileDigest:
     return FileDigest(sha256.hexdigest(), size_bytes, newlines, last in (b"\n", b"\r"), head)
 
 
-def verify_file(url: str, found: FileDigest, sha256: str | None) -> None:
+def verify_file(url: str, found: FileDigest, sha256: str | None, key: str = "data.sha256") -> None:
     """Compare a file with the sha256 that the configuration or `FILE.sha256` beside it promises. Raises DataError."""
     sidecar = f"{url}.sha256"
-    promises = {"data.sha256": sha256} if sha256 else {}
+    promises = {key: sha256} if sha256 else {}
     if storage.exists(sidecar):
         promises[sidecar] = storage.read(sidecar).decode("ascii", "replace").split(" ")[0]
     for source, promised in promises.items():

@@ -1,8 +1,9 @@
 """A data set as training wants it: checked and split, its rows in memory."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import check_rows, files_of, own_shares, verify_files
 from pigeonhole.dataset.config import TICKETS, TICKETS_OUT_OF_SCOPE, DataConfig
 from pigeonhole.dataset.digest import normalise
@@ -26,18 +27,21 @@ class Dataset:
     sha256: str  # of the bytes of data.path
     report: dict[str, Any]  # as check-data prints it
     out_of_scope: OutOfScope
+    amendments: dict[str, str] = field(default_factory=dict)  # sha256 of what was applied while reading, by its name
 
 
 def load_dataset(config: DataConfig) -> Dataset:
     """Raises DataError for data that check-data refuses, NotFoundError, StorageError."""
     digests = verify_files(config)
-    rows = {name: list(read_rows(config, url)) for name, url in files_of(config).items()}
+    amendments = open_amendments(config)
+    rows = {name: list(amendments.rows(config, url)) for name, url in files_of(config).items()}
     checked = check_rows(config, digests, rows)
     own = split_rows(rows["train"], *own_shares(config), config.split_seed, config.task)
     split = Split(own.train, rows.get("validation", own.validation), rows.get("test", own.test))
     outside = read_out_of_scope(config)
     _refuse_in_scope(outside, split)
-    return Dataset(split, sorted(checked.labels), checked.sha256, checked.report(), outside)
+    report = {**checked.report(), **amendments.report()}
+    return Dataset(split, sorted(checked.labels), checked.sha256, report, outside, amendments.digests())
 
 
 def read_out_of_scope(config: DataConfig) -> OutOfScope:

@@ -39,7 +39,7 @@ def cross_fit_baselines(
     Rows of one label are dealt out over the folds in a seeded order, so that a label with fewer rows than folds is only absent
     from some of the fits; a single row has nothing to be fitted on but itself.
     """
-    fold_ids = _deal(true_ids, min(folds, len(texts)), seed)
+    fold_ids = deal(true_ids, min(folds, len(texts)), seed)
     majority, tfidf = np.zeros((2, len(texts), len(labels)))
     for fold in np.unique(fold_ids):
         held_out = np.flatnonzero(fold_ids == fold)
@@ -86,7 +86,7 @@ def _one_against_the_rest(features: Any, has_label: Ids, wanted: Any) -> Floats:
     return np.asarray(found[:, 1], np.float64)
 
 
-def _deal(true_ids: Ids, folds: int, seed: int) -> Ids:
+def deal(true_ids: Ids, folds: int, seed: int) -> Ids:
     """(n,) fold of each row: shuffled, sorted by label (of several by the first), then dealt out in turn like cards."""
     if true_ids.ndim == 2:
         true_ids = true_ids.argmax(axis=1)

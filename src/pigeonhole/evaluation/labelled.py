@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,10 @@ def own_data(bundle: Bundle) -> DataConfig | None:
         for field in dataclasses.fields(DataConfig)
         if f"data.{field.name}" in origin.get("config", {})
     }
-    return DataConfig(**{**recorded, "sha256": origin["data_sha256"]}) if "path" in recorded else None
+    if "path" not in recorded:
+        return None
+    amended: dict[str, Any] = {key: origin[key] for key in ("patch_sha256", "taxonomy_sha256") if key in origin}
+    return DataConfig(**{**recorded, "sha256": origin["data_sha256"], **amended})
 
 
 def own_patterns(bundle: Bundle) -> str | None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
+from pigeonhole.dataset.taxonomy import Taxonomy
 from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.metrics import Interval, wilson_interval
 from pigeonhole.prediction_log import Feedback, read_window
@@ -29,8 +30,20 @@ class Harvest:
         return wilson_interval(self.right, self.judged)
 
 
-def harvest(log: str, start: datetime, end: datetime, model: str, version: str, labels: tuple[str, ...]) -> Harvest:
-    """Of the predictions that `version` made between `start` and `end`. Raises StorageError."""
+def harvest(
+    log: str,
+    start: datetime,
+    end: datetime,
+    model: str,
+    version: str,
+    labels: tuple[str, ...],
+    taxonomy: Taxonomy | None = None,
+) -> Harvest:
+    """Of the predictions that `version` made between `start` and `end`. Raises StorageError.
+
+    With a taxonomy the rows have its labels, and a word may already be one of those: it cannot be right or wrong for the version.
+    """
+    ahead = taxonomy.targets if taxonomy else set()
     words = _latest_words(log, start, end)
     texts: dict[str, Row] = {}
     known = frozenset(labels)
@@ -39,16 +52,25 @@ def harvest(log: str, start: datetime, end: datetime, model: str, version: str, 
         word = words.get(record.prediction_id)
         if word is None or (record.model, record.version) != (model, version):
             continue
-        if not word.given <= known:
+        if not word.given <= known | ahead:
             unknown_labels += 1
             continue
-        judged += 1
-        right += record.given == word.given
+        if word.given <= known:
+            judged += 1
+            right += record.given == word.given
         if record.text is None or record.text_policy == "hash":
             without_text += 1
-        else:
-            texts[normalise(record.text)] = Row(record.text, join_labels(word.given), 0)
+        elif learned := _learned(record.text, word.given, known, taxonomy):
+            texts[normalise(record.text)] = Row(record.text, learned, 0)
     return Harvest(list(texts.values()), judged, right, without_text, unknown_labels)
+
+
+def _learned(text: str, given: frozenset[str], known: frozenset[str], taxonomy: Taxonomy | None) -> str | None:
+    """What is learned; None: the label is there no more, or nobody has said which part of a split one this is."""
+    if taxonomy is None or not given <= known:
+        return join_labels(given)
+    (label,) = given
+    return taxonomy.label_of(text, label)
 
 
 def _latest_words(log: str, start: datetime, end: datetime) -> dict[str, Feedback]:

@@ -22,7 +22,8 @@ from pigeonhole.command import command, say
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.load import OutOfScope
 from pigeonhole.dataset.read import Row
-from pigeonhole.dataset.split import split_rows
+from pigeonhole.dataset.split import Split, split_rows
+from pigeonhole.dataset.taxonomy import Taxonomy, read_taxonomy
 from pigeonhole.errors import ConfigError, GateError, RegistryError
 from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.loop.harvest import Harvest, harvest
@@ -39,6 +40,7 @@ Keys of `train` default to what production was trained with.
 LEARNED = (
     "model.",
     "trainer.",
+    "tfidf.",
     "export.",
     "serve.",
     "decision.",
@@ -60,6 +62,9 @@ class RetrainConfig:
     window_hours: float = setting(24.0, "how far back predictions and their feedback count", gt=0, le=8760)
     least_judged: int = setting(50, "fewer judged predictions decide nothing", ge=10)
     set_aside: float = setting(0.4, "share of the judged texts that is kept for the gate", gt=0, lt=1)
+    taxonomy: str | None = setting(
+        None, "a labels.yaml: production's rows and the log's words get its labels; trains in any case"
+    )
     always: bool = setting(False, "train even where feedback does not show that production has become worse")
     rows: str = setting("retrain", "URL of a folder for the rows: train.csv, validation.csv, frozen.csv, in a folder each time")
     run: str = setting("runs", "local folder for the training run")
@@ -91,10 +96,12 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     began = time.perf_counter()
     registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
     production = _production(registry, config.name)
-    found = _harvest(config, production)
+    taxonomy = read_taxonomy(config.taxonomy) if config.taxonomy else None
+    found = _harvest(config, production, taxonomy)
     result = _told(production, found)
-    _decide(config, found, result)
-    rows = divide(production, found, config.set_aside)
+    if taxonomy is None:
+        _decide(config, found, result)
+    rows = divide(production, found, config.set_aside, taxonomy)
     say(f"{rows.learned} judged texts to learn from, {rows.set_aside} set aside for the gate")
     folder = storage.join(config.rows, datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))
     keys = [*learned_keys(production), *write(folder, rows), *training]
@@ -142,12 +149,12 @@ def _production(registry: Registry, name: str | None) -> Bundle:
     return open_bundle(storage.to_url(registry.resolve(models[0], "production")))
 
 
-def _harvest(config: RetrainConfig, production: Bundle) -> Harvest:
+def _harvest(config: RetrainConfig, production: Bundle, taxonomy: Taxonomy | None) -> Harvest:
     end = datetime.now(UTC) + timedelta(seconds=1)
     manifest = production.manifest
     log = config.log or os.environ.get("PIGEONHOLE_LOG") or "log"
     start = end - timedelta(hours=config.window_hours)
-    return harvest(storage.to_url(log), start, end, manifest.name, manifest.version, manifest.labels)
+    return harvest(storage.to_url(log), start, end, manifest.name, manifest.version, manifest.labels, taxonomy)
 
 
 def _told(production: Bundle, found: Harvest) -> dict[str, Any]:
@@ -181,10 +188,13 @@ def _decide(config: RetrainConfig, found: Harvest, result: dict[str, Any]) -> No
     raise GateError(f"no retraining: {why}", {**result, "decision": "WAIT", "reason": why})
 
 
-def divide(production: Bundle, found: Harvest, set_aside: float) -> Rows:
-    """Old rows stay on their side; a judged text that production has had in any of its rows is left out."""
+def divide(production: Bundle, found: Harvest, set_aside: float, taxonomy: Taxonomy | None = None) -> Rows:
+    """Old rows stay on their side; a judged text that production has had in any of its rows is left out.
+
+    With a taxonomy all rows have its labels.
+    """
     own = read_own_rows(production)[1]
-    split, outside = own.split, own.out_of_scope
+    split, outside = _renamed(own.split, taxonomy), own.out_of_scope
     had = [row.text for row in (*split.train, *split.validation, *split.test)]
     known = set(map(normalise, (*had, *outside.fitted, *outside.test)))
     new = [row for row in found.rows if normalise(row.text) not in known]
@@ -197,6 +207,13 @@ def divide(production: Bundle, found: Harvest, set_aside: float) -> Rows:
         set_aside=len(parts.test),
         outside=outside,
     )
+
+
+def _renamed(split: Split, taxonomy: Taxonomy | None) -> Split:
+    if taxonomy is None:
+        return split
+    sides = (split.train, split.validation, split.test)
+    return Split(*(list(taxonomy.apply(side, whole=False)) for side in sides))
 
 
 def write(folder: str, rows: Rows) -> list[str]:

@@ -10,25 +10,24 @@ from dataclasses import fields
 
 from pigeonhole.cloud.project import Project, read_project
 from pigeonhole.command import command
-from pigeonhole.configuration import compose, help_text
 from pigeonhole.errors import ConfigError
 from pigeonhole.loop.retrain import RetrainConfig, split_arguments
 from pigeonhole.options import key_lines, read_options
-from pigeonhole.training.vertex import Job, VertexConfig, job_around, open_client, submit
+from pigeonhole.training.vertex import USAGE, Job, VertexConfig, job_around, open_client, submit
 
 SET_HERE = ("registry", "log", "rows", "run")
 
 
 def run(arguments: list[str]) -> Job | None:
     if {"-h", "--help"} & set(arguments):
-        print(help_text(VertexConfig, "vertex").replace("usage: vertex", "usage: vertex-retrain"))
+        print("\n".join([USAGE.replace("vertex", "vertex-retrain"), *key_lines(VertexConfig)]))
         print("\n".join(["\n--dry-run prints the job and sends nothing.\n", *key_lines(RetrainConfig)]))
         return None
     own_keys = {field.name for field in fields(VertexConfig)}
     given = [argument for argument in arguments if argument != "--dry-run"]
     own = [argument for argument in given if argument.partition("=")[0] in own_keys]
     retraining = [argument for argument in given if argument not in own]
-    config = compose(VertexConfig, "vertex", own)
+    config = read_options(VertexConfig, own)
     check(config, retraining)
     project = read_project(os.environ)
     job = make_job(project, config, retraining)

@@ -30,8 +30,11 @@ class Calibration:
     nll_vector: float
 
 
-def calibrate(logits: NDArray[np.floating], label_ids: NDArray[np.int64], seed: int) -> Calibration:
-    """The vector wins where it is better by more than one standard error on held-out rows (n, c), (n,)."""
+def calibrate(logits: NDArray[np.floating], label_ids: NDArray[np.int64], seed: int, *, by_label: bool = True) -> Calibration:
+    """The vector wins where it is better by more than one standard error on held-out rows (n, c), (n,).
+
+    Without `by_label` it never does: where labels were made to weigh alike, its biases would take that back.
+    """
     z = logits.astype(np.float64)
     fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
     by_temperature, by_vector = np.empty_like(z), np.empty_like(z)
@@ -44,7 +47,7 @@ def calibrate(logits: NDArray[np.floating], label_ids: NDArray[np.int64], seed: 
     temperature = fit_temperature(z, label_ids)
     rows = np.arange(len(z))
     gain = by_vector[rows, label_ids] - by_temperature[rows, label_ids]
-    wins = gain.mean() > gain.std() / np.sqrt(len(gain))
+    wins = by_label and gain.mean() > gain.std() / np.sqrt(len(gain))
     vector = VectorScaling(*(tuple(map(float, found)) for found in _fit_vector(z, label_ids, temperature))) if wins else None
     return Calibration(
         temperature,

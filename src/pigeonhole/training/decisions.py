@@ -41,13 +41,15 @@ class Rules:
     neighbours: NDArray[np.float32] | None
 
 
-def fit_rules(classifier: Classifier, manifest: Manifest, dataset: Dataset, config: DecisionConfig, seed: int) -> Rules:
+def fit_rules(
+    classifier: Classifier, manifest: Manifest, dataset: Dataset, config: DecisionConfig, seed: int, *, by_label: bool = True
+) -> Rules:
     """On the validation rows, and on texts that belong to no label where there are such, through the model that is served."""
     ids = {label: number for number, label in enumerate(manifest.labels)}
     validation = dataset.split.validation
     inside = predict(classifier, [row.text for row in validation])
     label_ids = np.array([ids[row.label] for row in validation], np.int64)
-    calibration = calibrate(np.stack([found.logits for found in inside]), label_ids, seed)
+    calibration = calibrate(np.stack([found.logits for found in inside]), label_ids, seed, by_label=by_label)
     promise = None
     if config.precision is not None:
         promise = fit_thresholds(calibration.held_out, label_ids, config.precision, seed)

@@ -24,6 +24,7 @@ from pigeonhole.classifier import OUTPUTS, Classifier, Prediction
 from pigeonhole.errors import ParityError
 from pigeonhole.training.model import TextClassifier
 from pigeonhole.training.packed import write_packed
+from pigeonhole.training.tfidf import TfidfModel
 from pigeonhole.training.weights import read_weights
 
 CHUNK = 256  # texts a call
@@ -65,7 +66,7 @@ class Parity:
 
 def draft(
     folder: Path,
-    model: TextClassifier,
+    model: TextClassifier | TfidfModel,
     tokenizer: str,
     *,
     name: str,
@@ -84,7 +85,7 @@ def draft(
     shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it exported
     folder.mkdir()
     export_fp32(model, folder / models["fp32"])
-    if int8:
+    if int8 and isinstance(model, TextClassifier):
         models["int8"] = "model.int8.onnx"
         export_int8(model, folder / models["fp32"], folder / models["int8"])
     storage.write(str(folder / TOKENIZER), tokenizer.encode())
@@ -120,7 +121,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def export_fp32(model: TextClassifier, path: Path) -> None:
+def export_fp32(model: TextClassifier | TfidfModel, path: Path) -> None:
+    if isinstance(model, TfidfModel):
+        model.write(path)
+        return
     weights = read_weights(model)
     if weights is None:
         trace(model, path)

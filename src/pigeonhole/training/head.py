@@ -21,10 +21,13 @@ def fit_head(
     embeddings: NDArray[np.float32],
     label_ids: NDArray[np.int64],
     inverse_regularisation: float = INVERSE_REGULARISATION,
+    balanced: bool = False,
 ) -> None:
-    """Set the head (d -> c) to the logistic regression of label_ids (n,) on embeddings (n, d)."""
+    """Set the head (d -> c) to the logistic regression of label_ids (n,) on embeddings (n, d); `balanced`: labels weigh alike."""
     strength = inverse_regularisation / float(embeddings.var())
-    fitted = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(embeddings.astype(np.float64), label_ids)
+    fitted = LogisticRegression(C=strength, max_iter=1000, tol=1e-3, class_weight="balanced" if balanced else None).fit(
+        embeddings.astype(np.float64), label_ids
+    )
     coefficients, intercept = fitted.coef_, fitted.intercept_
     if len(intercept) == 1:  # scikit-learn keeps one row for two classes
         coefficients, intercept = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-intercept, intercept]) / 2

@@ -1,11 +1,29 @@
-"""What training makes smaller."""
+"""What training makes smaller: cross entropy or focal loss, with weights for labels that have few rows."""
 
-from functools import partial
-
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
-from pigeonhole.training.trainer import Criterion
 
+class LabelLoss:
+    """The mean over texts of weight * (1 - p)^gamma * -log p, with p the probability of the true label.
 
-def make_criterion(label_smoothing: float) -> Criterion:
-    return partial(F.cross_entropy, label_smoothing=label_smoothing)
+    `gamma` 0 is cross entropy; above it, texts that are easy already count less (focal loss; Lin et al. 2017). `smoothing` is the
+    share of the target that is spread over all labels. The weights are not divided by their sum in the batch, so that a text
+    counts the same whatever labels stand beside it.
+    """
+
+    def __init__(self, smoothing: float = 0.0, weights: NDArray[np.float64] | None = None, gamma: float = 0.0) -> None:
+        self._smoothing, self._gamma = smoothing, gamma
+        self._weights = None if weights is None else torch.from_numpy(weights).float()
+
+    def __call__(self, logits: Tensor, label_ids: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits, label_ids, reduction="none", label_smoothing=self._smoothing)  # (b,)
+        if self._gamma:
+            p = torch.exp(-F.cross_entropy(logits, label_ids, reduction="none"))
+            losses = losses * (1 - p).clamp(min=torch.finfo(p.dtype).eps) ** self._gamma
+        if self._weights is not None:
+            losses = losses * self._weights.to(logits.device)[label_ids]
+        return losses.mean()

@@ -31,6 +31,7 @@ from pigeonhole import storage
 from pigeonhole.errors import ConfigError
 
 SCRATCH = "scratch"
+TFIDF = "tfidf"  # no encoder at all: tfidf.py
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SCRATCH_VOCABULARY = 2000
 # The average outweighs the first token's own vector by this much; with 8 it was 1 point less accurate on tickets.
@@ -75,7 +76,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.body = body
         self.head = head
-        self._head_name = head_name
+        self.head_name = head_name
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return cast(Tensor, self.body(input_ids=input_ids, attention_mask=attention_mask).logits)  # (b, d)
@@ -87,20 +88,20 @@ class TextClassifier(nn.Module):
 
     def save_twin(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         """Write what `transformers.pipeline("text-classification", model=folder)` opens."""
-        self.body.set_submodule(self._head_name, self.head)
+        self.body.set_submodule(self.head_name, self.head)
         try:
             self.body.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         finally:
-            self.body.set_submodule(self._head_name, nn.Identity())
+            self.body.set_submodule(self.head_name, nn.Identity())
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, unreadable for another user's server
 
 
 def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -> Pretrained:
     """Find the pretrained weights and check them before anything is loaded. Raises ConfigError, which names the key."""
-    if pretrained == SCRATCH:
-        return Pretrained(SCRATCH, local=True)
+    if pretrained in (SCRATCH, TFIDF):
+        return Pretrained(pretrained, local=True)
     folder = storage.local_path(pretrained)
     is_hub_id = folder is not None and "://" not in pretrained and not folder.exists() and _looks_like_hub_id(pretrained)
     if is_hub_id:
@@ -127,9 +128,15 @@ def load_tokenizer(pretrained: Pretrained, texts: Sequence[str]) -> PreTrainedTo
 
 
 def load_model(
-    pretrained: Pretrained, labels: Sequence[str], tokenizer: PreTrainedTokenizerFast, *, averaging_layer: bool, max_length: int
+    pretrained: Pretrained,
+    labels: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    averaging_layer: bool,
+    max_length: int,
+    layers: int | None = None,
 ) -> TextClassifier:
-    """Body and fresh head for `labels`. Raises ConfigError where the encoder does not fit."""
+    """Body and fresh head for `labels`; `layers`: so many of the lowest. Raises ConfigError where the encoder does not fit."""
     names = dict(enumerate(labels))
     ids = {label: number for number, label in names.items()}
     if pretrained.source == SCRATCH:
@@ -140,6 +147,10 @@ def load_model(
     positions = getattr(config, "max_position_embeddings", max_length)
     if max_length > positions:
         raise ConfigError(f"model.max_length={max_length}: this encoder reads at most {positions} tokens")
+    if layers is not None:
+        if layers > config.num_hidden_layers:
+            raise ConfigError(f"model.layers={layers}: this encoder has {config.num_hidden_layers} layers")
+        config.num_hidden_layers = layers
     if averaging_layer:
         _require_bert(config)
         config.num_hidden_layers += 1
@@ -153,6 +164,7 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # an earlier run's twin may have another number of labels: its head begins anew
         )
     if averaging_layer:
         average_tokens(cast(BertForSequenceClassification, body))

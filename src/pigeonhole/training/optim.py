@@ -6,16 +6,17 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from pigeonhole.training.layers import rates
 from pigeonhole.training.model import TextClassifier
 
 
 def parameter_groups(
-    model: TextClassifier, learning_rate: float, head_learning_rate: float, weight_decay: float
+    model: TextClassifier, learning_rate: float, head_learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, object]]:
     """Biases and norms are not decayed; the head has its own learning rate."""
     groups: list[dict[str, object]] = []
-    for module, rate in ((model.body, learning_rate), (model.head, head_learning_rate)):
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    body = rates(model, learning_rate, layer_decay)
+    for trained, rate in (*body, (list(model.head.parameters()), head_learning_rate)):
         decayed = [parameter for parameter in trained if parameter.ndim > 1]
         free = [parameter for parameter in trained if parameter.ndim <= 1]
         groups.append({"params": decayed, "lr": rate, "weight_decay": weight_decay})

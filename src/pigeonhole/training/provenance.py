@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[3]
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "onnx", "onnxruntime", "numpy", "scikit-learn", "pigeonhole")
 
 
-def collect(config: Mapping[str, Any], data_sha256: str, seed: int, threads: int) -> dict[str, Any]:
+def collect(
+    config: Mapping[str, Any], data_sha256: str, seed: int, threads: int, amendments: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`amendments`: sha256 of the files that changed rows as they were read, by the names that the provenance gives them."""
     lock = ROOT / "uv.lock"
     return {
         "git_commit": _git("rev-parse", "HEAD"),
@@ -20,6 +23,7 @@ def collect(config: Mapping[str, Any], data_sha256: str, seed: int, threads: int
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
         "config": dict(config),
         "data_sha256": data_sha256,
+        **(amendments or {}),
         "seed": seed,
         "threads": threads,
         "python": platform.python_version(),

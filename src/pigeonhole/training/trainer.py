@@ -30,6 +30,8 @@ from pigeonhole.command import say
 from pigeonhole.errors import DivergedError, RunError
 from pigeonhole.training.batches import Batch, TokenizedRows, merge_windows, shuffled_batches, sorted_batches
 from pigeonhole.training.checkpoint import Epoch, Progress, read_checkpoint, restore, save_progress, save_tensors
+from pigeonhole.training.imbalance import draw_balanced
+from pigeonhole.training.layers import freeze_layers
 from pigeonhole.training.model import TextClassifier
 from pigeonhole.training.optim import Average, parameter_groups, warmup_then_linear
 from pigeonhole.training.padding_free import PaddingFree
@@ -62,6 +64,9 @@ class Recipe:
     average_decay: float = 0.0
     precision: Precision = "auto"
     compile: bool = False
+    balanced_sampling: bool = False
+    layer_decay: float = 1.0
+    frozen_layers: int = 0
 
 
 def set_determinism(seed: int, threads: int) -> int:
@@ -113,8 +118,10 @@ class _Run:
         self.best, self.saved, self.fingerprint = folder / BEST, folder / PROGRESS, fingerprint
         self.on_epoch, self.criterion = on_epoch, criterion
         model.body.get_input_embeddings().requires_grad_(not recipe.freeze_word_embeddings)
+        if recipe.frozen_layers:
+            freeze_layers(model, recipe.frozen_layers)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = parameter_groups(model, recipe.learning_rate, recipe.head_learning_rate, recipe.weight_decay)
+        groups = parameter_groups(model, recipe.learning_rate, recipe.head_learning_rate, recipe.weight_decay, recipe.layer_decay)
         self.optimizer = torch.optim.AdamW(groups, fused=True)  # one pass over the weights a step: 64 -> 71 texts a CPU-second
         self.steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
         self.schedule = LambdaLR(self.optimizer, warmup_then_linear(recipe.warmup, self.steps))
@@ -162,8 +169,7 @@ class _Run:
 
     def _batches(self) -> Iterator[tuple[NDArray[np.int64], list[Batch]]]:
         """What is left of the epoch: each step's places, and this process's part of it; made ahead where a GPU would wait."""
-        places = shuffled_batches(self.rows.lengths(), self.recipe.batch_size, self.recipe.seed, self.progress.epoch)
-        left = places[self.progress.batches :]
+        left = _batches(self.rows, self.recipe, self.progress.epoch)[self.progress.batches :]
         if self.device.type != "cuda":
             yield from ((step, self._pieces(step)) for step in left)
             return
@@ -275,6 +281,15 @@ class _Run:
     def _where(self, verb: str) -> str:
         goes_on = "; the same command goes on from there" if verb == "stopped at" else ""
         return f"{verb} epoch {self.progress.epoch}, batch {self.progress.batches}{goes_on}"
+
+
+def _batches(rows: TokenizedRows, recipe: Recipe, epoch: int) -> list[NDArray[np.int64]]:
+    """Places in the split of each step, a function of recipe and epoch alone."""
+    lengths = rows.lengths()
+    if not recipe.balanced_sampling:
+        return shuffled_batches(lengths, recipe.batch_size, recipe.seed, epoch)
+    drawn = draw_balanced(rows.label_ids if rows.label_ids.ndim == 1 else rows.label_ids[:, 0], recipe.seed, epoch)
+    return [drawn[batch] for batch in shuffled_batches(lengths[drawn], recipe.batch_size, recipe.seed, epoch)]
 
 
 def _best(history: list[Epoch]) -> Epoch:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonhole.cloud.project import WANDB_SECRET, Project, read_project
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, help_text, setting
+from pigeonhole.configuration import compose, help_text
 from pigeonhole.errors import ConfigError
+from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.config import TrainConfig
-from pigeonhole.training.worker import METRIC, SECRET
+from pigeonhole.training.space import read_space, to_vertex
+from pigeonhole.training.worker import SECRET
 
 if TYPE_CHECKING:
     from google.cloud import aiplatform_v1
@@ -27,40 +29,28 @@ CPU_MACHINES = ("n1-standard-4", "n1-standard-8", "n1-standard-16", "e2-standard
 GPU_MACHINES = {"n1-standard-4": "NVIDIA_TESLA_T4", "n1-standard-8": "NVIDIA_TESLA_T4", "g2-standard-4": "NVIDIA_L4"}
 
 
-@dataclass
+USAGE = "usage: vertex image=COMMIT [key=value …] [KEY OF train=value …] [--dry-run]\n"
+
+
+@dataclass(frozen=True)
 class VertexConfig:
     image: str = setting("", "commit that the train image was built from")
     machine: str = setting("cpu", "what to run on; sweep: several runs on cpu", choices=["cpu", "gpu", "spot", "sweep"])
     machine_type: str | None = setting(None, "another machine of the list", choices=sorted({*CPU_MACHINES, *GPU_MACHINES}))
     workers: int = setting(1, "machines that train together, by torchrun; a sweep's runs have one each", ge=1, le=16)
     hours: int = setting(6, "the job is ended after so many hours", ge=1, le=168)
-    trials: int = setting(12, "runs of a sweep", ge=1, le=100)
+    sweep: str = setting("learning_rates", "what a sweep varies: a file of configs/sweep/, or a .yaml file")
+    trials: int | None = setting(None, "runs of a sweep; unset: as its file says", ge=1, le=100)
     parallel: int = setting(3, "runs of a sweep at one time", ge=1, le=10)
-
-
-# What a sweep varies, and how: keys of `train`. The metric is METRIC, which worker.py reports.
-SPACE: tuple[Job, ...] = (
-    {
-        "parameterId": "trainer.learning_rate",
-        "doubleValueSpec": {"minValue": 5e-5, "maxValue": 5e-4},
-        "scaleType": "UNIT_LOG_SCALE",
-    },
-    {
-        "parameterId": "trainer.head_learning_rate",
-        "doubleValueSpec": {"minValue": 5e-4, "maxValue": 5e-3},
-        "scaleType": "UNIT_LOG_SCALE",
-    },
-    {"parameterId": "trainer.batch_size", "discreteValueSpec": {"values": [16, 32, 64]}},
-)
 
 
 def run(arguments: list[str]) -> Job | None:
     if {"-h", "--help"} & set(arguments):
-        print(help_text(VertexConfig, "vertex"), "\n\n--dry-run prints the job and sends nothing.\n\n", sep="", end="")
+        print("\n".join([USAGE, *key_lines(VertexConfig)]), "\n\n--dry-run prints the job and sends nothing.\n\n", sep="", end="")
         print(help_text(TrainConfig, "train"))
         return None
     own, training = split_arguments([argument for argument in arguments if argument != "--dry-run"])
-    config = compose(VertexConfig, "vertex", own)
+    config = read_options(VertexConfig, own)
     compose(TrainConfig, "train", training)
     project = read_project(os.environ)
     job = make_job(project, config, training)
@@ -106,7 +96,9 @@ def job_around(project: Project, config: VertexConfig, name: str, container: Job
     }
     job: Job = {"displayName": name, "labels": {"app": "pigeonhole", "machine": config.machine}}
     if config.machine == "sweep":
-        job |= {"studySpec": _study(), "maxTrialCount": config.trials, "parallelTrialCount": min(config.parallel, config.trials)}
+        space = read_space(config.sweep)
+        trials = config.trials or space.trials
+        job |= {"studySpec": to_vertex(space), "maxTrialCount": trials, "parallelTrialCount": min(config.parallel, trials)}
         return {**job, "trialJobSpec": spec}
     return {**job, "jobSpec": spec}
 
@@ -139,14 +131,6 @@ def _scheduling(config: VertexConfig) -> Job:
     spot = {"strategy": "SPOT"} if config.machine == "spot" else {}
     again = {"restartJobOnWorkerRestart": True} if spot or config.workers > 1 else {}
     return {"timeout": f"{config.hours * 3600}s", **spot, **again}
-
-
-def _study() -> Job:
-    return {
-        "metrics": [{"metricId": METRIC, "goal": "MAXIMIZE"}],
-        "parameters": list(SPACE),
-        "measurementSelectionType": "LAST_MEASUREMENT",
-    }
 
 
 def parse_job(job: Mapping[str, Any]) -> "aiplatform_v1.CustomJob | aiplatform_v1.HyperparameterTuningJob":

@@ -21,7 +21,7 @@ from pigeonhole.training import cluster
 from pigeonhole.training.carry import Carrier
 
 SECRET = "PIGEONHOLE_WANDB_SECRET"  # noqa: S105  projects/P/secrets/NAME/versions/V
-METRIC = "validation_macro_f1"
+METRIC = "validation_macro_f1"  # by which the trainer chooses its epoch, too
 METRIC_FILE = "CLOUD_ML_HP_METRIC_FILE"  # Vertex sets it in the trials of a sweep
 TRIAL = "CLOUD_ML_TRIAL_ID"
 CHECKPOINTS = "AIP_CHECKPOINT_DIR"  # Vertex sets it to a folder in the bucket, for each trial of a sweep its own

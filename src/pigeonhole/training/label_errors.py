@@ -1,0 +1,116 @@
+"""`uv run label-errors data.path=FILE`: labels that are probably wrong, in a file to review, which becomes `data.patch`.
+
+Each row is judged by a logistic regression on the frozen encoder that never saw it, and ranked by the probability that this gives
+to its own label (self-confidence). How many labels are wrong is estimated by confident learning. Both: Northcutt, Jiang and
+Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels".
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pigeonhole.command import command, say
+from pigeonhole.configuration import compose, setting
+from pigeonhole.dataset.amend import open_amendments
+from pigeonhole.dataset.check import verify_files
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.patch import write_review
+from pigeonhole.errors import ConfigError, DataError
+from pigeonhole.training.config import ModelConfig
+
+
+@dataclass
+class LabelErrorsConfig:
+    out: str = setting("label-errors.csv", "URL of the review file")
+    top: int = setting(500, "rows in it at most, the most suspicious first", ge=1, le=1_000_000)
+    folds: int = setting(5, "parts of the rows; each is judged by a fit on the others", ge=2, le=100)
+    seed: int = setting(0, "another seed, other parts", ge=0, le=2**32 - 1)
+    threads: int = setting(0, "CPU threads, 0 for all cores", ge=0, le=1024)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Rows that out-of-fold answers contradict: places (k,), the most suspicious first; `estimated` errors among all rows."""
+
+    places: NDArray[np.int64]
+    suggested_ids: NDArray[np.int64]
+    self_confidence: NDArray[np.float64]
+    estimated: int
+    accuracy: float
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    config = compose(LabelErrorsConfig, "label_errors", arguments)
+    if config.data.task == "multi_label":
+        raise ConfigError("data.task=multi_label: label-errors judges one label a text")
+    verify_files(config.data)
+    amendments = open_amendments(config.data)
+    rows = list(amendments.rows(config.data, config.data.path))
+    labels = sorted({row.label for row in rows})
+    if len(labels) < 2 or len(rows) < config.folds:
+        raise DataError(
+            f"{config.data.path}: {len(rows)} rows, {len(labels)} labels; two labels and {config.folds} rows are needed"
+        )
+    # torch and transformers take ten seconds to import: neither --help nor a wrong key has to wait for them.
+    from pigeonhole.training.frozen import embed_texts
+
+    places = {label: place for place, label in enumerate(labels)}
+    label_ids = np.array([places[row.label] for row in rows], np.int64)
+    embeddings = embed_texts(config.model, labels, [row.text for row in rows], config.seed, config.threads)
+    say(f"{len(rows)} rows, {len(labels)} labels: {config.folds} fits")
+    found = find_suspects(out_of_fold(embeddings, label_ids, len(labels), config.folds, config.seed), label_ids)
+    kept = amendments.patch.kept if amendments.patch else frozenset()
+    review = [
+        (rows[place], labels[suggestion], confidence)
+        for place, suggestion, confidence in zip(found.places, found.suggested_ids, found.self_confidence, strict=True)
+        if (rows[place].text, rows[place].label) not in kept
+    ][: config.top]
+    write_review(config.out, review)
+    say(f"next: decide on each line of {config.out} (keep, relabel, remove), then uv run train data.patch={config.out}")
+    return {
+        "review": config.out,
+        "rows": len(rows),
+        "listed": len(review),
+        "estimated_errors": found.estimated,
+        "out_of_fold_accuracy": found.accuracy,
+        **amendments.report(),
+    }
+
+
+def out_of_fold(
+    embeddings: NDArray[np.float32], label_ids: NDArray[np.int64], c: int, folds: int, seed: int
+) -> NDArray[np.float64]:
+    """(n, c) probabilities, each row's by a fit on the other folds; a label that these lack gets 0."""
+    from sklearn.linear_model import LogisticRegression  # 1 s to import
+
+    from pigeonhole.evaluation.baselines import deal
+
+    fold_ids = deal(label_ids, folds, seed)
+    features = embeddings.astype(np.float64)
+    probabilities = np.zeros((len(features), c))
+    for fold in range(folds):
+        others, held_out = fold_ids != fold, fold_ids == fold
+        fitted = LogisticRegression(C=1 / features.var(), max_iter=1000, tol=1e-3).fit(features[others], label_ids[others])
+        probabilities[np.ix_(held_out, fitted.classes_)] = fitted.predict_proba(features[held_out])
+    return probabilities
+
+
+def find_suspects(probabilities: NDArray[np.float64], label_ids: NDArray[np.int64]) -> Suspects:
+    """`probabilities` (n, c) of rows by a model that did not see them."""
+    n, c = probabilities.shape
+    own = probabilities[np.arange(n), label_ids]
+    predicted = probabilities.argmax(axis=1)
+    contradicted = np.flatnonzero(predicted != label_ids)
+    places = contradicted[np.argsort(own[contradicted], kind="stable")]
+    # Confident joint: a row counts for another label where it is as probable as it usually is for rows that have it.
+    usual = np.array([own[label_ids == label].mean() if (label_ids == label).any() else 1.0 for label in range(c)])
+    confident = np.where(probabilities >= usual, probabilities, -1.0)
+    errors = (confident.max(axis=1) >= 0) & (confident.argmax(axis=1) != label_ids)
+    return Suspects(places, predicted[places], own[places], int(errors.sum()), float((predicted == label_ids).mean()))
+
+
+main = command(run)

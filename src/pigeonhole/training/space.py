@@ -1,0 +1,146 @@
+"""What a sweep varies: `configs/sweep/<name>.yaml`, checked against the keys of `train`, and told to W&B and Vertex AI.
+
+One definition, three readers: `uv run sweep` (Optuna, on this machine), a W&B sweep file, a tuning job of Vertex AI.
+Needs neither torch nor Optuna.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from pigeonhole.configuration import config_folder
+from pigeonhole.errors import ConfigError
+from pigeonhole.options import Setting, nearest, settings_of
+from pigeonhole.training.config import TrainConfig
+
+Metric = Literal["validation_macro_f1"]  # of each epoch (checkpoint.Epoch): what the trainer itself chooses its best epoch by
+Choice = bool | int | float | str
+FOREIGN = ("out", "registry", "name", "tracking.", "data.", "export.")  # not what a validation split can choose
+
+
+class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Both ends are in it; whole numbers where the key takes whole numbers."""
+
+    low: float
+    high: float
+    scale: Literal["linear", "log"] = "linear"
+
+
+class Space(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    metric: Metric
+    trials: Annotated[int, Meta(ge=1, le=10_000)]
+    keys: Annotated[dict[str, Range | Annotated[list[Choice], Meta(min_length=2)]], Meta(min_length=1)]
+    pruning: bool = True
+
+    def whole(self, key: str) -> bool:
+        return _settings()[key].type == "int"
+
+    def ends(self, key: str) -> tuple[Choice, Choice]:
+        """The first and the last value of a key."""
+        values = self.keys[key]
+        if not isinstance(values, Range):
+            return values[0], values[-1]
+        return (int(values.low), int(values.high)) if self.whole(key) else (values.low, values.high)
+
+
+def read_space(name: str) -> Space:
+    """A file of `configs/sweep/` by its name, or any file by its path. Raises ConfigError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder() / "sweep" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in (config_folder() / "sweep").glob("*.yaml"))
+        raise ConfigError(
+            f"sweep={name}: there is no such sweep; {nearest(name, known)}allowed: {', '.join(known)}, or a .yaml file"
+        )
+    try:
+        space = msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), Space)
+    except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    for key, values in space.keys.items():
+        _check(path, key, values)
+    return space
+
+
+def _settings() -> dict[str, Setting]:
+    return {found.key: found for found in settings_of(TrainConfig)}
+
+
+def _check(path: Path, key: str, values: Range | list[Choice]) -> None:
+    known = _settings()
+    if key not in known or key.startswith(FOREIGN):
+        can = [found for found in known if not found.startswith(FOREIGN)]
+        raise ConfigError(f"{path}: {key}: no key that a sweep can vary; {nearest(key, can)}allowed: {', '.join(can)}")
+    setting = known[key]
+    ends = [values.low, values.high] if isinstance(values, Range) else values
+    if isinstance(values, Range):
+        if setting.type not in ("int", "float"):
+            raise ConfigError(f"{path}: {key}: takes {setting.expected}, not a range; list its values: [a, b]")
+        if not values.low < values.high or (values.scale == "log" and values.low <= 0):
+            raise ConfigError(f"{path}: {key}: expected low < high, and low > 0 on a log scale")
+        if setting.type == "int" and values.scale == "log":
+            raise ConfigError(f"{path}: {key}: takes whole numbers, which have no log scale here; list its values: [16, 32, 64]")
+    for value in ends:
+        if not setting.allowed.holds(value) or (setting.type == "int" and not float(value).is_integer()):
+            raise ConfigError(f"{path}: {key}: {value} is not allowed; expected {setting.expected}")
+
+
+def written(value: Choice) -> str:
+    """A value as `key=value` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def to_wandb(space: Space, training: list[str]) -> str:
+    """A sweep file for `wandb sweep FILE`; its agents run `train` with `training` and the values that W&B chose."""
+    parameters: dict[str, Any] = {}
+    for key, values in space.keys.items():
+        if isinstance(values, Range):
+            low, high = space.ends(key)
+            kind = {"linear": "int_uniform" if space.whole(key) else "uniform", "log": "log_uniform_values"}[values.scale]
+            parameters[key] = {"distribution": kind, "min": low, "max": high}
+        else:
+            parameters[key] = {"values": list(values)}
+    sweep = {
+        "command": ["${env}", "uv", "run", "train", *training, "tracking=wandb", "${args_no_hyphens}"],
+        "method": "bayes",
+        "metric": {"name": space.metric, "goal": "maximize"},
+        "parameters": parameters,
+        "run_cap": space.trials,
+    }
+    if space.pruning:
+        sweep["early_terminate"] = {"type": "hyperband", "min_iter": 1}
+    return yaml.safe_dump(sweep, sort_keys=False)
+
+
+def to_vertex(space: Space) -> dict[str, Any]:
+    """The studySpec of a hyperparameter tuning job; worker.py reports the metric."""
+    return {
+        "metrics": [{"metricId": space.metric, "goal": "MAXIMIZE"}],
+        "parameters": [_vertex_parameter(space, key, values) for key, values in space.keys.items()],
+        "measurementSelectionType": "LAST_MEASUREMENT",
+    }
+
+
+def _vertex_parameter(space: Space, key: str, values: Range | list[Choice]) -> dict[str, Any]:
+    if isinstance(values, Range):
+        kind = "integerValueSpec" if space.whole(key) else "doubleValueSpec"
+        scale = {"linear": "UNIT_LINEAR_SCALE", "log": "UNIT_LOG_SCALE"}[values.scale]
+        low, high = space.ends(key)
+        return {"parameterId": key, kind: {"minValue": low, "maxValue": high}, "scaleType": scale}
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return {"parameterId": key, "discreteValueSpec": {"values": sorted(values)}}
+    return {"parameterId": key, "categoricalValueSpec": {"values": [written(value) for value in values]}}
+
+
+def to_experiment(changed: Mapping[str, object], command: str, says: str) -> str:
+    """An experiment file that sets the keys of `changed`; `command` is how it is asked for."""
+    nested: dict[str, Any] = {}
+    for key, value in changed.items():
+        *groups, leaf = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[leaf] = value
+    return f"# @package _global_\n# {command}\n# {says}\n{yaml.safe_dump(nested, sort_keys=False)}"

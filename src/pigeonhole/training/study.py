@@ -1,0 +1,198 @@
+"""An Optuna study of training runs: a folder with a SQLite file, a run folder for each trial, and what came of them.
+
+Promises: a trial that was killed is gone on with from its checkpoint by the next worker, and belongs to one worker at a time;
+with one worker the trials are a function of the definition and the seed, however often it was stopped. Workers share a disk.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from pigeonhole import storage
+from pigeonhole.command import say
+from pigeonhole.configuration import compose, to_flat
+from pigeonhole.errors import ConfigError, DivergedError, RunError
+from pigeonhole.training import study_plots
+from pigeonhole.training.checkpoint import Epoch
+from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.corridor import validate
+from pigeonhole.training.space import Range, Space, to_experiment, to_vertex, to_wandb, written
+
+STUDY = "study.sqlite"
+RANDOM_TRIALS = 5  # before the sampler begins to learn
+UNPRUNED_TRIALS = 4
+LOCKED_S = 60  # a worker waits so long for another one that writes
+OWN = ("out", "registry", "tracking.")  # keys that say where a trial went, not what it was
+
+
+def search(space: Space, training: list[str], folder: Path, trials: int, seed: int) -> dict[str, Any]:
+    """What `uv run sweep` prints, once the study has `trials` trials. Raises ConfigError, RunError and what training raises."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every trial; so do we
+    folder.mkdir(parents=True, exist_ok=True)
+    study = _open(space, training, folder)
+    while True:
+        with _take(study, folder, trials, seed) as trial:
+            if trial is None:
+                break
+            _try(study, trial, space, training, folder)
+    return _conclude(study, space, training, folder)
+
+
+def _open(space: Space, training: list[str], folder: Path) -> optuna.Study:
+    with FileLock(folder / "study.lock"):
+        study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(
+                f"sqlite:///{folder / STUDY}", engine_kwargs={"connect_args": {"timeout": LOCKED_S}}
+            ),
+            study_name="sweep",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS) if space.pruning else optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        definition = msgspec.json.encode([msgspec.structs.replace(space, trials=1), training]).decode()
+        if study.user_attrs.get("definition", definition) != definition:
+            raise ConfigError(
+                f"folder={folder}: holds the study of another sweep, or of other keys of train; choose another folder"
+            )
+        study.set_user_attr("definition", definition)
+    return study
+
+
+@contextmanager
+def _take(study: optuna.Study, folder: Path, trials: int, seed: int) -> Iterator[Trial | None]:
+    """A trial that a killed worker left, or a new one; None where there are enough. It is ours while this is entered."""
+    with FileLock(folder / "study.lock"):
+        trial, lock = _left(study, folder, seed)
+        if trial is None and len(study.get_trials(deepcopy=False)) < trials:
+            number = len(study.get_trials(deepcopy=False))
+            study.sampler = _sampler(seed, number)
+            lock = _lock(folder, number)
+            lock.acquire(timeout=0)
+            trial = study.ask()
+    try:
+        yield trial
+    finally:
+        lock.release()
+
+
+def _left(study: optuna.Study, folder: Path, seed: int) -> tuple[Trial | None, FileLock]:
+    lock = _lock(folder, 0)
+    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        lock = _lock(folder, frozen.number)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # its worker lives
+            continue
+        say(f"trial {frozen.number}: going on")
+        study.sampler = _sampler(seed, frozen.number)
+        return Trial(study, frozen._trial_id), lock
+    return None, lock
+
+
+def _lock(folder: Path, number: int) -> FileLock:
+    """The system lets go of it when its holder ends, in whatever way."""
+    return FileLock(folder / f"trial-{number:03}.lock")
+
+
+def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """Anew for each trial: a sampler that was begun again would draw the first trials again."""
+    drawn = int(np.random.default_rng([seed, number]).integers(2**31))
+    return optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=drawn)
+
+
+def _try(study: optuna.Study, trial: Trial, space: Space, training: list[str], folder: Path) -> None:
+    keys = [f"{key}={written(_suggest(trial, space, key))}" for key in space.keys]
+    out = folder / f"trial-{trial.number:03}"
+    say(f"trial {trial.number}: {' '.join(keys)}")
+    told = set(study.trials[trial.number].intermediate_values)
+
+    def report(epoch: Epoch) -> None:
+        if epoch.number not in told:
+            trial.report(getattr(epoch, space.metric), epoch.number)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        config = compose(TrainConfig, "train", [*training, "tracking=jsonl", f"out={out}", *keys])
+        history = validate(config, report)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        say(f"trial {trial.number}: pruned")
+    except DivergedError as error:
+        study.tell(trial, state=TrialState.FAIL)
+        say(f"trial {trial.number}: failed: {error}")
+    else:
+        value = max(getattr(epoch, space.metric) for epoch in history)
+        study.tell(trial, value)
+        say(f"trial {trial.number}: {space.metric} {value:.4f}, the best so far {study.best_value:.4f}")
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)
+
+
+def _suggest(trial: Trial, space: Space, key: str) -> bool | int | float | str:
+    values = space.keys[key]
+    if isinstance(values, list):
+        return cast(bool | int | float | str, trial.suggest_categorical(key, values))
+    if space.whole(key):
+        return trial.suggest_int(key, int(values.low), int(values.high))
+    return trial.suggest_float(key, values.low, values.high, log=values.scale == "log")
+
+
+def _conclude(study: optuna.Study, space: Space, training: list[str], folder: Path) -> dict[str, Any]:
+    found = study.get_trials()
+    complete = [trial for trial in found if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise RunError(f"{folder}: none of {len(found)} trials came to its end; narrow the ranges of the sweep")
+    best = study.best_trial
+    experiment = folder / "experiment" / "best.yaml"
+    files = {
+        experiment: _experiment(best, space, training, folder),
+        folder / "wandb.yaml": to_wandb(space, training),
+        folder / "vertex.json": msgspec.json.format(msgspec.json.encode(to_vertex(space))).decode(),
+    }
+    for path, text in files.items():
+        storage.write(str(path), text.encode())
+    plots = _draw(study, complete, space, folder / "plots")
+    say(f"next: uv run train --config-dir {folder} experiment=best")
+    return {
+        "folder": str(folder),
+        "trials": {state.name.lower(): sum(trial.state == state for trial in found) for state in TrialState},
+        "best": {"trial": best.number, space.metric: best.value, "keys": best.params},
+        "experiment": str(experiment),
+        "wandb": str(folder / "wandb.yaml"),
+        "vertex": str(folder / "vertex.json"),
+        "plots": [str(path) for path in plots],
+    }
+
+
+def _experiment(best: FrozenTrial, space: Space, training: list[str], folder: Path) -> str:
+    """All that sets the best trial apart from `train` without a key."""
+    plain = to_flat(compose(TrainConfig, "train", []))
+    chosen = [f"{key}={written(best.params[key])}" for key in space.keys]
+    found = to_flat(compose(TrainConfig, "train", [*training, *chosen]))
+    changed = {key: value for key, value in found.items() if value != plain[key] and not key.startswith(OWN)}
+    command = f"uv run train experiment=best --config-dir {folder}"
+    return to_experiment(changed, command, f"Trial {best.number} of the sweep: {space.metric} {best.value:.4f}.")
+
+
+def _draw(study: optuna.Study, complete: list[FrozenTrial], space: Space, folder: Path) -> list[Path]:
+    values = [float(trial.value or 0.0) for trial in complete]
+    log = {key for key, found in space.keys.items() if isinstance(found, Range) and found.scale == "log"}
+    pictures = {
+        "parallel_coordinates": study_plots.parallel_coordinates_png(
+            [trial.params for trial in complete], values, space.metric, log
+        )
+    }
+    if len(set(values)) > 1:
+        importance = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
+        pictures["importance"] = study_plots.importance_png(importance, space.metric)
+    for name, png in pictures.items():
+        storage.write(str(folder / f"{name}.png"), png)
+    return [folder / f"{name}.png" for name in pictures]

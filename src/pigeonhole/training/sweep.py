@@ -1,0 +1,53 @@
+"""`uv run sweep sweep=learning_rates data.path=FILE …`: Optuna over the keys of `train`, in a study on this disk.
+
+The same command goes on where a killed one stopped, in the middle of a trial too; given again beside itself it is one more worker
+on the same study. A trial looks at validation rows only, makes no bundle and registers nothing.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pigeonhole.command import command
+from pigeonhole.configuration import compose, help_text
+from pigeonhole.errors import ConfigError
+from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.space import read_space, written
+
+USAGE = "usage: sweep [sweep=NAME|FILE.yaml] [key=value …] [KEY OF train=value …]\n"
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    sweep: str = setting("learning_rates", "what to vary: a file of configs/sweep/, or a .yaml file of your own")
+    trials: int | None = setting(
+        None, "trials of the study, all workers together; unset: as the sweep's file says", ge=1, le=10_000
+    )
+    folder: str | None = setting(None, "study, trials and results; unset: sweeps/<the sweep's name>")
+    sampler_seed: int = setting(0, "the same seed, one worker: the same trials, stopped in between or not", ge=0, le=2**31)
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print("\n".join([USAGE, *key_lines(SweepConfig)]), "\n\n", help_text(TrainConfig, "train"), sep="")
+        return None
+    own_keys = {field.name for field in fields(SweepConfig)}
+    own = [argument for argument in arguments if argument.partition("=")[0] in own_keys]
+    training = [argument for argument in arguments if argument not in own]
+    config = read_options(SweepConfig, own)
+    space = read_space(config.sweep)
+    for argument in training:
+        key = argument.partition("=")[0]
+        if key in ("out", "registry", "tracking") or key in space.keys or key.startswith("tracking."):
+            raise ConfigError(f"{argument}: the sweep itself says so; leave {key} out")
+    for end in (0, -1):
+        compose(TrainConfig, "train", [*training, *(f"{key}={written(space.ends(key)[end])}" for key in space.keys)])
+    # torch and Optuna take seconds to import: neither --help nor a wrong key has to wait for them.
+    from pigeonhole.training.study import search
+
+    folder = Path(config.folder or f"sweeps/{Path(config.sweep).stem}").resolve()
+    return search(space, training, folder, config.trials or space.trials, config.sampler_seed)
+
+
+main = command(run)

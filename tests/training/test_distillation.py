@@ -1,0 +1,57 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import tiny_rows, train_arguments
+
+from pigeonhole.bundle import open_bundle
+from pigeonhole.classifier import Classifier
+from pigeonhole.errors import ConfigError
+from pigeonhole.training.distillation import CACHE, Distillation, teacher_logits, with_teacher
+from pigeonhole.training.loss import LabelLoss
+from pigeonhole.training.train import run
+
+TEXTS = [text for text, _ in tiny_rows()[:20]]
+LABELS = ["account", "billing", "delivery"]
+
+
+def test_the_teacher_answers_in_the_order_of_our_labels_and_once(sealed_bundle: Path, tmp_path: Path) -> None:
+    url = str(sealed_bundle)
+    expected = np.stack([found.logits for found in Classifier.open(open_bundle(url), "fp32").predict(TEXTS)])
+    found = teacher_logits(url, TEXTS, LABELS[::-1], tmp_path, 1)
+    assert (found == expected[:, ::-1]).all()
+    version = open_bundle(url).manifest.version
+    np.savez(tmp_path / CACHE, logits=np.ones((20, 3), np.float32), version=np.array(version))
+    assert (teacher_logits(url, TEXTS, LABELS, tmp_path, 1) == 1).all()
+    np.savez(tmp_path / CACHE, logits=np.ones((20, 3), np.float32), version=np.array("another"))
+    assert (teacher_logits(url, TEXTS, LABELS, tmp_path, 1) == expected).all()
+
+
+def test_a_teacher_of_other_labels_is_refused(sealed_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer.teacher=.*: has other labels than the data: 'delivery', 'drone'"):
+        teacher_logits(str(sealed_bundle), TEXTS, ["account", "billing", "drone"], tmp_path, 1)
+
+
+def test_the_loss_is_hintons_formula() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(5, 3, generator=random), torch.randn(5, 3, generator=random)
+    label_ids = np.array([0, 1, 2, 1, 0])
+    targets = torch.from_numpy(with_teacher(label_ids, teacher.numpy()))
+    soft, softened = (teacher / 2).softmax(1), (logits / 2).softmax(1)
+    divergence = (soft * (soft.log() - softened.log())).sum(1).mean()
+    hard = torch.nn.functional.cross_entropy(logits, torch.from_numpy(label_ids))
+    found = Distillation(LabelLoss(), share=0.7, temperature=2.0)(logits, targets)
+    assert found.item() == pytest.approx((0.7 * 4 * divergence + 0.3 * hard).item(), rel=1e-5)
+    alike = Distillation(LabelLoss(), 1.0, 2.0)(teacher, targets)
+    assert alike.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_an_encoder_that_hears_the_teacher_alone_learns_its_answers(
+    tiny_run: dict[str, Any], tiny_data: Path, sealed_bundle: Path, tmp_path: Path
+) -> None:
+    found = run([*train_arguments(tmp_path, tiny_data), f"trainer.teacher={sealed_bundle}", "trainer.teacher_share=1"])
+    assert found["test"]["accuracy"] > 0.8
+    with np.load(tmp_path / "run" / CACHE, allow_pickle=False) as cached:
+        assert cached["logits"].shape == (90, 3)

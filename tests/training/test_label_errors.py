@@ -1,0 +1,75 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import tiny_rows, write_rows
+
+from pigeonhole.errors import DataError
+from pigeonhole.training.label_errors import find_suspects, out_of_fold, run
+
+PLANTED = {3: "account", 27: "billing", 60: "delivery", 71: "account", 110: "delivery", 145: "billing"}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]]]:
+    """Rows with six wrong labels."""
+    rows = [(text, PLANTED.get(place, label)) for place, (text, label) in enumerate(tiny_rows())]
+    return write_rows(tmp_path_factory.mktemp("planted") / "rows.csv", rows), rows
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_planted_labels_stand_on_top_and_the_right_one_is_suggested_and_a_reviewed_one_is_gone(
+    planted: tuple[Path, list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    path, rows = planted
+    asked = [f"data.path={path}", "data.trigger_words=report", "threads=1"]
+    result = run([*asked, f"out={tmp_path / 'review.csv'}"])
+    review = read(tmp_path / "review.csv")
+    wrong = {rows[place][0]: tiny_rows()[place][1] for place in PLANTED}
+    top = review[: len(PLANTED)]
+    assert sum(line["text"] in wrong for line in top) >= 5
+    assert all(line["suggestion"] == wrong[line["text"]] for line in top if line["text"] in wrong)
+    assert result["listed"] == len(review)
+    assert abs(result["estimated_errors"] - len(PLANTED)) <= 6
+
+    review[0]["decision"] = "keep"
+    with (tmp_path / "reviewed.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, review[0].keys())
+        writer.writeheader()
+        writer.writerows(review)
+    again = run([*asked, f"data.patch={tmp_path / 'reviewed.csv'}", f"out={tmp_path / 'again.csv'}"])
+    assert [line["text"] for line in read(tmp_path / "again.csv")] == [line["text"] for line in review[1:]]
+    assert again["patch"]["kept"] == 1
+
+
+def test_each_row_is_judged_by_fits_that_never_saw_it() -> None:
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(40, 64)).astype(np.float32)
+    label_ids = np.arange(40) % 2  # nothing to learn: a fit on the row itself would know it by heart
+    probabilities = out_of_fold(embeddings, label_ids, 2, folds=5, seed=0)
+    assert (probabilities.argmax(axis=1) == label_ids).mean() < 0.8
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(40))
+
+
+def test_suspects_are_ranked_by_self_confidence_and_counted_by_the_confident_joint() -> None:
+    """Worked by hand: the usual probabilities are 0.6 for label 0 and 0.5 for label 1."""
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.45, 0.55], [0.9, 0.1], [0.05, 0.95]])
+    found = find_suspects(probabilities, np.array([0, 0, 0, 1, 1, 1]))
+    usual = (0.9 + 0.8 + 0.1) / 3, (0.55 + 0.1 + 0.95) / 3
+    assert found.places.tolist() == [2, 4]
+    assert found.suggested_ids.tolist() == [1, 0]
+    assert found.self_confidence.tolist() == [0.1, 0.1]
+    assert usual[0] <= 0.9
+    assert found.estimated == 2
+    assert found.accuracy == pytest.approx(4 / 6)
+
+
+def test_rows_of_one_label_are_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "one.csv", [("a text", "x"), ("another", "x")])
+    with pytest.raises(DataError, match="2 rows, 1 labels; two labels and 5 rows are needed"):
+        run([f"data.path={path}"])

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tests.training.test_trainer import RECIPE, fresh_model, rows
+
+from pigeonhole.errors import ConfigError
+from pigeonhole.training import trainer
+from pigeonhole.training.lora import add_adapters, merge_adapters
+from pigeonhole.training.model import TextClassifier
+
+
+def adapted(folder: Path) -> TextClassifier:
+    model = fresh_model()
+    add_adapters(model, rank=4, alpha=8, dropout=0.0)
+    recipe = trainer.Recipe(**{**RECIPE.__dict__, "epochs": 2})
+    trainer.train(model, rows(48), rows(24, seed=1), recipe, folder, "this run", lambda history: None)
+    return model
+
+
+def test_adapters_and_head_alone_learn(tmp_path: Path) -> None:
+    model = fresh_model()
+    before = {name: value.clone() for name, value in model.body.named_parameters()}
+    model = adapted(tmp_path)
+    after = {name.replace("base_layer.", ""): value for name, value in model.body.named_parameters() if "lora_" not in name}
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    learned = [value for name, value in model.body.named_parameters() if "lora_B" in name]
+    assert len(learned) == 9  # query, key and value of three layers
+    assert all(value.abs().sum() > 0 for value in learned)
+
+
+def test_merged_the_encoder_is_an_ordinary_one_and_gives_the_same_answers(tmp_path: Path) -> None:
+    model = adapted(tmp_path)
+    with_adapters = trainer.predict_logits(model, rows(24, seed=1))
+    merge_adapters(model)
+    assert model.state_dict().keys() == fresh_model().state_dict().keys()
+    assert trainer.predict_logits(model, rows(24, seed=1)) == pytest.approx(with_adapters, abs=1e-5)
+    plain = fresh_model().state_dict()
+    moved = {name for name, value in model.body.state_dict().items() if not torch.equal(value, plain[f"body.{name}"])}
+    assert moved == {
+        f"bert.encoder.layer.{layer}.attention.self.{part}.weight" for layer in range(3) for part in ("query", "key", "value")
+    }
+
+
+def test_a_body_without_known_attention_is_refused() -> None:
+    model = fresh_model()
+    for layer in model.body.bert.encoder.layer:  # type: ignore[union-attr]
+        layer.attention = torch.nn.Identity()
+    with pytest.raises(ConfigError, match=r"trainer.lora_rank=4: .* has no attention layers known here"):
+        add_adapters(model, rank=4, alpha=8, dropout=0.0)

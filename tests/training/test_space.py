@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pigeonhole.configuration import compose, groups
+from pigeonhole.errors import ConfigError
+from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.space import Range, Space, read_space, to_experiment, to_vertex, to_wandb, written
+
+
+def space_of(folder: Path, content: str) -> Space:
+    (folder / "mine.yaml").write_text(f"metric: validation_macro_f1\ntrials: 3\nkeys:\n  {content}\n")
+    return read_space(str(folder / "mine.yaml"))
+
+
+@pytest.mark.parametrize("name", groups()["sweep"])
+@pytest.mark.parametrize("end", [0, 1])
+def test_both_ends_of_every_sweep_compose_and_differ_from_each_other(name: str, end: int) -> None:
+    space = read_space(name)
+    compose(TrainConfig, "train", [f"{key}={written(space.ends(key)[end])}" for key in space.keys])
+    assert all(low != high for low, high in map(space.ends, space.keys))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "trainer.learning_rat: [0.1, 0.2]",
+            "trainer.learning_rat: no key that a sweep can vary; did you mean trainer.learning_rate",
+        ),
+        ("data.val: [0.1, 0.2]", "data.val: no key that a sweep can vary"),
+        ("trainer.learning_rate: {low: 0.1, high: 2}", r"trainer.learning_rate: 2.0 is not allowed; expected float > 0 and <= 1"),
+        ("trainer.learning_rate: {low: 0.2, high: 0.1}", "expected low < high"),
+        ("trainer.weight_decay: {low: 0, high: 0.1, scale: log}", "low > 0 on a log scale"),
+        ("trainer.batch_size: {low: 8, high: 64, scale: log}", "list its values"),
+        ("trainer.batch_size: [8, 8.5]", "8.5 is not allowed"),
+        ("trainer.refit_head: {low: 0, high: 1}", "takes bool, not a range"),
+        ("trainer.epochs: [1]", "length >= 2"),
+        ("trainer.epochs: {lo: 1, high: 2}", "mine.yaml: .*lo"),
+    ],
+)
+def test_a_mistake_in_a_definition_names_file_key_and_what_is_allowed(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        space_of(tmp_path, content)
+
+
+def test_a_sweep_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(ConfigError, match="sweep=learning_rate: there is no such sweep; did you mean learning_rates"):
+        read_space("learning_rate")
+
+
+def test_one_definition_gives_wandb_and_vertex_the_same_space() -> None:
+    space = Space(
+        metric="validation_macro_f1",
+        trials=5,
+        keys={
+            "trainer.learning_rate": Range(1e-5, 1e-3, "log"),
+            "trainer.epochs": Range(1, 4),
+            "trainer.batch_size": [32, 16],
+            "trainer.refit_head": [False, True],
+        },
+    )
+    wandb = yaml.safe_load(to_wandb(space, ["experiment=fast"]))
+    assert wandb["metric"] == {"name": "validation_macro_f1", "goal": "maximize"}
+    assert wandb["command"] == ["${env}", "uv", "run", "train", "experiment=fast", "tracking=wandb", "${args_no_hyphens}"]
+    assert wandb["parameters"] == {
+        "trainer.learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-3},
+        "trainer.epochs": {"distribution": "int_uniform", "min": 1, "max": 4},
+        "trainer.batch_size": {"values": [32, 16]},
+        "trainer.refit_head": {"values": [False, True]},
+    }
+    assert to_vertex(space)["parameters"] == [
+        {
+            "parameterId": "trainer.learning_rate",
+            "doubleValueSpec": {"minValue": 1e-5, "maxValue": 1e-3},
+            "scaleType": "UNIT_LOG_SCALE",
+        },
+        {"parameterId": "trainer.epochs", "integerValueSpec": {"minValue": 1, "maxValue": 4}, "scaleType": "UNIT_LINEAR_SCALE"},
+        {"parameterId": "trainer.batch_size", "discreteValueSpec": {"values": [16, 32]}},
+        {"parameterId": "trainer.refit_head", "categoricalValueSpec": {"values": ["false", "true"]}},
+    ]
+
+
+def test_an_experiment_file_composes_to_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = to_experiment({"seed": 3, "trainer.learning_rate": 5e-05, "trainer.refit_head": True}, "uv run train", "Found.")
+    (tmp_path / "experiment" / "best.yaml").write_text(text)
+    config = compose(TrainConfig, "train", ["--config-dir", str(tmp_path), "experiment=best"])
+    assert (config.seed, config.trainer.learning_rate, config.trainer.refit_head) == (3, 5e-05, True)

@@ -1,0 +1,178 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from tests.conftest import train_arguments
+
+from pigeonhole.configuration import compose
+from pigeonhole.errors import ConfigError, DivergedError, RunError
+from pigeonhole.training import study, sweep
+from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.space import Range, Space, read_space
+
+TRIALS = 3
+OPTIONS = ("out=", "registry=", "tracking=", "trainer.learning_rate=", "trainer.epochs=")
+SPACE = Space(
+    metric="validation_macro_f1", trials=TRIALS, keys={"trainer.learning_rate": Range(1e-4, 1e-2, "log")}, pruning=False
+)
+
+
+def arguments(data: Path) -> list[str]:
+    """Those of the tiny model that a sweep does not set itself, and an epoch."""
+    return [argument for argument in train_arguments(Path(), data) if not argument.startswith(OPTIONS)] + ["trainer.epochs=1"]
+
+
+def definition(folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    path = folder / "rates.yaml"
+    path.write_text(
+        "metric: validation_macro_f1\ntrials: 3\npruning: false\n"
+        "keys:\n  trainer.learning_rate: {low: 1.0e-4, high: 1.0e-2, scale: log}\n  trainer.refit_head: [false, true]\n"
+    )
+    return f"sweep={path}"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("sweep")
+    found = sweep.run([definition(folder), f"folder={folder / 'study'}", *arguments(tiny_data)])
+    assert found is not None
+    return found
+
+
+def test_a_sweep_tells_its_trials_and_its_best_one(swept: dict[str, Any]) -> None:
+    assert swept["trials"]["complete"] == TRIALS
+    assert json.loads(json.dumps(swept)) == swept
+
+
+def test_the_metric_of_each_trial_is_the_one_that_the_run_logged(swept: dict[str, Any]) -> None:
+    storage = f"sqlite:///{swept['folder']}/{study.STUDY}"
+    for trial in optuna.load_study(study_name="sweep", storage=storage).trials:
+        logged = (Path(swept["folder"]) / f"trial-{trial.number:03}" / "tracking.jsonl").read_text().splitlines()
+        values = [json.loads(line)["validation_macro_f1"] for line in logged]
+        assert trial.value == max(values)
+        assert list(trial.intermediate_values.values()) == values
+    assert swept["best"]["validation_macro_f1"] == max(
+        trial.value for trial in optuna.load_study(study_name="sweep", storage=storage).trials if trial.value is not None
+    )
+
+
+def test_a_trial_makes_no_bundle_and_keeps_no_checkpoint(swept: dict[str, Any]) -> None:
+    for trial in range(TRIALS):
+        left = {path.name for path in (Path(swept["folder"]) / f"trial-{trial:03}").iterdir()}
+        assert left == {".lock", "fingerprint", "config.yaml", "provenance.json", "history.jsonl", "tracking.jsonl"}
+
+
+def test_the_best_trial_is_an_experiment_file_that_composes(swept: dict[str, Any], tiny_data: Path) -> None:
+    config = compose(TrainConfig, "train", ["--config-dir", swept["folder"], "experiment=best"])
+    assert config.trainer.learning_rate == swept["best"]["keys"]["trainer.learning_rate"]
+    assert config.trainer.refit_head == swept["best"]["keys"]["trainer.refit_head"]
+    assert (config.model.pretrained, config.data.path, config.trainer.epochs) == ("scratch", str(tiny_data), 1)
+    assert config.out is None
+
+
+def test_the_results_are_drawn_and_told_to_wandb_and_vertex(swept: dict[str, Any]) -> None:
+    assert [Path(plot).stem for plot in swept["plots"]] == ["parallel_coordinates", "importance"]
+    assert all(Path(plot).read_bytes().startswith(b"\x89PNG") for plot in swept["plots"])
+    assert "validation_macro_f1" in Path(swept["wandb"]).read_text()
+    assert json.loads(Path(swept["vertex"]).read_text())["metrics"][0]["metricId"] == "validation_macro_f1"
+
+
+def test_a_finished_sweep_given_again_trains_nothing_and_more_trials_go_on(swept: dict[str, Any], tiny_data: Path) -> None:
+    folder = Path(swept["folder"]).parent
+    asked = [definition(folder), f"folder={swept['folder']}", *arguments(tiny_data)]
+    began = time.monotonic()
+    assert sweep.run(asked) == swept
+    assert time.monotonic() - began < 20
+    with pytest.raises(ConfigError, match="holds the study of another sweep"):
+        sweep.run([*asked, "seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("trainer.learning_rate=0.1", "trainer.learning_rate=0.1: the sweep itself says so"),
+        ("out=here", "out=here: the sweep itself says so"),
+        ("tracking=wandb", "tracking=wandb: the sweep itself says so"),
+        ("trainer.epoch=1", "did you mean trainer.epochs"),
+        ("trials=0", "trials=0: expected"),
+        ("sweep=rates", "sweep=rates: there is no such sweep"),
+    ],
+)
+def test_a_mistake_is_told_before_any_trial(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sweep.run([argument])
+
+
+def points(folder: Path, stops: bool) -> list[float]:
+    """What seven trials try, each measured by a parabola; `stops`: the study is opened anew for every trial."""
+    folder.mkdir()
+    found = study._open(SPACE, [], folder)
+    tried = []
+    for _ in range(7):
+        found = study._open(SPACE, [], folder) if stops else found
+        with study._take(found, folder, 7, seed=7) as trial:
+            assert trial is not None
+            value = study._suggest(trial, SPACE, "trainer.learning_rate")
+            found.tell(trial, -((float(value) - 0.003) ** 2))
+            tried.append(float(value))
+    return tried
+
+
+def test_a_study_that_was_stopped_tries_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    undisturbed = points(tmp_path / "once", stops=False)
+    assert points(tmp_path / "often", stops=True) == undisturbed
+    assert len(set(undisturbed)) == 7
+
+
+def test_workers_have_a_trial_each_and_the_trial_of_a_killed_one_is_gone_on_with(tmp_path: Path, tiny_data: Path) -> None:
+    training = [*arguments(tiny_data)[:-1], "trainer.epochs=1000", "trainer.patience=1000"]
+    code = "import sys; from pigeonhole.training import sweep; sweep.run(sys.argv[1:])"
+    asked = [definition(tmp_path), f"folder={tmp_path / 'study'}", *training]
+    worker = subprocess.Popen([sys.executable, "-c", code, *asked], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not (tmp_path / "study/trial-000/history.jsonl").exists():
+            assert worker.poll() is None
+            time.sleep(0.05)
+        space = read_space(str(tmp_path / "rates.yaml"))
+        ours = study._open(space, training, tmp_path / "study")
+        with study._take(ours, tmp_path / "study", 3, seed=0) as trial:
+            assert trial is not None
+            assert trial.number == 1
+            ours.tell(trial, state=optuna.trial.TrialState.FAIL)
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    with study._take(ours, tmp_path / "study", 3, seed=0) as left:
+        assert left is not None
+        assert left.number == 0
+        assert set(left.params) == {"trainer.learning_rate", "trainer.refit_head"}
+
+
+def test_a_trial_far_behind_the_others_is_pruned(tmp_path: Path, tiny_data: Path) -> None:
+    space = Space(metric="validation_macro_f1", trials=6, keys={"trainer.learning_rate": [0.003, 1e-9]})
+    found = study._open(space, [], tmp_path)
+    for _ in range(study.UNPRUNED_TRIALS):
+        good = found.ask(fixed_distributions={})
+        good.report(2.0, 1)  # no run gets there
+        found.tell(good, 2.0)
+    with study._take(found, tmp_path, 9, seed=0) as trial:
+        assert trial is not None
+        study._try(found, trial, space, arguments(tiny_data), tmp_path)
+    assert found.trials[-1].state == optuna.trial.TrialState.PRUNED
+
+
+def test_a_trial_that_diverges_has_failed_and_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergedError("the loss became nan")
+
+    monkeypatch.setattr(study, "validate", diverge)
+    with pytest.raises(RunError, match="none of 2 trials came to its end"):
+        study.search(SPACE, [], tmp_path, trials=2, seed=0)
