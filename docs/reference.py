@@ -35,6 +35,7 @@ SECTIONS = {
     "trainer": "Fitting",
     "tfidf": "TF-IDF, where model=tfidf",
     "export": "What is sealed",
+    "decision": "What is accepted, and what is out of scope",
     "tracking": "Who is told",
     "serve": "What the bundle asks of its server",
 }
