@@ -23,7 +23,8 @@ from pigeonhole.training.calibration import Calibration, calibrate
 from pigeonhole.training.config import DecisionConfig
 from pigeonhole.training.export import predict
 
-PRIOR_ROWS = 20  # a label's precision above a score is that of its own rows and of as many that are right as often as they say
+PRIOR_ROWS = 20  # of all labels: beside a label's own rows, of which there are few
+CANDIDATES = 201  # thresholds that are tried
 LEVELS = 50
 RISK = 0.1  # that the precision promised is missed on other rows like these
 MOST_NEIGHBOURS = 1024  # 0.05 ms a text at 384 numbers each
@@ -125,10 +126,10 @@ def fit_thresholds(probabilities: Floats, label_ids: Ids, target: float, seed: i
     predicted, c = probabilities.argmax(axis=1), probabilities.shape[1]
     scores, right = probabilities.max(axis=1), predicted == label_ids
     shaping = np.random.default_rng(seed).permutation(len(scores)) % 2 == 0
-    own = [shaping & (predicted == label) for label in range(c)]
+    precisions = _Precisions(scores[shaping], right[shaping], predicted[shaping], c)
     best = Promise(np.ones(c), False, 0, 0.0)
     for level in np.linspace(1, target, LEVELS + 1)[1:]:
-        thresholds = np.array([_threshold(scores[rows], right[rows], level) for rows in own])
+        thresholds = precisions.thresholds(level)
         accepted = ~shaping & (scores >= thresholds[predicted])
         n, hits = int(accepted.sum()), int(right[accepted].sum())
         if _lower_bound(n, n) < target:
@@ -139,15 +140,26 @@ def fit_thresholds(probabilities: Floats, label_ids: Ids, target: float, seed: i
     return best
 
 
-def _threshold(scores: Floats, right: NDArray[np.bool_], level: float) -> float:
-    """The lowest score from which on the label's precision is `level`; above all of its scores, the level itself."""
-    order = np.argsort(-scores)
-    n = np.arange(1, len(scores) + 1)
-    precision = (right[order].cumsum() + PRIOR_ROWS * scores[order].cumsum() / n) / (n + PRIOR_ROWS)
-    reached = np.flatnonzero(precision >= level)
-    if len(reached):
-        return float(scores[order][reached[-1]])
-    return min(1.0, max(level, float(np.nextafter(scores.max(initial=0.0), 2))))
+class _Precisions:
+    """Each label's precision above a score: of its own rows and PRIOR_ROWS more, right as often as those of all labels."""
+
+    def __init__(self, scores: Floats, right: NDArray[np.bool_], predicted: Ids, c: int) -> None:
+        self._candidates = np.unique(np.quantile(scores, np.linspace(0, 1, CANDIDATES), method="nearest"))
+        hits, n = self._above(scores, right)
+        shared = PRIOR_ROWS * hits / n
+        own = (self._above(scores[predicted == label], right[predicted == label]) for label in range(c))
+        self._precisions = np.array([(hits + shared) / (n + PRIOR_ROWS) for hits, n in own])  # (c, candidates)
+
+    def _above(self, scores: Floats, right: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        order = np.argsort(scores)
+        places = np.searchsorted(scores[order], self._candidates)
+        hits = np.append(right[order][::-1].cumsum()[::-1], 0)
+        return hits[places].astype(np.float64), (len(scores) - places).astype(np.float64)
+
+    def thresholds(self, level: float) -> Floats:
+        """(c,): the lowest score from which on a label's precision is `level`; 1 where none has it."""
+        reached = self._precisions >= level
+        return np.where(reached.any(axis=1), self._candidates[reached.argmax(axis=1)], 1.0)
 
 
 def _lower_bound(hits: int, n: int) -> float:
