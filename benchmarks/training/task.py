@@ -1,7 +1,7 @@
 """The task that every contender gets, in a JSON file, and what each of them has to tell.
 
-Seconds are of the training alone (`train_cpu_s`, `train_wall_s`; all threads; what it takes to measure on test rows is taken out of
-the Trainer's and left in ours) and of all from the texts to the trained model (`cpu_s`, `wall_s`: tokens, weights, head).
+Seconds are of the training alone (`train_cpu_s`, `train_wall_s`; all threads; what it takes to measure on test rows is taken out
+of the Trainer's and left in ours) and of all from the texts to the trained model (`cpu_s`, `wall_s`: tokens, weights, head).
 """
 
 import time
