@@ -143,7 +143,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     data = msgspec.json.format(msgspec.json.encode(draft), indent=1)
     digest = hashlib.sha256(data).hexdigest()
     storage.write(str(folder / MANIFEST), data.replace(_UNSEALED.encode(), digest.encode()))
-    return _read_manifest(str(folder))
+    return read_manifest(str(folder))
 
 
 def open_bundle(url: str) -> Bundle:
@@ -151,7 +151,7 @@ def open_bundle(url: str) -> Bundle:
 
     Raises BundleError (naming the file) for anything that is not as it was sealed.
     """
-    manifest = _read_manifest(url)
+    manifest = read_manifest(url)
     local = storage.local_path(url)
     # On a disk also what is no file: a folder or a pipe was not sealed either.
     found = ({path.name for path in local.iterdir()} if local else set(storage.list_files(url))) - {MANIFEST}
@@ -165,7 +165,8 @@ def open_bundle(url: str) -> Bundle:
     return Bundle(url, folder, manifest)
 
 
-def _read_manifest(url: str) -> Manifest:
+def read_manifest(url: str) -> Manifest:
+    """What a bundle says of itself, its seal verified, its other files not looked at. Raises BundleError."""
     try:
         data = storage.read(storage.join(url, MANIFEST))
     except NotFoundError as error:
@@ -179,6 +180,17 @@ def _read_manifest(url: str) -> Manifest:
         raise BundleError(f"{url}: {MANIFEST} was changed after it was sealed")
     _check_meaning(url, manifest)
     return manifest
+
+
+def read_file(url: str, manifest: Manifest, name: str) -> bytes:
+    """One verified file of a bundle, by URL. Raises BundleError."""
+    try:
+        data = storage.read(storage.join(url, name))
+    except NotFoundError as error:
+        raise BundleError(f"{url}: {name} is missing; copy the bundle again from where it was sealed") from error
+    if name not in manifest.files or hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
+        raise BundleError(f"{url}: {name} is not what was sealed")
+    return data
 
 
 def _check_meaning(url: str, manifest: Manifest) -> None:

@@ -1,11 +1,14 @@
 """The registry: which bundle is where, and which version an alias (production, candidate, shadow) means.
 
 `models/<name>/versions/<version>/…` holds bundles, `models/<name>/aliases/<alias>.json` says what an alias means now and keeps
-every change that ever was. Aliases move by compare-and-swap: of two writers that saw the same state, one wins and one is told.
+every change that ever was, `models/<name>/test-texts/<version>.json` holds the texts that a version was tested on, where they may
+be kept: not in the bundle, so that what serves a model holds no text of anybody. Aliases move by compare-and-swap: of two writers
+that saw the same state, one wins and one is told.
 """
 
 import datetime
 import getpass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -14,7 +17,7 @@ from msgspec import Meta
 
 from pigeonhole import storage
 from pigeonhole.bundle import MANIFEST, Manifest
-from pigeonhole.errors import RegistryError
+from pigeonhole.errors import NotFoundError, RegistryError
 
 Alias = Literal["production", "candidate", "shadow"]
 ALIASES: tuple[Alias, ...] = get_args(Alias)
@@ -94,6 +97,17 @@ class Registry:
             storage.write(storage.join(url, name), (folder / name).read_bytes())
         return storage.to_url(url)
 
+    def keep_test_texts(self, name: str, version: str, texts: Sequence[str]) -> None:
+        """In the order of the version's reference.parquet."""
+        storage.write(self._test_texts_url(name, version), msgspec.json.encode(texts))
+
+    def test_texts(self, name: str, version: str) -> list[str] | None:
+        """None where they were not kept."""
+        try:
+            return msgspec.json.decode(storage.read(self._test_texts_url(name, version)), type=list[str])
+        except NotFoundError:
+            return None
+
     def alias(self, name: str, alias: Alias) -> AliasState:
         """The state of an alias; its version is None where it was never set."""
         return self._read(name, alias)[0]
@@ -147,6 +161,9 @@ class Registry:
 
     def _alias_url(self, name: str, alias: Alias) -> str:
         return storage.join(self.url, "models", name, "aliases", f"{alias}.json")
+
+    def _test_texts_url(self, name: str, version: str) -> str:
+        return storage.join(self.url, "models", name, "test-texts", f"{version}.json")
 
     def _read(self, name: str, alias: Alias) -> tuple[AliasState, str]:
         url = self._alias_url(name, alias)

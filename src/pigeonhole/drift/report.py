@@ -131,7 +131,8 @@ class Reports:
     def history(self, most: int = 100) -> list[dict[str, Any]]:
         """The verdicts of the latest reports, newest first."""
         found = [msgspec.json.decode(self.read(number, "json")) for number in sorted(self.numbers(), reverse=True)[:most]]
-        return [{key: report[key] for key in ("number", "at", "version", "verdict", "alarms")} for report in found]
+        kept = ("number", "at", "version", "verdict", "alarms", "accuracy")
+        return [{key: report[key] for key in kept} for report in found]
 
     def _url(self, number: int, kind: str) -> str:
         return storage.join(self.url, f"{number:06d}.{kind}")

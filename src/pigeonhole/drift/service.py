@@ -23,6 +23,7 @@ from pigeonhole.drift import report as reporting
 from pigeonhole.drift.alarm import Alarm, Sender
 from pigeonhole.drift.detectors import DETECTORS
 from pigeonhole.drift.feedback import live_accuracy
+from pigeonhole.drift.pages import add_pages
 from pigeonhole.drift.report import Reports
 from pigeonhole.drift.review import queue
 from pigeonhole.drift.settings import Settings, read_settings
@@ -36,6 +37,8 @@ LINKS = {
     "reports": "/reports/latest /reports/latest.json /reports/{n} /reports/{n}.json /reports/{n}/evidently",
     "stats": "/stats",
     "review": "/review?n=20",
+    "versions": "/versions /versions/{version} /versions/{version}/rows?true_label=&label= /compare?before=&after=",
+    "traffic": "/traffic?hours=24&steps=48",
     "health": "/health",
     "metrics": "/metrics",
 }
@@ -195,6 +198,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Pigeonhole: drift", exception_handlers=handlers)
     _add_runs(app, watch)
     _add_reports(app, watch.reports)
+    add_pages(app, settings)
 
     @app.get("/")
     def links() -> dict[str, str]:
@@ -283,7 +287,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         status, detail = error.status_code, f"there is: {', '.join(LINKS.values())}"
     elif isinstance(error, NotFoundError):
-        status, detail = 404, "there is no such report"
+        status, detail = 404, "there is no such report, or version"
     elif isinstance(error, BusyError):
         status, detail = 409, str(error)
     elif isinstance(error, ConfigError):

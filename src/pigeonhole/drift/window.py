@@ -62,10 +62,11 @@ def live_url(settings: Settings) -> str:
     if settings.bundle:
         return settings.bundle
     registry = Registry(settings.registry)
-    return registry.resolve(settings.model or _promoted_last(registry), "production")
+    return registry.resolve(settings.model or promoted_last(registry), "production")
 
 
-def _promoted_last(registry: Registry) -> str:
+def promoted_last(registry: Registry) -> str:
+    """Raises RegistryError where no model is in production."""
     states = [registry.alias(name, "production") for name in registry.models()]
     promoted = [(state.changed_at, state.name) for state in states if state.version is not None]
     if not promoted:

@@ -103,6 +103,7 @@ class ExportConfig:
     min_agreement: float = setting(
         0.99, "share of test texts with one label in fp32 and int8; below it int8 is left out", ge=0, le=1
     )
+    test_texts: bool = setting(True, "keep the texts of the test split in the registry, beside the bundle, for the page to show")
 
 
 @dataclass

@@ -207,7 +207,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     manifest = seal(folder, manifest)
     Classifier.open(open_bundle(str(folder)))
     figures = _draw(out / "plots", dataset, rows, served, history)
-    url, alias = publish(Registry(config.registry), folder, manifest)
+    registry = Registry(config.registry)
+    url, alias = publish(registry, folder, manifest)
+    if config.export.test_texts:
+        registry.keep_test_texts(name, manifest.version, [split.test[place].text for place in compared])
     watch.lap("bundle")
 
     result = {

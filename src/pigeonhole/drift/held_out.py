@@ -1,0 +1,199 @@
+"""A version's held-out rows, as its reference.parquet keeps them: where it is right, how sure it is, what another one changes.
+
+Texts are beside the bundle in the registry, where they were kept; everything but the sight of them works without.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import ArrowException
+
+from pigeonhole.bundle import REFERENCE, Manifest, read_file
+from pigeonhole.errors import BundleError, ConfigError
+from pigeonhole.metrics import bootstrap_share_difference, wilson_interval
+
+LENGTHS = ((1, 5), (6, 15), (16, 40), (41, 10**9))  # words, as evaluation/slices.py has them
+BINS = 10
+EXAMPLES, EXAMPLE_CHARS = 6, 120
+COLUMNS = ["true_label", "label", "score", "n_words"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One entry a row, in the order of the file."""
+
+    true_labels: list[str]
+    labels: list[str]
+    scores: NDArray[np.float64]
+    n_words: NDArray[np.int64]
+    texts: list[str] | None
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        return np.array([true == said for true, said in zip(self.true_labels, self.labels, strict=True)], bool)
+
+    def row(self, place: int) -> dict[str, Any]:
+        return {
+            "text": self.texts[place] if self.texts else None,
+            "true_label": self.true_labels[place],
+            "label": self.labels[place],
+            "score": float(self.scores[place]),
+            "n_words": int(self.n_words[place]),
+        }
+
+
+def read_held_out(url: str, manifest: Manifest, texts: list[str] | None) -> HeldOut | None:
+    """None for a bundle without such rows. Raises BundleError."""
+    if REFERENCE not in manifest.files:
+        return None
+    data = read_file(url, manifest, REFERENCE)
+    try:
+        known = pq.read_schema(io.BytesIO(data)).names
+        table = pq.read_table(io.BytesIO(data), columns=COLUMNS) if set(COLUMNS) <= set(known) else None
+    except ArrowException as error:
+        raise BundleError(f"{url}: {REFERENCE} cannot be read: {error}") from error
+    if table is None:
+        return None
+    kept = texts if texts is not None and len(texts) == table.num_rows else None
+    true_labels, labels = (table[column].to_pylist() for column in ("true_label", "label"))
+    return HeldOut(true_labels, labels, table["score"].to_numpy(), table["n_words"].to_numpy(), kept)
+
+
+def summary(rows: HeldOut) -> dict[str, Any]:
+    """What the page draws of one version."""
+    pairs = Counter(zip(rows.true_labels, rows.labels, strict=True))
+    return {
+        "n": len(rows.labels),
+        "has_texts": rows.texts is not None,
+        "confusion": [{"true_label": true, "label": said, "n": n} for (true, said), n in sorted(pairs.items())],
+        "reliability": _reliability(rows),
+        "slices": _slices(rows),
+        "examples": _examples(rows),
+    }
+
+
+def _reliability(rows: HeldOut) -> list[dict[str, Any]]:
+    """Bins of equal width that hold rows: how sure, how often right, with its 95 % interval."""
+    right, places = rows.right, np.clip((rows.scores * BINS).astype(int), 0, BINS - 1)
+    found = []
+    for place in range(BINS):
+        inside = places == place
+        if n := int(inside.sum()):
+            share = wilson_interval(int(right[inside].sum()), n)
+            found.append(
+                {
+                    "low": place / BINS,
+                    "high": (place + 1) / BINS,
+                    "n": n,
+                    "confidence": float(rows.scores[inside].mean()),
+                    "accuracy": share.estimate,
+                    "interval": [share.low, share.high],
+                }
+            )
+    return found
+
+
+def _slices(rows: HeldOut) -> list[dict[str, Any]]:
+    """By length, in words; slices without rows are left out."""
+    right, found = rows.right, []
+    for low, high in LENGTHS:
+        inside = (rows.n_words >= low) & (rows.n_words <= high)
+        if n := int(inside.sum()):
+            share = wilson_interval(int(right[inside].sum()), n)
+            name = f"{low}-{high} words" if high < LENGTHS[-1][1] else f"{low} words and more"
+            found.append({"slice": name, "n": n, "accuracy": share.estimate, "interval": [share.low, share.high]})
+    return found
+
+
+def _examples(rows: HeldOut) -> list[str]:
+    """Short texts, each of another label and rightly sorted, for a visitor to try."""
+    found: dict[str, str] = {}
+    for place in np.argsort(-rows.scores, kind="stable").tolist() if rows.texts else []:
+        row = rows.row(place)
+        if row["label"] == row["true_label"] and len(row["text"]) <= EXAMPLE_CHARS:
+            found.setdefault(row["label"], row["text"])
+    return list(found.values())[:EXAMPLES]
+
+
+def pick(rows: HeldOut, true_label: str | None, label: str | None, most: int) -> dict[str, Any]:
+    """Rows of one cell, row or column of the confusion matrix; without either, all that are wrong. The surest come first."""
+    places = [
+        place
+        for place, (true, said) in enumerate(zip(rows.true_labels, rows.labels, strict=True))
+        if (true_label is None or true == true_label)
+        and (label is None or said == label)
+        and (true != said or true_label is not None or label is not None)
+    ]
+    places.sort(key=lambda place: -rows.scores[place])
+    return {"found": len(places), "has_texts": rows.texts is not None, "rows": [rows.row(place) for place in places[:most]]}
+
+
+def compare(before: HeldOut, after: HeldOut, most: int) -> dict[str, Any]:
+    """Flips first: common rows that were right and are wrong now, then the reverse. Raises ConfigError without common rows."""
+    pairs, matched_by = _common(before, after)
+    old, new = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+    was, now = before.right[old], after.right[new]
+    lost, won = (np.flatnonzero(flags).tolist() for flags in (was & ~now, ~was & now))
+    change = bootstrap_share_difference(now, was)
+
+    def flip(place: int) -> dict[str, Any]:
+        first, second = before.row(int(old[place])), after.row(int(new[place]))
+        return {
+            "text": second["text"] or first["text"],
+            "true_label": second["true_label"],
+            "before": first["label"],
+            "before_score": first["score"],
+            "after": second["label"],
+            "after_score": second["score"],
+        }
+
+    return {
+        "n": len(pairs),
+        "matched_by": matched_by,
+        "only_before": len(before.labels) - len(pairs),
+        "only_after": len(after.labels) - len(pairs),
+        "now_wrong": {"n": len(lost), "rows": [flip(place) for place in lost[:most]]},
+        "now_right": {"n": len(won), "rows": [flip(place) for place in won[:most]]},
+        "accuracy": {
+            "before": float(was.mean()),
+            "after": float(now.mean()),
+            "difference": change.estimate,
+            "interval": [change.low, change.high],
+        },
+        "by_label": _by_label([after.true_labels[place] for place in new.tolist()], was, now),
+    }
+
+
+def _common(before: HeldOut, after: HeldOut) -> tuple[list[tuple[int, int]], str]:
+    """Pairs of places that hold the same row: by text, or by place where both were tested on what looks like the same rows."""
+    if before.texts is not None and after.texts is not None:
+        places = {pair: place for place, pair in enumerate(zip(before.texts, before.true_labels, strict=True))}
+        keys = enumerate(zip(after.texts, after.true_labels, strict=True))
+        pairs = [(places[key], place) for place, key in keys if key in places]
+    else:
+        same = before.true_labels == after.true_labels and np.array_equal(before.n_words, after.n_words)
+        pairs = [(place, place) for place in range(len(after.labels))] if same else []
+    if not pairs:
+        raise ConfigError(
+            "the two versions were not tested on common rows; only versions with the same test rows, or whose test texts are in "
+            "the registry (export.test_texts=true), can be compared row by row"
+        )
+    return pairs, "text" if before.texts is not None and after.texts is not None else "place"
+
+
+def _by_label(true_labels: Sequence[str], was: NDArray[np.bool_], now: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Recall of each label before and after, the largest fall first."""
+    places: dict[str, list[int]] = {}
+    for place, label in enumerate(true_labels):
+        places.setdefault(label, []).append(place)
+    found = [
+        {"label": label, "n": len(rows), "before": float(was[rows].mean()), "after": float(now[rows].mean())}
+        for label, rows in sorted(places.items())
+    ]
+    return sorted(found, key=lambda row: float(row["after"]) - float(row["before"]))

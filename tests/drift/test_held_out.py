@@ -1,0 +1,66 @@
+"""Hand-made rows, whose every figure can be counted on a page."""
+
+import numpy as np
+import pytest
+
+from pigeonhole.drift.held_out import HeldOut, compare, pick, summary
+from pigeonhole.errors import ConfigError
+
+
+def rows(pairs: str, scores: list[float] | None = None, texts: list[str] | None = None) -> HeldOut:
+    """`ab` is a row whose true label is a and that was taken for b."""
+    true_labels, labels = zip(*pairs.split(), strict=True)
+    n = len(labels)
+    return HeldOut(list(true_labels), list(labels), np.array(scores or [0.9] * n), np.array([3, 20] * n)[:n], texts)
+
+
+def test_the_summary_counts_every_cell_and_every_bin() -> None:
+    found = summary(rows("aa aa ab bb", [0.95, 0.55, 0.57, 1.0]))
+    assert found["confusion"] == [
+        {"true_label": "a", "label": "a", "n": 2},
+        {"true_label": "a", "label": "b", "n": 1},
+        {"true_label": "b", "label": "b", "n": 1},
+    ]
+    assert [(each["low"], each["n"], each["accuracy"]) for each in found["reliability"]] == [(0.5, 2, 0.5), (0.9, 2, 1.0)]
+    assert found["reliability"][0]["confidence"] == pytest.approx(0.56)
+    assert [(each["slice"], each["n"], each["accuracy"]) for each in found["slices"]] == [
+        ("1-5 words", 2, 0.5),
+        ("16-40 words", 2, 1.0),
+    ]
+
+
+def test_a_cell_a_row_and_a_column_of_the_matrix_are_picked_with_the_surest_first() -> None:
+    held_out = rows("aa ab ab ba", [0.5, 0.6, 0.7, 0.8], ["t0", "t1", "t2", "t3"])
+    assert [row["text"] for row in pick(held_out, "a", "b", 9)["rows"]] == ["t2", "t1"]
+    assert [row["text"] for row in pick(held_out, "a", None, 9)["rows"]] == ["t2", "t1", "t0"]
+    assert [row["text"] for row in pick(held_out, None, "a", 9)["rows"]] == ["t3", "t0"]
+    assert [row["text"] for row in pick(held_out, None, None, 2)["rows"]] == ["t3", "t2"]
+    assert pick(held_out, None, None, 2)["found"] == 3
+
+
+def test_examples_are_right_short_and_of_different_labels() -> None:
+    texts = ["sure and right", "less sure", "wrong", "r" * 200, "of b"]
+    found = summary(rows("aa aa ab bb bb", [0.9, 0.8, 1.0, 0.7, 0.6], texts))
+    assert found["examples"] == ["sure and right", "of b"]
+    assert summary(rows("aa"))["examples"] == []
+
+
+def test_flips_come_first_and_rows_are_matched_by_their_text() -> None:
+    before = rows("aa ab bb", [0.9, 0.8, 0.7], ["one", "two", "three"])
+    after = rows("bb ab aa ba", [0.6, 0.5, 0.4, 0.3], ["three", "one", "two", "four"])
+    found = compare(before, after, 9)
+    assert (found["n"], found["matched_by"], found["only_before"], found["only_after"]) == (3, "text", 0, 1)
+    assert [row["text"] for row in found["now_wrong"]["rows"]] == ["one"]
+    assert found["now_right"]["rows"] == [
+        {"text": "two", "true_label": "a", "before": "b", "before_score": 0.8, "after": "a", "after_score": 0.4}
+    ]
+    assert found["accuracy"]["difference"] == pytest.approx(0)
+    assert found["accuracy"]["interval"][0] < 0 < found["accuracy"]["interval"][1]
+    assert found["by_label"][0] == {"label": "a", "n": 2, "before": 0.5, "after": 0.5}
+
+
+def test_without_texts_only_what_looks_like_the_same_rows_is_compared() -> None:
+    found = compare(rows("aa ab"), rows("ab aa"), 9)
+    assert (found["matched_by"], found["now_wrong"]["n"], found["now_right"]["n"]) == ("place", 1, 1)
+    with pytest.raises(ConfigError, match="not tested on common rows"):
+        compare(rows("aa ab"), rows("ba aa"), 9)

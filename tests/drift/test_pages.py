@@ -1,0 +1,126 @@
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from tests.conftest import tiny_rows
+from tests.keyword_bundle import keyword_bundle
+
+from pigeonhole.bundle import Bundle
+from pigeonhole.drift.service import create_app
+from pigeonhole.drift.settings import Settings
+from pigeonhole.prediction_log import Feedback, LogWriter, Record
+from pigeonhole.registry import Registry
+
+TEXTS = [text for text, _ in tiny_rows()]
+RecordsOf = Callable[..., list[Record]]
+
+
+@pytest.fixture
+def client(settings: Settings) -> TestClient:
+    return TestClient(create_app(settings))
+
+
+def test_versions_come_with_their_aliases_and_all_that_was_decided(
+    settings: Settings, client: TestClient, bundle: Bundle
+) -> None:
+    name, version = bundle.manifest.name, bundle.manifest.version
+    Registry(settings.registry).note_refusal(name, "production", "20990101", "too many flips", "reject", by="gate")
+    found = client.get("/versions").json()
+    assert (found["model"], found["aliases"]) == (name, {"production": version})
+    assert [(each["version"], each["aliases"]) for each in found["versions"]] == [(version, ["production"])]
+    assert found["versions"][0]["accuracy"] == bundle.manifest.metrics["test"]["accuracy"]
+    latest = found["history"][0]
+    assert (latest["action"], latest["refused"], latest["by"]) == ("reject", "20990101", "gate")
+
+
+def test_a_version_tells_its_card_metrics_and_held_out_rows(client: TestClient, bundle: Bundle) -> None:
+    found = client.get(f"/versions/{bundle.manifest.version}").json()
+    assert found["card"].startswith("# tiny")
+    assert found["metrics"]["test"]["n"] == found["held_out"]["n"] == 30
+    assert {"upper case", "lower case", "a typo", "politeness"} <= set(found["metrics"]["behaviour"])
+    right = sum(cell["n"] for cell in found["held_out"]["confusion"] if cell["true_label"] == cell["label"])
+    assert right / 30 == pytest.approx(found["metrics"]["test"]["accuracy"])
+    assert "config" not in found["provenance"]
+
+
+def test_texts_are_shown_where_the_registry_keeps_them_and_nowhere_else(
+    settings: Settings, bundle: Bundle, tiny_run: dict[str, str]
+) -> None:
+    path = f"/versions/{bundle.manifest.version}/rows?true_label=billing&label=billing"
+    bare = TestClient(create_app(settings)).get(path).json()
+    assert (bare["has_texts"], bare["rows"][0]["text"]) == (False, None)
+    kept = Registry(tiny_run["bundle"].removeprefix("file://").partition("/models/")[0])
+    texts = kept.test_texts(bundle.manifest.name, bundle.manifest.version)
+    assert texts is not None
+    Registry(settings.registry).keep_test_texts(bundle.manifest.name, bundle.manifest.version, texts)
+    rows = TestClient(create_app(settings)).get(path).json()["rows"]
+    assert {(row["text"], "billing") for row in rows} <= set(tiny_rows())
+
+
+def test_a_version_compared_with_itself_has_no_flips(client: TestClient, bundle: Bundle) -> None:
+    version = bundle.manifest.version
+    found = client.get(f"/compare?before={version}&after={version}").json()
+    assert (found["n"], found["now_wrong"], found["now_right"]) == (30, {"n": 0, "rows": []}, {"n": 0, "rows": []})
+
+
+def test_a_bundle_without_held_out_rows_has_none_to_show(settings: Settings, tmp_path: Path) -> None:
+    url = keyword_bundle(tmp_path / "keywords", "2").url
+    client = TestClient(create_app(replace(settings, bundle=url)))
+    assert client.get("/versions/2").json()["held_out"] is None
+    assert client.get("/versions/2/rows").status_code == 422
+
+
+def test_one_bundle_without_a_registry_is_the_one_version(settings: Settings, bundle: Bundle) -> None:
+    client = TestClient(create_app(replace(settings, bundle=str(bundle.folder))))
+    assert [each["version"] for each in client.get("/versions").json()["versions"]] == [bundle.manifest.version]
+    assert client.get(f"/versions/{bundle.manifest.version}").json()["held_out"]["n"] == 30
+    assert client.get("/versions/another").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/versions/nope", 404),
+        ("/versions/..%2f..", 404),
+        ("/compare?before=nope", 422),
+        ("/compare?before=nope&after=nope", 404),
+        ("/traffic?hours=0", 422),
+        ("/traffic?steps=1000", 422),
+        ("/traffic?n=1", 422),
+    ],
+)
+def test_a_wrong_question_is_refused_with_what_is_allowed(client: TestClient, path: str, status: int) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+def test_traffic_counts_texts_labels_latency_and_feedback_step_by_step(
+    settings: Settings, client: TestClient, records_of: RecordsOf
+) -> None:
+    now = datetime.now(UTC)
+    old, new = records_of(TEXTS[:4], now - timedelta(minutes=45)), records_of(TEXTS[4:10], now - timedelta(minutes=5))
+    with LogWriter(settings.log) as log:
+        log.append([*old, *new])
+    wrong = next(label for label in ("billing", "delivery") if label != new[0].label)
+    words = [(old[0], old[0].label), (new[0], new[0].label), (new[0], wrong)]
+    with LogWriter(settings.log, "feedback") as log:
+        for number, (record, label) in enumerate(words):
+            at = now - timedelta(seconds=10 - number)
+            word = Feedback(feedback_id=str(number), at=at, prediction_id=record.prediction_id, label=label, source="t")
+            log.append([word])
+    found = client.get("/traffic?hours=1&steps=2").json()
+    first, second = found["steps"]
+    assert (found["texts"], first["texts"], second["texts"]) == (10, 4, 6)
+    assert sum(first["labels"].values()) == 4
+    assert first["latency_ms"] == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
+    assert second["mean_score"] == pytest.approx(sum(record.score for record in new) / 6)
+    assert [(step["judged"], step["accuracy"]) for step in (first, second)] == [(1, 1.0), (1, 0.0)]
+
+
+def test_an_empty_log_is_steps_without_texts(client: TestClient) -> None:
+    found = client.get("/traffic?hours=2&steps=3").json()
+    assert (found["texts"], [step["texts"] for step in found["steps"]]) == (0, [0, 0, 0])
+    assert found["steps"][0]["mean_score"] is None
