@@ -6,6 +6,7 @@ import streamlit as st
 
 from frontend import view
 from frontend.client import Down, Refused
+from frontend.login import require_login
 
 FOLDER = Path(__file__).parent
 
@@ -14,10 +15,12 @@ def main() -> None:
     st.set_page_config(page_title="Pigeonhole", page_icon=str(FOLDER / "icon.svg"), layout="centered")
     st.html(view.STYLE)
     st.logo(str(FOLDER / "logo.svg"), size="large", icon_image=str(FOLDER / "icon.svg"))
+    require_login()
     chosen = st.navigation(
         [
             st.Page("pages/classify.py", title="Classify", icon=":material/label:", default=True),
             st.Page("pages/batch.py", title="Batch", icon=":material/table_rows:"),
+            st.Page("pages/review.py", title="Review", icon=":material/rate_review:"),
             st.Page("pages/model.py", title="Model", icon=":material/model_training:"),
             st.Page("pages/traffic.py", title="Traffic and drift", icon=":material/monitoring:"),
         ]

@@ -85,7 +85,7 @@ class BatchJob:
                 continue
             answer = next(answers)
             note = "cut" if len(text) > self._max_chars or answer.get("truncated") else ""
-            rows.append((str(answer["label"]), float(answer["score"]), str(answer["decision"]), note))
+            rows.append((_label(answer), float(answer["score"]), str(answer["decision"]), note))
         return rows
 
     def _ask(self, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -99,6 +99,12 @@ class BatchJob:
                 self.model_version = str(body["model_version"])
                 return list(body["predictions"])
         raise AssertionError("the last attempt returns or raises")
+
+
+def _label(answer: dict[str, Any]) -> str:
+    """All labels of the answer in one cell, where the model gives several."""
+    found = answer.get("labels")
+    return "; ".join(map(str, found)) if isinstance(found, list) else str(answer["label"])
 
 
 def _fit(text: str) -> bool:

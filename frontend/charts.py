@@ -1,6 +1,6 @@
 """The few pictures of the page, as Altair charts: long label names stay whole, bars carry their number."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import pandas as pd
@@ -8,6 +8,7 @@ import pandas as pd
 from frontend.view import percent
 
 BLUE = "#3d85c6"
+GREY = "#808080"
 ROW_PX = 30
 
 
@@ -82,5 +83,92 @@ def lines(points: pd.DataFrame, title: str) -> alt.Chart:
             tooltip=["time:T", "series:N", alt.Tooltip("value:Q", format=".4g")],
         )
         .properties(height=220)
+    )
+    return chart
+
+
+def confusion(cells: pd.DataFrame, labels: Sequence[str]) -> alt.LayerChart:
+    """`cells` has true_label, label, n, share (of the true label's rows); a click chooses a cell (`cell`)."""
+    chosen = alt.selection_point(name="cell", fields=["true_label", "label"], empty=False)
+    base = alt.Chart(cells).encode(
+        x=alt.X("label:N", sort=list(labels), title="taken for", axis=alt.Axis(labelAngle=-45, labelLimit=160, orient="top")),
+        y=alt.Y("true_label:N", sort=list(labels), title="true label", axis=alt.Axis(labelLimit=160)),
+        tooltip=["true_label:N", "label:N", "n:Q", alt.Tooltip("share:Q", format=".1%")],
+    )
+    squares = base.mark_rect(cursor="pointer", stroke="#80808040").encode(
+        color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1], range=["#eaf2f9", "#0b4a80"]), legend=None),
+        strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1)),
+    )
+    words = base.mark_text(fontSize=12).encode(
+        text="n:Q", color=alt.condition("datum.share > 0.45", alt.value("#ffffff"), alt.value("#10253a"))
+    )
+    chart: alt.LayerChart = (squares.add_params(chosen) + words).properties(height=150 + 36 * len(labels))
+    return chart
+
+
+def calibration(bins: pd.DataFrame) -> alt.LayerChart:
+    """`bins` has confidence, accuracy, low, high, n: points with their intervals beside the diagonal of perfect calibration."""
+    diagonal = (
+        alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(strokeDash=[4, 4], color=GREY).encode(x="x:Q", y="y:Q")
+    )
+    base = alt.Chart(bins).encode(
+        x=alt.X("confidence:Q", title="how sure", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        tooltip=[alt.Tooltip("confidence:Q", format=".1%"), alt.Tooltip("accuracy:Q", format=".1%"), "n:Q"],
+    )
+    spans = base.mark_rule(color=BLUE, strokeWidth=2, opacity=0.6).encode(y=alt.Y("low:Q", title="how often right"), y2="high:Q")
+    points = base.mark_point(filled=True, color=BLUE, opacity=1).encode(
+        y=alt.Y("accuracy:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        size=alt.Size("n:Q", scale=alt.Scale(range=[40, 300]), legend=None),
+    )
+    chart: alt.LayerChart = (diagonal + spans + points).properties(height=320)
+    return chart
+
+
+def stacked(rows: pd.DataFrame, title: str, colours: Mapping[str, str] | None = None, share: bool = False) -> alt.Chart:
+    """`rows` has time, until, series, texts: a bar a step; with `share` each is filled up to all of its texts."""
+    scale = alt.Scale(domain=list(colours), range=list(colours.values())) if colours else alt.Scale(scheme="tableau10")
+    legend = alt.Legend(orient="bottom", columns=1 if colours else 2, labelLimit=160 if not colours else 300)
+    chart: alt.Chart = (
+        alt.Chart(rows)
+        .mark_bar()
+        .encode(
+            x=alt.X("time:T", title=None),
+            x2="until:T",
+            y=alt.Y("texts:Q", title=title, stack="normalize" if share else "zero", axis=alt.Axis(format="%" if share else ",d")),
+            color=alt.Color("series:N", title=None, scale=scale, legend=legend),
+            tooltip=["time:T", "series:N", "texts:Q"],
+        )
+        .properties(height=260)
+    )
+    return chart
+
+
+def with_interval(points: pd.DataFrame, title: str) -> alt.LayerChart:
+    """`points` has time, value, low, high: shares between 0 and 1 with where the truth lies with 95 % confidence."""
+    base = alt.Chart(points).encode(
+        x=alt.X("time:T", title=None), tooltip=["time:T", alt.Tooltip("value:Q", format=".1%"), "n:Q"]
+    )
+    spans = base.mark_rule(color=BLUE, opacity=0.5, strokeWidth=2).encode(
+        y=alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")), y2="high:Q"
+    )
+    dots = base.mark_line(point=True, color=BLUE).encode(y="value:Q")
+    chart: alt.LayerChart = (spans + dots).properties(height=220)
+    return chart
+
+
+def verdicts(rows: pd.DataFrame) -> alt.Chart:
+    """`rows` has time, verdict (in words), alarms: one dot a run."""
+    colours = alt.Scale(domain=["no drift", "drift", "too few rows"], range=["#2e8b57", "#c0392b", GREY])
+    chart: alt.Chart = (
+        alt.Chart(rows)
+        .mark_point(filled=True, size=120, opacity=0.9)
+        .encode(
+            x=alt.X("time:T", title=None, axis=alt.Axis(format="%d %b %H:%M", tickCount=4, labelOverlap=True)),
+            y=alt.Y("verdict:N", title=None, sort=["drift", "no drift", "too few rows"]),
+            color=alt.Color("verdict:N", scale=colours, legend=None),
+            shape=alt.Shape("verdict:N", legend=None),
+            tooltip=["time:T", "verdict:N", "alarms:N"],
+        )
+        .properties(height=150)
     )
     return chart

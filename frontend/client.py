@@ -16,6 +16,7 @@ from frontend.ports import API_PORT, API_VARIABLE, DRIFT_PORT, DRIFT_VARIABLE, K
 
 RETRIES = 2
 PAUSE_S = 0.25
+DRIFT_TIMEOUT_S = 240.0  # a run that lets Evidently draw takes half a minute, and up to three
 NOT_NOW = frozenset({502, 503, 504})
 
 
@@ -55,14 +56,14 @@ class Service:
         return cls(environment.get(API_VARIABLE) or local(API_PORT), environment.get(KEY_VARIABLE, ""))
 
     @classmethod
-    def drift(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        return cls(environment.get(DRIFT_VARIABLE) or local(DRIFT_PORT), environment.get(KEY_VARIABLE, ""), retries=0)
+    def drift(cls, environment: Mapping[str, str] = os.environ, timeout_s: float = DRIFT_TIMEOUT_S) -> Self:
+        return cls(environment.get(DRIFT_VARIABLE) or local(DRIFT_PORT), environment.get(KEY_VARIABLE, ""), timeout_s, 0)
 
     def close(self) -> None:
         self._http.close()
 
-    def get(self, path: str) -> dict[str, Any]:
-        return _object(self._send("GET", path))
+    def get(self, path: str, **query: str | int | float) -> dict[str, Any]:
+        return _object(self._send("GET", path, query=query))
 
     def text(self, path: str) -> str:
         return self._send("GET", path).text
@@ -83,11 +84,13 @@ class Service:
         paths = self.get("/openapi.json").get("paths", {})
         return frozenset(f"{method.upper()} {path}" for path, methods in paths.items() for method in methods)
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, query: Mapping[str, str | int | float] | None = None
+    ) -> httpx.Response:
         for attempt in range(self.retries + 1):
             last = attempt == self.retries
             try:
-                answer = self._http.request(method, path, json=body)
+                answer = self._http.request(method, path, json=body, params=query or None)
             except httpx.TransportError as error:
                 if last:
                     raise Down(f"{self.url} does not answer ({type(error).__name__})") from error

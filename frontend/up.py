@@ -1,14 +1,18 @@
 """`uv run invoke up`: the service, the drift service and the page on this machine, over this folder, until Ctrl-C.
 
+Where Prometheus is installed it scrapes the two services and judges them by monitoring/'s rules; what it saw ends with it.
+
 Each is a process of its own, with its own script; one that ends takes the others with it. Nothing here is imported from them.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from frontend.ports import API_PORT, API_VARIABLE, DRIFT_PORT, DRIFT_VARIABLE, PAGE_PORT, local
+from frontend.ports import API_PORT, API_VARIABLE, DRIFT_PORT, DRIFT_VARIABLE, PAGE_PORT, PROMETHEUS_PORT, local
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0
@@ -35,19 +39,39 @@ class Part:
     ready: str
 
 
-def parts(environment: Mapping[str, str]) -> list[Part]:
-    """The ports are those of ports.py; API_PORT, DRIFT_PORT and PAGE_PORT in the environment put others in their place."""
-    api, drift, page = (
-        int(environment.get(name) or default)
-        for name, default in (("API_PORT", API_PORT), ("DRIFT_PORT", DRIFT_PORT), ("PAGE_PORT", PAGE_PORT))
-    )
+PORTS = {"API_PORT": API_PORT, "DRIFT_PORT": DRIFT_PORT, "PAGE_PORT": PAGE_PORT, "PROMETHEUS_PORT": PROMETHEUS_PORT}
+
+
+def parts(environment: Mapping[str, str], scratch: Path) -> list[Part]:
+    """The ports are those of ports.py; variables of the same names put others in their place. `scratch` is for Prometheus."""
+    api, drift, page, prometheus = (int(environment.get(name) or default) for name, default in PORTS.items())
     own = {API_VARIABLE: local(api), DRIFT_VARIABLE: local(drift), "PYTHONPATH": str(ROOT)}
     streamlit = [sys.executable, "-m", "streamlit", "run", str(ROOT / "frontend/app.py")]
     streamlit += ["--server.address", "127.0.0.1", "--server.port", str(page)]
     found = [Part("service", [_script("serve")], {"PORT": str(api)}, local(api), "/ready")]
     found.append(Part("drift", [_script("drift")], {"PORT": str(drift)}, local(drift), "/health"))
     found.append(Part("page", streamlit, own, local(page), "/_stcore/health"))
+    if (program := shutil.which("prometheus")) is not None:
+        command = [program, *_prometheus(scratch, api, drift, prometheus)]
+        found.append(Part("prometheus", command, {}, local(prometheus), "/-/ready"))
     return [Part(each.name, each.command, {**environment, **each.environment}, each.url, each.ready) for each in found]
+
+
+def _prometheus(scratch: Path, api: int, drift: int, port: int) -> list[str]:
+    """Writes its configuration and returns its arguments."""
+    rules = [str(ROOT / "monitoring" / name) for name in ("recording_rules.yaml", "alert_rules.yaml")]
+    config = {
+        "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
+        "rule_files": [rule for rule in rules if Path(rule).is_file()],
+        "scrape_configs": [
+            {"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+            for name, target in (("pigeonhole", api), ("pigeonhole-drift", drift))
+        ],
+    }
+    file = scratch / "prometheus.yml"
+    file.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+    paths = [f"--config.file={file}", f"--storage.tsdb.path={scratch / 'series'}"]
+    return [*paths, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
 
 
 def _script(name: str) -> str:
@@ -90,23 +114,28 @@ def wait_until_ready(part: Part, process: "subprocess.Popen[bytes]", patience_s:
 def main() -> int:
     """0 after Ctrl-C or SIGTERM, 3 where a part does not start or ends by itself."""
     signal.signal(signal.SIGTERM, _interrupt)
-    stack = parts(os.environ)
     try:
-        with running(stack) as started:
-            for part in stack:
-                if not wait_until_ready(part, started[part.name]):
-                    _say(f"error: the {part.name} at {part.url} does not start; what it said stands above")
-                    return 3
-                _say(f"{part.name:<8} {part.url}")
-            _say("Ctrl-C stops all of it")
-            while all(process.poll() is None for process in started.values()):
-                time.sleep(0.5)
-            ended = next(name for name, process in started.items() if process.poll() is not None)
-            _say(f"error: the {ended} has ended, so the others are stopped")
-            return 3
+        with tempfile.TemporaryDirectory(prefix="pigeonhole-up-") as scratch:
+            return watch(parts(os.environ, Path(scratch)))
     except KeyboardInterrupt:
         _say("stopped")
         return 0
+
+
+def watch(stack: list[Part]) -> int:
+    """Until a part ends by itself, which is a 3."""
+    with running(stack) as started:
+        for part in stack:
+            if not wait_until_ready(part, started[part.name]):
+                _say(f"error: the {part.name} at {part.url} does not start; what it said stands above")
+                return 3
+            _say(f"{part.name:<10} {part.url}")
+        _say("Ctrl-C stops all of it")
+        while all(process.poll() is None for process in started.values()):
+            time.sleep(0.5)
+        ended = next(name for name, process in started.items() if process.poll() is not None)
+        _say(f"error: the {ended} has ended, so the others are stopped")
+        return 3
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal module calls it so

@@ -1,7 +1,9 @@
 """What all pages share: the two services, what the model says of itself, and what is shown when nobody answers."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import streamlit as st
 
@@ -14,6 +16,8 @@ DECISIONS = {
 }
 """In words, colour, icon; the server's `decision` is the key."""
 
+EXAMPLES_TIMEOUT_S = 5.0
+
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$:~&])")
 
 LINK = re.compile(r"(https?(?=\\?:)|www(?=\\?\.)|(?=\\?@))", re.IGNORECASE)
@@ -21,8 +25,10 @@ LINK = re.compile(r"(https?(?=\\?:)|www(?=\\?\.)|(?=\\?@))", re.IGNORECASE)
 STYLE = """<style>
 textarea, [data-testid='stText'] { unicode-bidi: plaintext; text-align: start; }
 [data-testid='stCaptionContainer'] { opacity: 0.8; }
+button[kind^='primary'] { background: #0b5cad; border-color: #0b5cad; }
 </style>"""
-"""A text runs in the direction of its own first letter (Arabic, Hebrew); captions are dark enough to read (WCAG AA, 4.5 : 1)."""
+"""A text runs in the direction of its own first letter (Arabic, Hebrew); captions, and the white on a button in the dark, can be
+read (WCAG AA, 4.5 : 1)."""
 
 
 @st.cache_resource(on_release=Service.close)
@@ -51,6 +57,54 @@ def model_or_stop() -> dict[str, Any]:
         return _model()
     except (Down, Refused) as error:
         stop_with(error)
+
+
+@st.cache_data(ttl=10, show_spinner=False)
+def _versions() -> dict[str, Any]:
+    return drift().get("/versions")
+
+
+@st.cache_data(ttl=300, show_spinner=False)
+def _version(name: str) -> dict[str, Any]:
+    return drift().get(f"/versions/{quote(name, safe='')}")
+
+
+def versions() -> dict[str, Any] | None:
+    """The registry's versions as the drift service lists them; None where it does not answer."""
+    try:
+        return _versions()
+    except (Down, Refused):
+        return None
+
+
+def version(name: str) -> dict[str, Any] | None:
+    """One version: card, metrics, held-out rows. None where the drift service does not tell."""
+    try:
+        return _version(name)
+    except (Down, Refused):
+        return None
+
+
+@st.cache_data(ttl=60, show_spinner=False)
+def examples(name: str) -> list[str]:
+    """Texts of a version's own test split, where they are kept; nobody waits long for them."""
+    quick = Service.drift(timeout_s=EXAMPLES_TIMEOUT_S)
+    try:
+        found = quick.get(f"/versions/{quote(name, safe='')}")["held_out"]
+    except (Down, Refused):
+        return []
+    finally:
+        quick.close()
+    return list(found["examples"]) if found else []
+
+
+def no_drift_service(error: Down | Refused, what: str) -> None:
+    """Says what is missing without the drift service, and where it is looked for."""
+    if isinstance(error, Refused):
+        st.info(f"The drift service said no: {plain(str(error))}", icon=":material/info:")
+        return
+    st.info(f"The drift service is not reachable, so {what}.", icon=":material/cloud_off:")
+    st.caption(f"{plain(str(error))}. `uv run drift` starts it, `PIGEONHOLE_DRIFT_URL` says where this page looks for it.")
 
 
 def offers(route: str) -> bool:
@@ -94,3 +148,13 @@ def percent(share: float) -> str:
 
 def decision_in_words(decision: str) -> str:
     return DECISIONS.get(decision, (decision.replace("_", " "), "gray", ""))[0]
+
+
+def labels_of(answer: Mapping[str, Any]) -> list[str]:
+    """All labels of an answer: several where the model gives a text several, and then perhaps none."""
+    found = answer.get("labels")
+    return [str(label) for label in found] if isinstance(found, list) else [str(answer["label"])]
+
+
+def joined(labels: list[str]) -> str:
+    return ", ".join(labels) or "none of the labels"

@@ -20,7 +20,7 @@ def page() -> None:
     st.caption(f"Sorts a text into one of {len(about['labels'])} labels. Every answer is written to the prediction log.")
     limit = int(about["limits"]["characters"])
     linked = _text_of_link(limit)
-    _examples()
+    _examples(about["model_version"])
     with st.form("question", border=False):
         text = st.text_area("Text", key="text", height=120, max_chars=limit, placeholder="Write or paste a message")
         asked = st.form_submit_button("Classify", type="primary", icon=":material/label:")
@@ -43,8 +43,8 @@ def _text_of_link(limit: int) -> bool:
     return True
 
 
-def _examples() -> None:
-    texts = _example_texts()
+def _examples(version: str) -> None:
+    texts = _example_texts(version)
     if not texts:
         return
     st.caption("Try one:")
@@ -59,14 +59,16 @@ def _take(text: str) -> None:
 
 
 @st.cache_data(ttl=60, show_spinner=False)
-def _example_texts() -> list[str]:
-    """The examples of the service's own OpenAPI document."""
+def _example_texts(version: str) -> list[str]:
+    """Texts of the version's own test split, where they are kept; else the examples of the service's OpenAPI document."""
+    found = view.examples(version)
+    if found:
+        return found[:EXAMPLES]
     try:
         document = view.api().get("/openapi.json")
         body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
     except (Down, Refused, KeyError):
         return []
-    found: list[str] = []
     for example in body.get("examples", {}).values():
         value = example.get("value", {})
         found += [value["text"]] if "text" in value else value.get("texts", [])
@@ -90,7 +92,7 @@ def _ask(text: str) -> None:
 def _answer(answer: dict[str, Any], about: dict[str, Any]) -> None:
     words, colour, icon = view.DECISIONS.get(answer["decision"], (answer["decision"], "gray", ""))
     with st.container(border=True):
-        st.subheader(view.plain(answer["label"]), anchor=False)
+        st.subheader(view.plain(view.joined(view.labels_of(answer))), anchor=False)
         with st.container(horizontal=True, vertical_alignment="center"):
             st.badge(words, icon=icon, color=colour)
             st.markdown(f"**{view.percent(answer['score'])}** sure", width="content")
@@ -157,14 +159,20 @@ def _feedback(answer: dict[str, Any], labels: list[str]) -> None:
         st.success(f"Noted: {view.plain(told[identity])}. Thank you.", icon=":material/check:")
         return
     with st.popover("Wrong? Tell us", icon=":material/flag:"):
-        label = st.selectbox("The right label", sorted(labels), index=None, key=f"right-{identity}")
-        if st.button("Send", type="primary", disabled=label is None, key=f"send-{identity}") and label is not None:
+        if isinstance(answer.get("labels"), list):
+            chosen = st.multiselect("The right labels", sorted(labels), key=f"right-{identity}")
+            said: dict[str, Any] = {"labels": chosen}
+        else:
+            label = st.selectbox("The right label", sorted(labels), index=None, key=f"right-{identity}")
+            chosen, said = [label] if label else [], {"label": label}
+        nothing = not chosen and "label" in said
+        if st.button("Send", type="primary", disabled=nothing, key=f"send-{identity}"):
             try:
-                view.api().post("/feedback", {"prediction_id": identity, "label": label, "source": "page"})
+                view.api().post("/feedback", {"prediction_id": identity, "source": "page", **said})
             except (Down, Refused) as error:
                 view.show_error(error)
             else:
-                told[identity] = label
+                told[identity] = view.joined(chosen)
                 st.rerun()
 
 
@@ -176,7 +184,7 @@ def _history() -> None:
         rows = [
             {
                 "text": each["text"],
-                "label": each["label"],
+                "label": view.joined(view.labels_of(each)),
                 "sure": each["score"] * 100,
                 "decision": view.decision_in_words(each["decision"]),
             }

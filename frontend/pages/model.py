@@ -1,10 +1,12 @@
-"""What answers here, how good it is, and next to what: as far as GET /model tells."""
+"""What answers here and how good it is, where it errs and on which texts; every version beside every other; who moved what."""
 
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import streamlit as st
-from frontend import view
+from frontend import charts, view
+from frontend.client import Down, Refused
 
 NAMES = {
     "test": "this model",
@@ -13,24 +15,90 @@ NAMES = {
     "tfidf": "TF-IDF, logistic regression",
 }
 MEASURES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "ece": "Calibration error"}
+DRAWN = 20  # labels; a larger matrix has cells too small to hit
+SHOWN = 100
 
 
 def page() -> None:
     st.title("Model")
     about = view.model_or_stop()
-    st.caption(
-        f"{view.plain(about['model'])}, version {about['model_version']}, made {about['created_at'][:16].replace('T', ' ')} UTC"
-    )
+    listed = view.versions()
+    if listed is None:
+        _caption(about["model"], about["model_version"], about["created_at"])
+        quality, card = st.tabs(["Quality", "Card"])
+        with quality:
+            _quality(about, None)
+        with card:
+            _facts(about)
+        st.info(
+            "Without the drift service there are no single errors, no other versions and no comparison.", icon=":material/info:"
+        )
+        return
+    quality, errors, versions, compare, card = st.tabs(["Quality", "Errors", "Versions", "Compare", "Card"])
+    with quality:
+        found = _chosen(listed, about)
+        if found is None:
+            st.info("The drift service does not tell about this version; what the service itself says:")
+            _quality(about, None)
+        else:
+            _caption(found["name"], found["version"], found["created_at"])
+            _quality(found, found["held_out"])
+    with errors:
+        if found is None or found["held_out"] is None:
+            st.info("No rows of a test split were kept with this version, so its errors cannot be shown.")
+        else:
+            _errors(found)
+    with versions:
+        _versions(listed)
+    with compare:
+        _compare(listed)
+    with card:
+        if found and found["card"]:
+            st.markdown(_tamed(found["card"]))
+        _facts(about)
+
+
+def _tamed(card: str) -> str:
+    """Smaller headings, and no picture, which would be fetched from somewhere else."""
+    return "\n".join(f"##{line}" if line.startswith("#") else line for line in card.replace("![", "!\\[").splitlines())
+
+
+def _caption(model: str, version: str, created_at: str) -> None:
+    st.caption(f"{view.plain(model)}, version {view.plain(version)}, made {created_at[:16].replace('T', ' ')} UTC")
+
+
+def _names(listed: dict[str, Any]) -> list[str]:
+    return [each["version"] for each in listed["versions"]]
+
+
+def _with_aliases(listed: dict[str, Any]) -> dict[str, str]:
+    return {
+        each["version"]: each["version"] + (f" ({', '.join(each['aliases'])})" if each["aliases"] else "")
+        for each in listed["versions"]
+    }
+
+
+def _chosen(listed: dict[str, Any], about: dict[str, Any]) -> dict[str, Any] | None:
+    names, words = _names(listed), _with_aliases(listed)
+    index = names.index(about["model_version"]) if about["model_version"] in names else 0
+    if len(names) < 2:
+        return view.version(names[0]) if names else None
+    return view.version(st.selectbox("Version", names, index=index, format_func=words.__getitem__, key="version"))
+
+
+def _quality(about: dict[str, Any], held_out: dict[str, Any] | None) -> None:
     metrics = about.get("metrics", {})
     test = metrics.get("test")
-    if test:
-        _headline(test)
-        _comparison(metrics)
-        _per_class(test, about)
-        _confusion(test, about)
-    else:
+    if not test:
         st.info("This bundle says nothing about its quality: it has no metrics of a test split.")
-    _card(about)
+        return
+    _headline(test)
+    _comparison(metrics)
+    _per_class(test, about)
+    if held_out:
+        _reliability(held_out)
+    _slices(metrics, held_out)
+    _behaviour(metrics)
 
 
 def _headline(test: dict[str, Any]) -> None:
@@ -44,7 +112,7 @@ def _headline(test: dict[str, Any]) -> None:
 def _comparison(metrics: dict[str, Any]) -> None:
     scored = {key: metrics[key] for key in ("test", "test_fp32") if key in metrics} | metrics.get("baselines", {})
     rows = [
-        {"": NAMES.get(key, key), **{name: _with_interval(scores, measure) for measure, name in MEASURES.items()}}
+        {"model": NAMES.get(key, key), **{name: _interval(scores, measure) for measure, name in MEASURES.items()}}
         for key, scores in scored.items()
     ]
     st.subheader("Beside simpler answers", anchor=False)
@@ -52,7 +120,7 @@ def _comparison(metrics: dict[str, Any]) -> None:
     st.caption("In brackets: where the true value lies with 95 % confidence, by resampling the test split.")
 
 
-def _with_interval(scores: dict[str, Any], measure: str) -> str:
+def _interval(scores: dict[str, Any], measure: str) -> str:
     if measure not in scores:
         return ""
     found = scores.get("intervals", {}).get(measure)
@@ -85,25 +153,201 @@ def _per_class(test: dict[str, Any], about: dict[str, Any]) -> None:
     st.dataframe(frame, hide_index=True, column_config={**decimals, "F1": bar})
 
 
-def _confusion(test: dict[str, Any], about: dict[str, Any]) -> None:
-    matrix = test.get("confusion_matrix")
-    if not matrix:
+def _reliability(held_out: dict[str, Any]) -> None:
+    st.subheader("Can its confidence be believed?", anchor=False)
+    bins = pd.DataFrame([{**each, "low": each["interval"][0], "high": each["interval"][1]} for each in held_out["reliability"]])
+    words = "; ".join(f"{row.confidence:.0%} sure: {row.accuracy:.0%} right of {row.n}" for row in bins.itertuples())
+    st.altair_chart(charts.calibration(bins), width="stretch", alt=f"Reliability diagram. {words}")
+    st.caption("On the dashed line, answers that are 80 % sure are right in 80 of 100 cases. Lines hold 95 % intervals.")
+
+
+def _slices(metrics: dict[str, Any], held_out: dict[str, Any] | None) -> None:
+    """As the bundle's own metrics have them; those of earlier releases have none, and their rows are cut by length."""
+    own = [{"slice": name, **each} for name, each in metrics.get("slices", {}).items()]
+    slices = own or (held_out["slices"] if held_out else [])
+    if not slices:
         return
-    labels = about["labels"]
-    mixed = [
-        {"true label": labels[true], "taken for": labels[given], "texts": count}
-        for true, row in enumerate(matrix)
-        for given, count in enumerate(row)
-        if true != given and count
+    st.subheader("Part by part", anchor=False)
+    rows = [
+        {"texts of": each["slice"], "test texts": each["n"], "accuracy": _share(each["accuracy"], each["interval"])}
+        for each in slices
     ]
-    st.subheader("What is taken for what", anchor=False)
+    st.dataframe(pd.DataFrame(rows), hide_index=True)
+
+
+def _behaviour(metrics: dict[str, Any]) -> None:
+    found = metrics.get("behaviour")
+    if not found:
+        return
+    st.subheader("Does the answer hang on trifles?", anchor=False)
+    rows = [
+        {"changed by": name, "texts": each["n"], "passed": _share(each["passed"], each["interval"])}
+        for name, each in found.items()
+    ]
+    st.dataframe(pd.DataFrame(rows), hide_index=True)
+    st.caption("Test texts that are changed a little: how many keep their label; and short texts that every version has to know.")
+
+
+def _share(share: float, interval: list[float]) -> str:
+    return f"{share:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]"
+
+
+def _errors(found: dict[str, Any]) -> None:
+    held_out, labels = found["held_out"], found["labels"]
+    cells = pd.DataFrame(held_out["confusion"])
+    wrong = cells[cells["true_label"] != cells["label"]].sort_values("n", ascending=False)
+    st.caption(f"{int(wrong['n'].sum()):,} of {held_out['n']:,} test texts got another label than their own.")
+    if len(labels) <= DRAWN:
+        cells["share"] = cells["n"] / cells.groupby("true_label")["n"].transform("sum")
+        words = "; ".join(f"{row.true_label} taken for {row.label}: {row.n}" for row in wrong.head(10).itertuples())
+        st.altair_chart(
+            charts.confusion(cells, labels),
+            width="stretch",
+            key="matrix",
+            on_select=_cell_chosen,
+            alt=f"Confusion matrix. {words}",
+        )
+        st.caption("Choose a cell to see its texts, or:")
+    else:
+        st.dataframe(wrong.rename(columns={"true_label": "true label", "label": "taken for", "n": "texts"}), hide_index=True)
+    left, right = st.columns(2)
+    true_label = left.selectbox("True label", labels, index=None, placeholder="any", key="drill-true")
+    label = right.selectbox("Taken for", labels, index=None, placeholder="any", key="drill-label")
+    query = {name: value for name, value in (("true_label", true_label), ("label", label)) if value}
+    try:
+        rows = view.drift().get(f"/versions/{quote(found['version'], safe='')}/rows", n=SHOWN, **query)
+    except (Down, Refused) as error:
+        view.no_drift_service(error, "there are no rows")
+        return
+    _rows(rows, bool(query))
+
+
+def _cell_chosen() -> None:
+    """A click in the matrix sets the two boxes below it."""
+    chosen = st.session_state.matrix["selection"].get("cell", [])
+    if chosen:
+        st.session_state["drill-true"], st.session_state["drill-label"] = chosen[0]["true_label"], chosen[0]["label"]
+
+
+def _rows(found: dict[str, Any], narrowed: bool) -> None:
+    st.caption(
+        f"{found['found']:,} texts" + ("" if narrowed else " with a wrong label") + ", the surest first."
+        + (f" The first {SHOWN} of them:" if found["found"] > SHOWN else "")
+    )  # fmt: skip
+    if not found["has_texts"]:
+        st.info("Their texts are not kept in the registry (`export.test_texts`), so only labels and lengths are here.")
+    rows = pd.DataFrame(found["rows"], columns=["text", "true_label", "label", "score", "n_words"])
+    rows["score"] *= 100
+    shown = rows if found["has_texts"] else rows.drop(columns="text")
+    names = {"true_label": "true label", "label": "taken for", "n_words": "words"}
     st.dataframe(
-        pd.DataFrame(mixed, columns=["true label", "taken for", "texts"]).sort_values("texts", ascending=False), hide_index=True
+        shown.rename(columns=names),
+        hide_index=True,
+        column_config={
+            "score": st.column_config.NumberColumn("sure", format="%.1f %%"),
+            "text": st.column_config.TextColumn(width="large"),
+        },
     )
 
 
-def _card(about: dict[str, Any]) -> None:
-    st.subheader("Card", anchor=False)
+def _versions(listed: dict[str, Any]) -> None:
+    rows = [
+        {
+            "version": each["version"],
+            "is": ", ".join(each["aliases"]),
+            "made": each["created_at"][:16].replace("T", " "),
+            "labels": each["labels"],
+            "accuracy": each["accuracy"],
+            "macro-F1": each["macro_f1"],
+            "test texts": each["n"],
+        }
+        for each in listed["versions"]
+    ]
+    decimals = {name: st.column_config.NumberColumn(format="%.3f") for name in ("accuracy", "macro-F1")}
+    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=decimals)
+    st.subheader("What was decided", anchor=False)
+    if not listed["history"]:
+        st.caption("Nothing yet: this page looks at one bundle, not at a registry.")
+        return
+    history = [
+        {
+            "when": each["at"][:16].replace("T", " "),
+            "what": _decided(each),
+            "from": each["before"] or "",
+            "to": each["refused"] or each["version"] or "nothing",
+            "why": each["reason"],
+            "who": each["by"],
+        }
+        for each in listed["history"]
+    ]
+    st.dataframe(pd.DataFrame(history), hide_index=True)
+
+
+def _decided(change: dict[str, Any]) -> str:
+    words = {
+        "set": "set",
+        "promote": "promoted",
+        "force": "promoted by force",
+        "rollback": "rolled back",
+        "hold": "held by the gate",
+        "reject": "refused by the gate",
+    }
+    return f"{change['alias']}: {words.get(change['action'], change['action'])}"
+
+
+def _compare(listed: dict[str, Any]) -> None:
+    names, words = _names(listed), _with_aliases(listed)
+    if len(names) < 2:
+        st.info("There is one version; a second one can be compared with it.")
+        return
+    production = listed["aliases"].get("production", names[1])
+    first = names.index(production) if production in names else 1
+    left, right = st.columns(2)
+    before = left.selectbox("Before", names, index=first, format_func=words.__getitem__, key="before")
+    rest = [name for name in names if name != before]
+    after = right.selectbox("After", rest, format_func=words.__getitem__, key="after")
+    try:
+        found = view.drift().get("/compare", before=before, after=after, n=SHOWN)
+    except (Down, Refused) as error:
+        view.no_drift_service(error, "nothing can be compared")
+        return
+    _flips("Was right, now wrong", found["now_wrong"])
+    _flips("Was wrong, now right", found["now_right"])
+    change = found["accuracy"]
+    st.subheader("In all", anchor=False)
+    with st.container(horizontal=True):
+        st.metric("Accuracy before", f"{change['before']:.3f}", border=True)
+        st.metric("Accuracy after", f"{change['after']:.3f}", f"{change['difference']:+.3f}", border=True)
+    low, high = change["interval"]
+    certain = "a difference" if low > 0 or high < 0 else "no difference for certain"
+    st.caption(f"On {found['n']:,} common test texts: {certain}; the change lies between {low:+.3f} and {high:+.3f} (95 %).")
+    left_out = found["only_before"] + found["only_after"]
+    if left_out:
+        st.caption(f"{left_out:,} test texts that only one of the two has were left out.")
+    st.subheader("Label by label", anchor=False)
+    rows = pd.DataFrame(found["by_label"]).rename(columns={"n": "test texts", "before": "recall before", "after": "recall after"})
+    decimals = {name: st.column_config.NumberColumn(format="%.2f") for name in ("recall before", "recall after")}
+    st.dataframe(rows, hide_index=True, column_config=decimals)
+
+
+def _flips(title: str, found: dict[str, Any]) -> None:
+    st.subheader(f"{title}: {found['n']:,}", anchor=False)
+    if not found["n"]:
+        return
+    rows = pd.DataFrame(found["rows"])[["text", "true_label", "before", "after", "after_score"]]
+    rows["after_score"] *= 100
+    st.dataframe(
+        rows.rename(columns={"true_label": "true label"}),
+        hide_index=True,
+        column_config={
+            "after_score": st.column_config.NumberColumn("sure", format="%.1f %%"),
+            "text": st.column_config.TextColumn(width="large"),
+        },
+    )
+
+
+def _facts(about: dict[str, Any]) -> None:
+    st.subheader("What answers now", anchor=False)
     rows = {
         "model": about["model"],
         "version": about["model_version"],
@@ -115,7 +359,7 @@ def _card(about: dict[str, Any]) -> None:
         "temperature": f"{about['temperature']:.3f}",
         "limits": f"{about['limits']['characters']:,} characters a text, {about['limits']['texts']} texts a request",
     }
-    st.table(pd.DataFrame({"": rows.keys(), "value": rows.values()}).set_index(""))
+    st.table(pd.DataFrame({"what": rows.keys(), "value": rows.values()}).set_index("what"))
     with st.expander(f"All {len(about['labels'])} labels"):
         st.dataframe(pd.DataFrame({"label": about["labels"]}), hide_index=True)
 

@@ -3,6 +3,7 @@
 import datetime as dt
 import html
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -15,12 +16,18 @@ POINTS = 240
 PREDICT = "/predict"
 
 
+SPANS = {"hour": 1, "day": 24, "week": 168, "30 days": 720}
+STEPS = {"hour": 30, "day": 48, "week": 84, "30 days": 60}
+
+
 def page() -> None:
     st.title("Traffic and drift")
-    traffic, drift = st.tabs(["Traffic", "Drift"])
-    with traffic:
+    now, log, drift = st.tabs(["Now", "Over time", "Drift"])
+    with now:
         live = st.toggle("Look again every 5 seconds", key="live")
         st.fragment(_traffic, run_every=5 if live else None)()
+    with log:
+        _over_time()
     with drift:
         _drift()
 
@@ -35,11 +42,11 @@ def _traffic() -> None:
     except ValueError as error:
         st.error(f"/metrics cannot be read: {view.plain(str(error))}")
         return
-    _remember(now)
     predictions = now.total("pigeonhole_predictions_total")
     codes = now.by("pigeonhole_requests_total", "code")
     requests = sum(codes.values())
     failed = sum(count for code, count in codes.items() if code.startswith("5"))
+    _remember(now, failed)
     with st.container(horizontal=True):
         st.metric("Texts classified", f"{predictions:,.0f}", border=True)
         st.metric("Requests", f"{requests:,.0f}", border=True)
@@ -57,7 +64,7 @@ def _traffic() -> None:
     st.altair_chart(charts.count_bars(labels), width="stretch", alt="How many texts each label was given")
     st.subheader("How sure the model was", anchor=False)
     st.altair_chart(charts.histogram(_bins(now), "calibrated score"), width="stretch", alt="Histogram of the calibrated scores")
-    _over_time()
+    _while_watching()
     _log(now)
 
 
@@ -84,29 +91,43 @@ def _bins(now: Exposition) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _remember(now: Exposition) -> None:
-    """A point of this visit; the service itself keeps no history, Prometheus does."""
+@dataclass(frozen=True)
+class Point:
+    """One look of this visit; the service itself keeps no history, Prometheus and the log do."""
+
+    at: dt.datetime
+    texts: float
+    failed: float
+    shed: float
+
+
+def _remember(now: Exposition, failed: float) -> None:
     points = st.session_state.setdefault("points", [])
-    seconds = now.percentile("pigeonhole_request_seconds", 0.95, route=PREDICT)
-    points.append((dt.datetime.now(dt.UTC), now.total("pigeonhole_predictions_total"), seconds))
+    texts, shed = now.total("pigeonhole_predictions_total"), now.total("pigeonhole_shed_total")
+    points.append(Point(dt.datetime.now(dt.UTC), texts, failed, shed))
     del points[:-POINTS]
 
 
-def _over_time() -> None:
+def _while_watching() -> None:
     points = st.session_state.points
     if len(points) < 2:
         return
     st.subheader("While you watch", anchor=False)
+    pairs = [(before, after) for before, after in itertools.pairwise(points) if after.at > before.at]
     rows = [
-        {
-            "time": after[0],
-            "value": max(0.0, after[1] - before[1]) / (after[0] - before[0]).total_seconds(),
-            "series": "texts a second",
-        }
-        for before, after in itertools.pairwise(points)
-        if after[0] > before[0]
+        {"time": after.at, "value": max(0.0, value) / (after.at - before.at).total_seconds(), "series": series}
+        for before, after in pairs
+        for series, value in (
+            ("texts", after.texts - before.texts),
+            ("failed", after.failed - before.failed),
+            ("turned away", after.shed - before.shed),
+        )
     ]
-    st.altair_chart(charts.lines(pd.DataFrame(rows), "texts a second"), width="stretch", alt="Texts a second during this visit")
+    st.altair_chart(
+        charts.lines(pd.DataFrame(rows), "a second"),
+        width="stretch",
+        alt="Texts, failed and turned away requests a second, in this visit",
+    )
 
 
 def _log(now: Exposition) -> None:
@@ -119,39 +140,173 @@ def _log(now: Exposition) -> None:
         st.caption(words)
 
 
+def _over_time() -> None:
+    span = st.segmented_control("The last", list(SPANS), default="day", key="span") or "day"
+    try:
+        with st.spinner("Reading the log"):
+            found = _read_log(SPANS[span], STEPS[span])
+    except (Down, Refused) as error:
+        view.no_drift_service(error, "the log cannot be read")
+        return
+    if not found["texts"]:
+        st.info("The log holds no text of this span.", icon=":material/hourglass_empty:")
+        return
+    st.caption(f"{found['texts']:,} texts, as the prediction log has them.")
+    steps = [step for step in found["steps"] if step["texts"]]
+    _draw_volume(found)
+    _draw_speed(steps)
+    _draw_labels(found, steps)
+    _draw_accuracy(steps)
+
+
+@st.cache_data(ttl=20, show_spinner=False)
+def _read_log(hours: int, steps: int) -> dict[str, Any]:
+    return view.drift().get("/traffic", hours=hours, steps=steps)
+
+
+def _draw_volume(found: dict[str, Any]) -> None:
+    st.subheader("Volume", anchor=False)
+    rows = [
+        {"time": start, "until": end, "series": words, "texts": step["decisions"].get(decision, 0)}
+        for start, end, step in _spans(found)
+        for decision, (words, _, _) in view.DECISIONS.items()
+    ]
+    colours = dict(zip((words for words, _, _ in view.DECISIONS.values()), ("#2e8b57", "#d9822b", "#8a8a8a"), strict=True))
+    st.altair_chart(charts.stacked(pd.DataFrame(rows), "texts", colours), width="stretch", alt="Texts over time, by decision")
+
+
+def _spans(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Each step with its beginning and its end."""
+    ends = [step["at"] for step in found["steps"][1:]] + [found["end"]]
+    return [(step["at"], end, step) for step, end in zip(found["steps"], ends, strict=True)]
+
+
+def _draw_speed(steps: list[dict[str, Any]]) -> None:
+    st.subheader("Time to an answer", anchor=False)
+    names = {"p50": "median", "p95": "95 of 100 within", "p99": "99 of 100 within"}
+    rows = [
+        {"time": step["at"], "series": words, "value": step["latency_ms"][name]}
+        for step in steps
+        for name, words in names.items()
+    ]
+    st.altair_chart(charts.lines(pd.DataFrame(rows), "ms"), width="stretch", alt="Latency percentiles over time")
+
+
+def _draw_labels(found: dict[str, Any], steps: list[dict[str, Any]]) -> None:
+    st.subheader("Labels given", anchor=False)
+    rows = [
+        {"time": start, "until": end, "series": label, "texts": count}
+        for start, end, step in _spans(found)
+        for label, count in [*step["labels"].items(), ("other labels", step["other_labels"])]
+        if count
+    ]
+    st.altair_chart(charts.stacked(pd.DataFrame(rows), "share", share=True), width="stretch", alt="Share of each label over time")
+    st.subheader("How sure the model was", anchor=False)
+    sure = [{"time": step["at"], "series": "mean score", "value": step["mean_score"]} for step in steps]
+    st.altair_chart(charts.lines(pd.DataFrame(sure), "mean score"), width="stretch", alt="Mean score over time")
+
+
+def _draw_accuracy(steps: list[dict[str, Any]]) -> None:
+    st.subheader("How often it was right, by what people said", anchor=False)
+    judged = [step for step in steps if step["judged"]]
+    if not judged:
+        st.caption("Nobody has said anything about these texts yet: the page Review asks.")
+        return
+    points = [
+        {
+            "time": step["at"],
+            "value": step["accuracy"],
+            "low": step["interval"][0],
+            "high": step["interval"][1],
+            "n": step["judged"],
+        }
+        for step in judged
+    ]
+    st.altair_chart(charts.with_interval(pd.DataFrame(points), "right"), width="stretch", alt="Share of right answers over time")
+    st.caption("Of the texts that somebody judged, whoever and why ever; lines hold 95 % intervals.")
+
+
 def _drift() -> None:
     try:
         stats = view.drift().get("/stats")
     except (Down, Refused) as error:
-        st.info("The drift service is not reachable, so there is nothing to show here.", icon=":material/cloud_off:")
-        st.caption(f"{view.plain(str(error))}. `PIGEONHOLE_DRIFT_URL` says where this page looks for it.")
+        view.no_drift_service(error, "there is nothing to show here")
         return
-    st.subheader("The log, as the drift service reads it", anchor=False)
-    st.dataframe(_flat(stats), hide_index=True)
     if st.button("Compare now", type="primary", icon=":material/play_arrow:"):
         try:
-            with st.spinner("Comparing the latest texts with those of training"):
+            with st.spinner("Comparing the latest texts with those of training; drawing takes up to half a minute"):
                 view.drift().post("/runs", {})
+                stats = view.drift().get("/stats")
         except (Down, Refused) as error:
             view.show_error(error)
+    reports = stats["reports"]
+    if not reports:
+        st.info("There is no report yet: compare now, or let a schedule do it.", icon=":material/hourglass_empty:")
+        return
+    _accuracy(stats["live_accuracy"], reports)
+    _verdicts(reports)
     _report()
 
 
+def _accuracy(live: dict[str, Any], reports: list[dict[str, Any]]) -> None:
+    found, measured = reports[0]["accuracy"], live["reviewed"]
+    with st.container(horizontal=True):
+        st.metric("Right on the test split", view.percent(found["reference"]), border=True)
+        if found["estimated"] is not None:
+            st.metric("Estimated now", view.percent(found["estimated"]), border=True, help="From how sure the model is; no truth")
+        if measured["accuracy"] is not None:
+            low, high = measured["interval"]
+            words = (
+                f"{measured['n']} reviewed texts, weighed back to all; 95 % interval {view.percent(low)} to {view.percent(high)}"
+            )
+            st.metric("Measured by review", view.percent(measured["accuracy"]), border=True, help=words)
+        elif live["accuracy"] is not None:
+            st.metric(
+                "Right by feedback", view.percent(live["accuracy"]), border=True, help=f"{live['n']} texts that people chose"
+            )
+
+
+def _verdicts(reports: list[dict[str, Any]]) -> None:
+    st.subheader("Verdicts", anchor=False)
+    rows = pd.DataFrame(
+        [
+            {"time": each["at"], "verdict": each["verdict"].replace("_", " "), "alarms": ", ".join(each["alarms"])}
+            for each in reports
+        ]
+    )
+    st.altair_chart(
+        charts.verdicts(rows), width="stretch", alt="; ".join(f"{row.time[:16]} {row.verdict}" for row in rows.itertuples())
+    )
+    estimated = [
+        {"time": each["at"], "series": name, "value": each["accuracy"][key]}
+        for each in reports
+        for name, key in (("estimated accuracy", "estimated"), ("on the test split", "reference"))
+        if each["accuracy"][key] is not None
+    ]
+    if len(reports) > 1 and estimated:
+        st.altair_chart(charts.lines(pd.DataFrame(estimated), "accuracy"), width="stretch", alt="Estimated accuracy, run by run")
+
+
 def _report() -> None:
-    try:
-        latest = view.drift().get("/reports/latest.json")
-    except (Down, Refused) as error:
-        st.info(f"There is no report yet: {view.plain(str(error))}")
-        return
-    st.subheader("Latest comparison", anchor=False)
-    st.dataframe(_flat(latest), hide_index=True)
-    if st.toggle("Show the full report"):
-        try:
-            document = view.drift().text("/reports/latest")
-        except (Down, Refused) as error:
-            view.show_error(error)
-        else:
-            st.iframe(_caged(document), height=900)
+    latest = view.drift().get("/reports/latest.json")
+    st.subheader(f"Latest comparison: {latest['verdict'].replace('_', ' ')}", anchor=False)
+    rows = latest["rows"]
+    when, version = latest["at"][:16].replace("T", " "), view.plain(latest["version"])
+    st.caption(
+        f"{when} UTC, version {version}: {rows['window']:,} predictions against {rows['reference']:,} held-out rows. "
+        f"Where nothing has changed, a run alarms with a chance of {view.percent(latest['budget'])} at most."
+    )
+    columns = ["detector", "verdict", "reference", "window", "effect", "least_effect", "p"]
+    findings = pd.DataFrame(latest["findings"], columns=columns)
+    findings["verdict"] = findings["verdict"].str.replace("_", " ")
+    numbers = {name: st.column_config.NumberColumn(format="%.4f") for name in columns[2:]}
+    st.dataframe(findings, hide_index=True, column_config=numbers)
+    st.caption(view.plain(latest["blind_spot"]))
+    if latest["drawing"] != "drawn":
+        st.caption(f"Evidently drew nothing: {view.plain(str(latest['drawing']))}.")
+    elif st.toggle("Show Evidently's report"):
+        document = view.drift().text(f"/reports/{latest['number']}/evidently")
+        st.iframe(_caged(document), height=900)
 
 
 def _caged(document: str) -> str:
@@ -164,23 +319,6 @@ def _caged(document: str) -> str:
         f'<iframe sandbox="allow-scripts" title="drift report" style="width:100%;height:880px;border:0;background:#fff" '
         f'srcdoc="{html.escape(guarded)}"></iframe>'
     )
-
-
-def _flat(found: dict[str, Any], prefix: str = "") -> pd.DataFrame:
-    """Nested JSON as rows of name and value."""
-    rows: list[tuple[str, str]] = []
-
-    def walk(value: Any, name: str) -> None:
-        if isinstance(value, dict):
-            for key, below in value.items():
-                walk(below, f"{name}.{key}" if name else str(key))
-        elif isinstance(value, list) and len(value) > 8:
-            rows.append((name, f"{len(value)} entries"))
-        else:
-            rows.append((name, f"{value:.4g}" if isinstance(value, float) else str(value)))
-
-    walk(found, prefix)
-    return pd.DataFrame(rows, columns=["what", "value"])
 
 
 page()

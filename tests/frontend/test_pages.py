@@ -1,13 +1,19 @@
+import contextlib
 import io
+import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pandas as pd
 import pytest
+from frontend.view import joined, labels_of
 from streamlit.testing.v1 import AppTest
-from tests.frontend.conftest import NOBODY
+from tests.conftest import tiny_rows
+from tests.frontend.conftest import NOBODY, environment, free_port, wait_until_ready
 from tests.keyword_bundle import keyword_bundle
 
 OpenPage = Callable[..., AppTest]
@@ -25,7 +31,7 @@ def classify(app: AppTest, text: str) -> AppTest:
     return app.run()
 
 
-@pytest.mark.parametrize("page", ["", "batch", "model"])
+@pytest.mark.parametrize("page", ["", "batch", "review", "model"])
 def test_a_page_without_the_service_says_so_and_offers_to_try_again(open_page: OpenPage, page: str) -> None:
     app = open_page(NOBODY, page)
     assert not app.exception
@@ -159,7 +165,7 @@ def test_the_model_page_tells_quality_beside_the_baselines(open_page: OpenPage, 
     assert not app.exception
     assert [metric.label for metric in app.metric] == ["Accuracy", "Macro-F1", "Calibration error"]
     beside = app.dataframe[0].value
-    assert {"this model", "always the commonest label", "TF-IDF, logistic regression"} <= set(beside[""])
+    assert {"this model", "always the commonest label", "TF-IDF, logistic regression"} <= set(beside["model"])
     assert sorted(app.dataframe[1].value["label"]) == ["account", "billing", "delivery"]
 
 
@@ -185,3 +191,100 @@ def test_traffic_without_the_service_says_so(open_page: OpenPage) -> None:
     app = open_page(NOBODY, "traffic")
     assert "not reachable" in app.error[0].value
     assert not app.exception
+
+
+@pytest.fixture(scope="session")
+def watched(tiny_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """`serve` and `drift` over the tiny registry and one log of twenty answers: their URLs."""
+    folder = tmp_path_factory.mktemp("watched")
+    registry = str(Path(tiny_run["run"]).parent / "registry")
+    shared = {"PIGEONHOLE_REGISTRY": registry, "PIGEONHOLE_LOG": str(folder / "log")}
+    urls = []
+    with contextlib.ExitStack() as running:
+        for name, ready in (("serve", "/ready"), ("drift", "/health")):
+            port = str(free_port())
+            settings = environment(PORT=port, PIGEONHOLE_REPORTS=str(folder / "reports"), PIGEONHOLE_DRAW="no", **shared)
+            settings |= {"PIGEONHOLE_AUDIT_SHARE": "1"} if name == "drift" else {}
+            process = subprocess.Popen([shutil.which(name) or name], env=settings)
+            running.callback(process.wait, 20)
+            running.callback(process.terminate)
+            wait_until_ready(f"http://127.0.0.1:{port}{ready}", process)
+            urls.append(f"http://127.0.0.1:{port}")
+        texts = [f"parcel or invoice {number}?" for number in range(20)]
+        version = httpx.post(f"{urls[0]}/predict", json={"texts": texts}, timeout=60).json()["model_version"]
+        httpx.get(f"{urls[1]}/versions/{version}", timeout=60).raise_for_status()  # read once, it is kept
+        yield urls[0], urls[1]
+
+
+def test_examples_are_texts_of_the_test_split(open_page: OpenPage, watched: tuple[str, str]) -> None:
+    api, drift = watched
+    app = open_page(api, drift=drift)
+    app.button(key="example-0").click().run()
+    assert app.text_area(key="text").value in dict(tiny_rows())
+
+
+def test_a_reviewed_text_is_told_to_the_service_and_the_next_one_comes(open_page: OpenPage, watched: tuple[str, str]) -> None:
+    api, drift = watched
+    app = open_page(api, "review", drift=drift)
+    assert not app.exception
+    first = app.text[0].value
+    next(button for button in app.button if str(button.key).endswith("-1")).click().run()
+    assert not app.exception
+    assert app.text[0].value != first
+    assert {metric.label: metric.value for metric in app.metric} == {
+        "Judged in this visit": "1",
+        "You agree with the model": "100.0 %",
+    }
+    assert app.dataframe[0].value["text"].tolist() == [first]
+    assert first not in {item["text"] for item in httpx.get(f"{drift}/review?n=200").json()["items"]}
+
+
+def test_without_the_drift_service_there_is_no_queue(open_page: OpenPage, served: str) -> None:
+    app = open_page(served, "review")
+    assert not app.exception
+    assert "there is no queue" in app.info[0].value
+
+
+def test_the_model_page_shows_errors_versions_and_what_was_decided(open_page: OpenPage, watched: tuple[str, str]) -> None:
+    api, drift = watched
+    app = open_page(api, "model", drift=drift)
+    assert not app.exception
+    assert {"Part by part", "Does the answer hang on trifles?", "What was decided"} <= {each.value for each in app.subheader}
+    app.selectbox(key="drill-true").select("billing").run()
+    assert any(caption.value.startswith("10 texts, the surest first.") for caption in app.caption)
+    assert not app.exception
+
+
+def test_the_log_over_time_and_a_run_are_shown(open_page: OpenPage, watched: tuple[str, str]) -> None:
+    api, drift = watched
+    app = open_page(api, "traffic", drift=drift)
+    assert not app.exception
+    assert any("as the prediction log has them" in caption.value for caption in app.caption)
+    next(button for button in app.button if button.label == "Compare now").click().run()
+    assert not app.exception
+    assert any(each.value == "Latest comparison: too few rows" for each in app.subheader)
+
+
+def test_an_empty_log_has_no_queue_and_nothing_over_time(
+    open_page: OpenPage, served: str, sealed_bundle: Path, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    settings = environment(PORT=port, PIGEONHOLE_BUNDLE=str(sealed_bundle), PIGEONHOLE_LOG=str(tmp_path / "log"))
+    process = subprocess.Popen([shutil.which("drift") or "drift"], env=settings, cwd=tmp_path)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}/health", process)
+        review = open_page(served, "review", drift=f"http://127.0.0.1:{port}")
+        assert "Nothing is waiting" in review.success[0].value
+        traffic = open_page(served, "traffic", drift=f"http://127.0.0.1:{port}")
+        assert any("no text of this span" in info.value for info in traffic.info)
+        assert any("no report yet" in info.value for info in traffic.info)
+        assert not review.exception
+        assert not traffic.exception
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_several_labels_of_one_answer_are_all_shown() -> None:
+    assert labels_of({"label": "a", "labels": ["a", "b"]}) == ["a", "b"]
+    assert (labels_of({"label": "a"}), joined(labels_of({"label": "a", "labels": []}))) == (["a"], "none of the labels")

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from frontend.up import Part, wait_until_ready
+from frontend.up import PORTS, Part, parts, wait_until_ready
 from tests.frontend.conftest import ROOT, environment, free_port
 
 
@@ -16,7 +18,7 @@ def stack(sealed_bundle: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str
     variables = environment(
         PIGEONHOLE_BUNDLE=str(sealed_bundle),
         PIGEONHOLE_LOG=str(tmp_path / "log"),
-        **{name: str(free_port()) for name in ("API_PORT", "DRIFT_PORT", "PAGE_PORT")},
+        **{name: str(free_port()) for name in PORTS},
     )
     command = [sys.executable, "-m", "frontend.up"]
     process = subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True)
@@ -32,22 +34,22 @@ def test_the_stack_starts_prints_its_addresses_and_stops_on_ctrl_c(stack: "subpr
     assert stack.stderr
     for line in stack.stderr:
         match line.split():
-            case [("service" | "drift" | "page") as name, address]:
+            case [("service" | "drift" | "page" | "prometheus") as name, address]:
                 addresses[name] = address
             case ["Ctrl-C", *_]:
                 break
-    assert list(addresses) == ["service", "drift", "page"]
+    assert list(addresses) == ["service", "drift", "page", *(["prometheus"] if shutil.which("prometheus") else [])]
     assert httpx.get(f"{addresses['service']}/ready").json()["status"] == "ready"
     assert "Streamlit" in httpx.get(addresses["page"]).text
     os.kill(stack.pid, signal.SIGINT)
-    assert stack.wait(30) == 0
+    assert stack.wait(90) == 0
     for address in addresses.values():
         with pytest.raises(httpx.ConnectError):
             httpx.get(address)
 
 
 def test_a_part_that_does_not_start_stops_the_others_and_says_which(tmp_path: Path) -> None:
-    ports = {name: str(free_port()) for name in ("API_PORT", "DRIFT_PORT", "PAGE_PORT")}
+    ports = {name: str(free_port()) for name in PORTS}
     variables = environment(PIGEONHOLE_BUNDLE=str(tmp_path / "nowhere"), **ports)
     command = [sys.executable, "-m", "frontend.up"]
     answer = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False)
@@ -69,3 +71,16 @@ def test_the_ports_of_the_page_are_the_defaults_of_the_services() -> None:
 
     assert (Settings().port, DriftSettings().port) == (API_PORT, DRIFT_PORT)
     assert ROOT.joinpath("frontend/ports.py").exists()
+
+
+def test_prometheus_is_started_where_it_is_installed_and_takes_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path=None: f"/bin/{name}")
+    part = parts({"API_PORT": "18080", "PROMETHEUS_PORT": "19090"}, tmp_path)[-1]
+    assert (part.name, part.url) == ("prometheus", "http://127.0.0.1:19090")
+    config = json.loads((tmp_path / "prometheus.yml").read_text(encoding="utf-8"))
+    assert config["scrape_configs"][0]["static_configs"] == [{"targets": ["127.0.0.1:18080"]}]
+    assert [Path(rule).name for rule in config["rule_files"]] == ["recording_rules.yaml", "alert_rules.yaml"]
+    monkeypatch.setattr("shutil.which", lambda name, path=None: None)
+    assert [part.name for part in parts({}, tmp_path)] == ["service", "drift", "page"]

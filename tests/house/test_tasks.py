@@ -113,6 +113,15 @@ def test_only_a_skip_for_what_ci_cannot_install_is_accepted() -> None:
     assert tasks.forbidden_skips(SUMMARY) == ["SKIPPED [2] tests/test_b.py:9: could not import 'onnx': No module named 'onnx'"]
 
 
+def test_a_browser_that_is_missing_is_no_excuse_on_ci() -> None:
+    """What tests/e2e says where there is no Chromium or no axe; .ci/tools installs both."""
+    line = "SKIPPED [7] tests/e2e/test_visit.py: needs chromium and axe-core, which .ci/tools installs"
+    assert tasks.forbidden_skips(line) == [line]
+    tools = (ROOT / ".ci/tools").read_text(encoding="utf-8")
+    assert "chromium" in tools
+    assert ".github/axe" in tools
+
+
 @pytest.mark.parametrize(("ci", "refused"), [("true", True), ("", False)])
 def test_a_forbidden_skip_fails_the_test_task_on_ci_alone(ci: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", ci)

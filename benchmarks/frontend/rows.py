@@ -1,0 +1,110 @@
+"""Does a file of 100,000 rows freeze the page? A real Chromium uploads it to the page, before the real server.
+
+    uv run python -m benchmarks.frontend.rows bundle=FOLDER [rows=100000]
+
+While the file is classified, the page is asked every second: how long its main thread has stood still at most (gaps between
+animation frames), and how long a click needs until its effect is seen. Then: a filter over all rows. Prints one JSON object.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from frontend.up import Part, parts, running, wait_until_ready
+from playwright.sync_api import Page, sync_playwright
+from tests.e2e.conftest import CHROMIUM, QUIET
+from tests.frontend.conftest import environment, free_port
+
+from pigeonhole.command import command, say
+from pigeonhole.errors import ConfigError
+
+WATCH_FRAMES = """() => {
+  window.worst = 0; let before = performance.now();
+  const frame = now => { window.worst = Math.max(window.worst, now - before); before = now; requestAnimationFrame(frame); };
+  requestAnimationFrame(frame);
+}"""
+TAKE_WORST = "() => { const worst = window.worst; window.worst = 0; return worst; }"
+SENTENCES = (
+    "where is my parcel {}",
+    "I was charged twice for order {}",
+    "I cannot login since update {}",
+    "please cancel {} at once",
+)
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if len(options) < len(arguments) or set(options) - {"bundle", "rows"} or "bundle" not in options:
+        raise ConfigError(f"{' '.join(arguments)}: expected bundle=FOLDER, and rows=NUMBER")
+    rows = int(options.get("rows", "100000"))
+    with stack(Path(options["bundle"])) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page()
+        page.set_default_timeout(600_000)
+        found = measure(page, url, rows)
+        browser.close()
+    return found
+
+
+@contextmanager
+def stack(bundle: Path) -> Iterator[str]:
+    """The page's address."""
+    with TemporaryDirectory() as folder, ExitStack() as opened:
+        ports = {name: str(free_port()) for name in ("API_PORT", "DRIFT_PORT", "PAGE_PORT", "PROMETHEUS_PORT")}
+        variables = environment(PIGEONHOLE_BUNDLE=str(bundle.resolve()), PIGEONHOLE_LOG=f"{folder}/log", **ports)
+        wanted: list[Part] = [part for part in parts(variables, Path(folder)) if part.name in ("service", "page")]
+        started = opened.enter_context(running(wanted))
+        for part in wanted:
+            if not wait_until_ready(part, started[part.name]):
+                raise ConfigError(f"{part.name} does not start; what it said stands above")
+        yield wanted[1].url
+
+
+def measure(page: Page, url: str, rows: int) -> dict[str, Any]:
+    page.goto(f"{url}/batch")
+    content = "text\n" + "".join(SENTENCES[number % 4].format(number) + "\n" for number in range(rows))
+    began = time.perf_counter()
+    page.locator("input[type=file]").set_input_files({"name": "rows.csv", "mimeType": "text/csv", "buffer": content.encode()})
+    page.get_by_role("button", name=f"Classify {rows:,} texts").click()
+    page.get_by_role("button", name="Cancel").wait_for()
+    read_s = time.perf_counter() - began
+    page.evaluate(WATCH_FRAMES)
+    stalls, clicks = [], []
+    began = time.perf_counter()
+    while not page.get_by_text(f"{rows:,} texts in").is_visible():
+        clicks.append(click(page))
+        page.wait_for_timeout(1000)
+        stalls.append(page.evaluate(TAKE_WORST))
+        say(f"{time.perf_counter() - began:.0f} s: longest stall {stalls[-1]:.0f} ms, click {clicks[-1]:.0f} ms")
+    classified_s = time.perf_counter() - began
+    began = time.perf_counter()
+    page.get_by_label("Text contains").fill("order 99")
+    page.keyboard.press("Enter")
+    page.get_by_text("rows", exact=False).first.wait_for()
+    page.wait_for_function("() => document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
+    return {
+        "rows": rows,
+        "read_s": round(read_s, 1),
+        "classified_s": round(classified_s, 1),
+        "filter_s": round(time.perf_counter() - began, 2),
+        "stall_ms": {"median": round(statistics.median(stalls)), "most": round(max(stalls))},
+        "click_ms": {"median": round(statistics.median(clicks)), "most": round(max(clicks))},
+    }
+
+
+def click(page: Page) -> float:
+    """Milliseconds until the menu has opened; it is closed again."""
+    began = time.perf_counter()
+    page.get_by_test_id("stMainMenu").click()
+    page.get_by_role("menu").or_(page.get_by_test_id("stMainMenuPopover")).first.wait_for()
+    waited = (time.perf_counter() - began) * 1000
+    page.keyboard.press("Escape")
+    return waited
+
+
+if __name__ == "__main__":
+    command(run)()

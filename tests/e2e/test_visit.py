@@ -1,0 +1,150 @@
+"""A visit to the page, as its visitors make it: a real Chromium before the real server, the real drift service and a real log."""
+
+import re
+from collections.abc import Callable
+
+import httpx
+import pytest
+from tests.e2e.conftest import Stack, Visitor
+
+Visit = Callable[..., Visitor]
+
+PAGES = {"": "Classify", "batch": "Batch", "review": "Review", "model": "Model", "traffic": "Traffic and drift"}
+TABS = {"model": ("Quality", "Errors", "Versions", "Compare", "Card"), "traffic": ("Now", "Over time", "Drift")}
+
+
+def test_a_text_is_classified_explained_corrected_and_linked_to(visit: Visit, stack: Stack) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.open("", "Classify")
+    page.get_by_label("Text").fill("my parcel <b>bold</b> ![](http://evil.example/a.png) أين الطرد")
+    visitor.press(re.compile("Classify$"))
+    page.get_by_text("Calibrated: of answers").wait_for()
+    assert page.locator("b", has_text="bold").count() == 0
+    visitor.press("Which words decided?")
+    page.get_by_text(re.compile("speak for")).wait_for()
+    visitor.shoot("classify-desktop")
+    assert visitor.barriers() == []
+    visitor.press("Link to this question")
+    link = page.get_by_test_id("stCode").inner_text()
+    page.keyboard.press("Escape")
+    visitor.press("Wrong? Tell us")
+    page.get_by_label("The right label").click()
+    page.get_by_role("option", name="account").click()
+    visitor.press("Send")
+    page.get_by_text("Noted: account").wait_for()
+    other = visit()
+    other.page.goto(link)
+    other.page.get_by_text("Calibrated: of answers").wait_for()
+    assert other.page.get_by_label("Text").input_value().startswith("my parcel <b>bold</b>")
+
+
+def test_a_file_is_classified_looked_through_and_taken_home(visit: Visit) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.open("batch", "Batch")
+    rows = "".join(f"{number},where is my parcel {number}\n" for number in range(400))
+    content = f"id,message\n{rows}400,=1+1 my password\n".encode()
+    page.locator("input[type=file]").set_input_files({"name": "mail.csv", "mimeType": "text/csv", "buffer": content})
+    visitor.press(re.compile("Classify 401 texts"))
+    page.get_by_text(re.compile("401 texts in")).wait_for()
+    page.get_by_label("Text contains").fill("password")
+    page.keyboard.press("Enter")
+    page.get_by_text("1 rows", exact=True).wait_for()
+    visitor.settle()
+    visitor.shoot("batch-desktop")
+    assert visitor.barriers() == []
+    with page.expect_download() as download:
+        page.get_by_role("button", name=re.compile("Download 401 rows")).click()
+    lines = download.value.path().read_text(encoding="utf-8-sig").splitlines()
+    assert len(lines) == 402
+    assert lines[-1].startswith("400,'=1+1 my password,")
+
+
+def test_texts_are_reviewed_with_one_key_each_and_the_drift_service_counts_them(visit: Visit, stack: Stack) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.open("review", "Review")
+    before = httpx.get(f"{stack.drift}/review?n=1").json()["waiting"]
+    assert before >= 2
+    page.keyboard.press("1")
+    page.get_by_text("Judged in this visit").wait_for()
+    visitor.settle()
+    page.keyboard.press("2")
+    page.get_by_text("50.0 %").wait_for()
+    visitor.settle()
+    page.keyboard.press("s")
+    visitor.settle()
+    visitor.shoot("review-desktop")
+    assert visitor.barriers() == []
+    assert httpx.get(f"{stack.drift}/review?n=1").json()["waiting"] == before - 2
+    with page.expect_download() as download:
+        page.get_by_test_id("stDownloadButton").filter(has_text="Download as CSV").click()
+    assert download.value.path().read_text(encoding="utf-8-sig").splitlines()[0] == "text,label,model said,prediction_id"
+
+
+def test_the_model_shows_its_errors_and_what_another_version_would_change(visit: Visit) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.open("model", "Model")
+    page.get_by_text("Can its confidence be believed?").wait_for()
+    page.get_by_text("Does the answer hang on trifles?").wait_for()
+    visitor.tab("Errors")
+    page.get_by_text("the surest first").wait_for()
+    page.get_by_role("combobox", name="True label").click()
+    page.get_by_role("option", name="billing").click()
+    page.get_by_text("10 texts, the surest first.").wait_for()
+    visitor.settle()
+    visitor.shoot("model-errors-desktop")
+    visitor.tab("Versions")
+    page.get_by_text("What was decided").wait_for()
+    visitor.shoot("model-versions-desktop")
+    visitor.tab("Compare")
+    page.get_by_role("heading", name="Was right, now wrong: 1").wait_for()
+    visitor.shoot("model-compare-desktop")
+
+
+def test_drift_is_looked_for_and_evidentlys_report_is_shown_in_its_cage(visit: Visit, stack: Stack) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.open("traffic", "Traffic and drift")
+    page.get_by_text("Time to an answer").first.wait_for()
+    visitor.tab("Over time")
+    page.get_by_text("as the prediction log has them").wait_for()
+    visitor.shoot("traffic-over-time-desktop")
+    visitor.tab("Drift")
+    page.get_by_role("button", name="Compare now").click()
+    page.get_by_role("heading", name=re.compile("Latest comparison")).wait_for(timeout=240_000)
+    visitor.settle()
+    page.get_by_text("Show Evidently's report").click()
+    caged = page.frame_locator("iframe[title='st.iframe'], iframe").first.frame_locator("iframe[title='drift report']")
+    caged.get_by_text(re.compile("Drift", re.IGNORECASE)).first.wait_for()
+    visitor.settle()
+    visitor.shoot("traffic-drift-desktop")
+    assert httpx.get(f"{stack.drift}/stats").json()["reports"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_serious_barrier(visit: Visit, scheme: str) -> None:
+    visitor = visit(scheme=scheme)
+    barriers = {}
+    for path, title in PAGES.items():
+        visitor.open(path, title)
+        for tab in TABS.get(path, ("",)):
+            if tab:
+                visitor.tab(tab)
+            if scheme == "dark":
+                visitor.shoot(f"{title} {tab} dark".replace("  ", " ").replace(" ", "-").lower())
+            barriers[f"{title} {tab}"] = visitor.barriers()
+    assert {place: found for place, found in barriers.items() if found} == {}
+
+
+def test_every_page_fits_a_phone(visit: Visit) -> None:
+    visitor = visit(width=390, height=844)
+    for path, title in PAGES.items():
+        visitor.open(path, title)
+        for tab in TABS.get(path, ("",)):
+            if tab:
+                visitor.tab(tab)
+            visitor.shoot(f"{title} {tab} phone".replace("  ", " ").replace(" ", "-").lower())
+            assert visitor.page.evaluate("() => document.documentElement.scrollWidth") <= 390
