@@ -65,7 +65,7 @@ def test_texts_are_reviewed_with_one_key_each_and_the_drift_service_counts_them(
     visitor = visit()
     page = visitor.page
     visitor.open("review", "Review")
-    before = httpx.get(f"{stack.drift}/review?n=1").json()["waiting"]
+    before = httpx.get(f"{stack.drift}/review?n=1", timeout=60).json()["waiting"]
     assert before >= 2
     page.keyboard.press("1")
     page.get_by_text("Judged in this visit").wait_for()
@@ -77,7 +77,7 @@ def test_texts_are_reviewed_with_one_key_each_and_the_drift_service_counts_them(
     visitor.settle()
     visitor.shoot("review-desktop")
     assert visitor.barriers() == []
-    assert httpx.get(f"{stack.drift}/review?n=1").json()["waiting"] == before - 2
+    assert httpx.get(f"{stack.drift}/review?n=1", timeout=60).json()["waiting"] == before - 2
     with page.expect_download() as download:
         page.get_by_test_id("stDownloadButton").filter(has_text="Download as CSV").click()
     assert download.value.path().read_text(encoding="utf-8-sig").splitlines()[0] == "text,label,model said,prediction_id"
@@ -121,7 +121,7 @@ def test_drift_is_looked_for_and_evidentlys_report_is_shown_in_its_cage(visit: V
     caged.get_by_text(re.compile("Drift", re.IGNORECASE)).first.wait_for()
     visitor.settle()
     visitor.shoot("traffic-drift-desktop")
-    assert httpx.get(f"{stack.drift}/stats").json()["reports"]
+    assert httpx.get(f"{stack.drift}/stats", timeout=60).json()["reports"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

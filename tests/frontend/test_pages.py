@@ -236,7 +236,7 @@ def test_a_reviewed_text_is_told_to_the_service_and_the_next_one_comes(open_page
         "You agree with the model": "100.0 %",
     }
     assert app.dataframe[0].value["text"].tolist() == [first]
-    assert first not in {item["text"] for item in httpx.get(f"{drift}/review?n=200").json()["items"]}
+    assert first not in {item["text"] for item in httpx.get(f"{drift}/review?n=200", timeout=60).json()["items"]}
 
 
 def test_without_the_drift_service_there_is_no_queue(open_page: OpenPage, served: str) -> None:
