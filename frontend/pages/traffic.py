@@ -170,6 +170,7 @@ def _draw_volume(found: dict[str, Any]) -> None:
         {"time": start, "until": end, "series": words, "texts": step["decisions"].get(decision, 0)}
         for start, end, step in _spans(found)
         for decision, (words, _, _) in view.DECISIONS.items()
+        if step["decisions"].get(decision)
     ]
     colours = dict(zip((words for words, _, _ in view.DECISIONS.values()), ("#2e8b57", "#d9822b", "#8a8a8a"), strict=True))
     st.altair_chart(charts.stacked(pd.DataFrame(rows), "texts", colours), width="stretch", alt="Texts over time, by decision")
