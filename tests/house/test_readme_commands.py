@@ -30,6 +30,7 @@ LINES = {line for block in BLOCKS for line in block.splitlines()}
 
 QUICK = ["model=tiny", "trainer.epochs=1", "export.min_agreement=0", "tracking=none", "trainer.allow_dead_labels=true"]
 TRAIN = "uv run train experiment=fast"
+TRAIN_SEVERAL = "uv run train experiment=multilabel"
 TRAIN_OWN = "uv run train data.path=my.csv data.text=message data.label=queue"
 TRAIN_LONG = "uv run train experiment=long data.path=my.csv data.text=message data.label=queue"
 TRAIN_SCOPE = (
@@ -159,7 +160,7 @@ def served(workshop: Workshop, trained: dict[str, Any]) -> Iterator[str]:
 def test_every_line_is_run_here_or_has_its_reason() -> None:
     trained = {TRAIN, TRAIN_OWN, TRAIN_LONG, TRAIN_SCOPE, RESUMABLE}
     quick = {*trained, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS}
-    recipes = {LABEL_ERRORS, CHECK_TAXONOMY}
+    recipes = {LABEL_ERRORS, CHECK_TAXONOMY, TRAIN_SEVERAL}
     assert {*quick, *recipes, ERASE, ERASE_OLD, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
 
 
@@ -211,6 +212,12 @@ def test_texts_out_of_scope_are_learned_in_one_command(workshop: Workshop) -> No
 
 def test_long_texts_train_in_one_command(workshop: Workshop) -> None:
     assert workshop.run(TRAIN_LONG, *QUICK, "name=long", "model.max_length=16", "model.window_overlap=4")["model"] == "long"
+
+
+def test_several_labels_train_in_one_command(workshop: Workshop) -> None:
+    printed = workshop.run(TRAIN_SEVERAL, *QUICK)
+    assert printed["model"] == "concerns"
+    assert printed["test"].keys() >= {"micro_f1", "mean_average_precision"}
 
 
 def test_check_data_judges_the_file(workshop: Workshop) -> None:

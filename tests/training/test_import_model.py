@@ -1,8 +1,10 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -115,10 +117,23 @@ def test_an_encoder_without_a_trained_head_is_refused(tmp_path: Path) -> None:
         run([f"model={tmp_path}", "name=encoder", "max_length=32"])
 
 
+def test_a_model_of_several_labels_is_one_here_too(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "several")
+    config = json.loads((saved / "config.json").read_text())
+    config["problem_type"] = "multi_label_classification"
+    (tmp_path / "several" / "config.json").write_text(json.dumps(config))
+    found = run([f"model={tmp_path / 'several'}", f"registry={tmp_path / 'registry'}", "threshold=0.4", "max_length=32"])
+    assert found is not None
+    manifest = open_bundle(found["bundle"]).manifest
+    assert (manifest.task, manifest.accept_score, set(manifest.thresholds.values())) == ("multi_label", 0.4, {0.5})
+    said = Classifier.open(open_bundle(found["bundle"])).predict(["where is my parcel"])[0]
+    assert said.probabilities == pytest.approx(1 / (1 + np.exp(-said.logits.astype(np.float64))))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"problem_type": "multi_label_classification"}, "multi_label_classification; expected one label of several"),
+        ({"problem_type": "regression"}, "regression; expected labels for each text, two or more to choose from"),
         ({"id2label": {"0": "a", "1": "a", "2": "b"}}, "names labels twice"),
         ({"model_type": "no-such-family"}, "cannot be loaded"),
     ],

@@ -10,12 +10,11 @@ from scipy.stats import rankdata
 from pigeonhole.bundle import OutOfScopeRule
 from pigeonhole.classifier import Prediction
 from pigeonhole.decision import strangeness
-from pigeonhole.metrics import Floats, Ids, wilson_interval
+from pigeonhole.metrics import Floats, wilson_interval
 
 
-def score_decisions(true_ids: Ids, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def score_decisions(right: NDArray[np.bool_], predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Of rows that all have a label: how many get which decision, and how many of those accepted are right."""
-    right = np.array([found.label_id for found in predictions]) == true_ids
     decisions = np.array([found.decision for found in predictions])
     accepted, refused = decisions == "accept", decisions == "out_of_scope"
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 
 from pigeonhole.bundle import VectorScaling
 
@@ -58,12 +58,25 @@ def calibrate(logits: NDArray[np.floating], label_ids: NDArray[np.int64], seed: 
     )
 
 
+def calibrate_labels(logits: NDArray[np.floating], label_ids: NDArray[np.int64]) -> Calibration:
+    """Of label_ids (n, c), where a text may have several labels: one temperature for all sigmoids."""
+    temperature = fit_temperature(logits, label_ids)
+    scaled = logits.astype(np.float64) / temperature
+    nll = float(-log_expit(np.where(label_ids, scaled, -scaled)).sum(axis=1).mean())
+    return Calibration(temperature, None, expit(scaled), nll, nll)
+
+
 def fit_temperature(logits: NDArray[np.floating], label_ids: NDArray[np.int64]) -> float:
-    """The temperature that minimises the negative log likelihood of label_ids (n,) given logits (n, c); in [0.05, 20]."""
+    """The temperature that minimises the negative log likelihood of label_ids (n,) given logits (n, c); in [0.05, 20].
+
+    Of label_ids (n, c), where a text may have several labels, each of which has a sigmoid.
+    """
     rows = np.arange(len(label_ids))
 
     def loss(log_temperature: float) -> float:
         scaled = logits.astype(np.float64) / np.exp(log_temperature)
+        if label_ids.ndim == 2:
+            return float(-log_expit(np.where(label_ids, scaled, -scaled)).mean())
         return float(-log_softmax(scaled, axis=1)[rows, label_ids].mean())
 
     found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
@@ -87,3 +100,25 @@ def _fit_vector(logits: Floats, label_ids: NDArray[np.int64], temperature: float
 
     found = minimize(loss, np.concatenate([np.ones(c), np.zeros(c)]), jac=True, method="L-BFGS-B", options={"maxiter": 100}).x
     return found[:c] / temperature, found[c:]
+
+
+def fit_label_thresholds(probabilities: NDArray[np.float64], label_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(c,): from which probability on each label is given, for the best F1 of that label on these rows (n, c).
+
+    Candidates lie half-way between neighbouring probabilities; of equally good ones the nearest to 0.5 is taken, and 0.5 for a
+    label that no row has, so that a label with few rows is not moved by chance more than its F1 asks for.
+    """
+    return np.array([_best_threshold(*column) for column in zip(probabilities.T, label_ids.T, strict=True)])
+
+
+def _best_threshold(probabilities: NDArray[np.float64], has_label: NDArray[np.int64]) -> float:
+    order = np.argsort(-probabilities, kind="stable")
+    # Given to the first k rows, for k from none to all: by a threshold above `lows` and at most `highs`.
+    highs, lows = np.append(1.0, probabilities[order]), np.append(probabilities[order], 0.0)
+    hits = np.append(0, np.cumsum(has_label[order]))
+    f1 = 2 * hits / np.maximum(np.arange(len(hits)) + has_label.sum(), 1)
+    apart = np.flatnonzero(lows < highs)  # rows with one probability are given the label together
+    best = apart[f1[apart] >= f1[apart].max() - 1e-12]
+    at_half = (lows[best] < 0.5) & (highs[best] >= 0.5)
+    candidates = np.where(at_half, 0.5, (lows[best] + highs[best]) / 2)
+    return float(candidates[np.argmin(np.abs(candidates - 0.5))])

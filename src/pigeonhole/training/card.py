@@ -1,22 +1,23 @@
 """The model card (README.md of a bundle), written from the manifest alone."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from pigeonhole.bundle import Manifest
+from pigeonhole.evaluation.report import measures_of, with_interval
 
 _TEMPLATE = """\
 # {name} {version}
 
 A text classifier with {count} labels, made on {created_at} by `train`; `manifest.json` holds every number below and more.
 
-| | accuracy | macro-F1 | calibration error |
-|---|---|---|---|
 {rows}
 
 Measured on {n} test rows that nothing else has seen; brackets hold 95 % intervals.
 
 ## Use
 
-Reads one text of any length{windowing}. Answers with the label, its probability ({calibration} on validation
-rows) and a decision. `accept`: the probability reaches the label's threshold{target}; else `review`. {scope}
+Reads one text of any length{windowing}. {answers}
 
 ## Labels
 
@@ -45,12 +46,10 @@ def write_card(manifest: Manifest) -> str:
         version=manifest.version,
         count=len(manifest.labels),
         created_at=manifest.created_at,
-        rows="\n".join(_row(name, found) for name, found in measured.items()),
+        rows="\n".join(_table(measured)),
         n=metrics["test"]["n"],
         windowing=_windowing(manifest),
-        calibration=_calibration(manifest),
-        target=_target(manifest),
-        scope=_scope(manifest),
+        answers=_answers(manifest),
         labels="\n".join(_label_line(label, metrics["test"]["per_class"][label]) for label in manifest.labels),
         pretrained=provenance["config"]["model.pretrained"],
         data_sha256=provenance["data_sha256"],
@@ -98,14 +97,25 @@ def _whether_kept(manifest: Manifest) -> str:
     return "" if "int8" in manifest.models else " (left out)"
 
 
-def _row(name: str, found: dict[str, object]) -> str:
-    intervals = found["intervals"]
-    assert isinstance(intervals, dict)
-    cells = [
-        f"{found[metric]:.3f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]"
-        for metric in ("accuracy", "macro_f1", "ece")
-    ]
-    return f"| {name} | " + " | ".join(cells) + " |"
+def _answers(manifest: Manifest) -> str:
+    if manifest.task == "multi_label":
+        return (
+            f"Answers with any number of labels: each one whose probability ({_calibration(manifest)} on\nvalidation rows) is at "
+            "least the label's threshold, which these rows set for the best F1. `score` is the probability that the\n"
+            f"labels given are right, all of them and no other; below {manifest.accept_score} the decision is `review`."
+        )
+    return (
+        f"Answers with the label, its probability ({_calibration(manifest)} on validation\nrows) and a decision. `accept`: the "
+        f"probability reaches the label's threshold{_target(manifest)}; else `review`. {_scope(manifest)}"
+    )
+
+
+def _table(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
+    measures = measures_of(next(iter(measured.values())))
+    yield f"| | {' | '.join(measures.values())} |"
+    yield "|---" * (1 + len(measures)) + "|"
+    for name, found in measured.items():
+        yield f"| {name} | " + " | ".join(with_interval(found, measure) for measure in measures) + " |"
 
 
 def _label_line(label: str, found: dict[str, object]) -> str:

@@ -154,16 +154,35 @@ class TrainConfig:
     decision: DecisionConfig = field(default_factory=DecisionConfig)
 
     def __post_init__(self) -> None:
-        if self.data.task != "single_label":
-            raise ConfigError(f"data.task={self.data.task}: this trainer fits one label a text")
         model = self.model
         if model.windowing != "truncate" and model.window_overlap > model.max_length // 2:
             raise ConfigError(
                 f"model.window_overlap={model.window_overlap}: at most half of model.max_length={model.max_length} is allowed"
             )
+        if self.data.task == "multi_label":
+            self._refuse_for_several_labels()
         for key, share, file in (
             ("val", self.data.val, self.data.validation_path),
             ("test", self.data.test, self.data.test_path),
         ):
             if not share and not file:
                 raise ConfigError(f"data.{key}={share:g}: a run selects and measures on these rows; give a share, or a file")
+
+    def _refuse_for_several_labels(self) -> None:
+        """What has no meaning, or none yet, where a text may have several labels."""
+        for key, chosen, usual in (
+            ("decision.precision", self.decision.precision, None),
+            ("data.out_of_scope_path", self.data.out_of_scope_path, None),
+            ("data.patch", self.data.patch, None),
+            ("data.taxonomy", self.data.taxonomy, None),
+            ("model.keep_head", self.model.keep_head, False),
+            ("trainer.label_smoothing", self.trainer.label_smoothing, 0.0),
+            ("trainer.loss", self.trainer.loss, "cross_entropy"),
+            ("trainer.class_weights", self.trainer.class_weights, "none"),
+            ("trainer.sampling", self.trainer.sampling, "natural"),
+            ("trainer.teacher", self.trainer.teacher, None),
+        ):
+            if chosen != usual:
+                raise ConfigError(f"{key}={chosen}: is for data.task=single_label; with multi_label leave it out")
+        if self.model.pretrained == "tfidf":
+            raise ConfigError("model=tfidf: is for data.task=single_label; with multi_label choose an encoder")

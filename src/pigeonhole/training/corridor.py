@@ -25,6 +25,7 @@ from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precisi
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import is_first_process, say
 from pigeonhole.configuration import to_flat, to_yaml
+from pigeonhole.dataset.label_sets import ids_of, join_labels
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import read_taxonomy
@@ -32,8 +33,10 @@ from pigeonhole.errors import ConfigError, StorageError
 from pigeonhole.evaluation import plots
 from pigeonhole.evaluation.baselines import score_baselines
 from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
+from pigeonhole.evaluation.labelled import thresholds_of
+from pigeonhole.evaluation.report import measures_of
 from pigeonhole.evaluation.slices import text_slices
-from pigeonhole.metrics import accuracy, macro_f1, score_metrics
+from pigeonhole.metrics import Ids, accuracy, macro_f1, predict, score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import export, provenance, tfidf, trainer
 from pigeonhole.training.batches import TokenizedRows
@@ -45,7 +48,7 @@ from pigeonhole.training.distillation import Distillation, teacher_logits, with_
 from pigeonhole.training.head import REFIT_REGULARISATION, fit_head
 from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
 from pigeonhole.training.lora import add_adapters, merge_adapters
-from pigeonhole.training.loss import LabelLoss
+from pigeonhole.training.loss import LabelLoss, several_labels_loss
 from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, load_model, load_tokenizer, locate
 from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
@@ -153,6 +156,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         fitted.tokenizer.to_str(),
         name=name,
         labels=dataset.labels,
+        task="multi_label" if config.data.task == "multi_label" else "single_label",
         max_length=config.model.max_length,
         windowing=windowing,
         threshold=config.serve.threshold,
@@ -180,11 +184,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     manifest = write_rules(rules, manifest, folder)
     classifiers = {precision: classifier.under(manifest, rules.neighbours) for precision, classifier in classifiers.items()}
     predictions = {precision: list(map(classifiers[precision].judge_again, found)) for precision, found in predictions.items()}
-    results = _evaluate(dataset, rows, predictions, manifest.served, config.seed)
+    results = _evaluate(dataset, rows, predictions, manifest, config.seed)
     refuse_dead_labels(results["test"]["per_class"], config.trainer.allow_dead_labels)
-    results |= _look_closer(dataset, config, classifiers[manifest.served], predictions[manifest.served])
+    results |= _look_closer(rows.test.label_ids, dataset, config, classifiers[manifest.served], predictions[manifest.served])
     outside = export.predict(classifiers[manifest.served], dataset.out_of_scope.test)
-    results["decisions"] = score_rules(rules, rows.test.label_ids, predictions[manifest.served], outside)
+    results["decisions"] = score_rules(rules, manifest, rows.test.label_ids, predictions[manifest.served], outside)
     watch.lap("evaluation")
 
     manifest = msgspec.structs.replace(
@@ -202,11 +206,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         [split.test[place].text for place in compared],
         [split.test[place].label for place in compared],
         [served[place] for place in compared],
+        manifest.task,
     )
     storage.write(str(folder / CARD), write_card(manifest).encode())
     manifest = seal(folder, manifest)
     Classifier.open(open_bundle(str(folder)))
-    figures = _draw(out / "plots", dataset, rows, served, history)
+    figures = _draw(out / "plots", dataset, rows, served, history, results["test"])
     registry = Registry(config.registry)
     url, alias = publish(registry, folder, manifest)
     if config.export.test_texts:
@@ -299,7 +304,7 @@ def _load(config: TrainConfig, begun: Begun) -> tuple[PreTrainedTokenizerFast, T
     tokenizer = load_tokenizer(begun.pretrained, [row.text for row in begun.dataset.split.train])
     windowing = _windowing(config.model)
     encoder = Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing)
-    rows = _tokenize(encoder, windowing.rule, begun.dataset)
+    rows = _tokenize(encoder, windowing.rule, begun.dataset, config.data.task)
     model = load_model(
         begun.pretrained,
         begun.dataset.labels,
@@ -328,6 +333,8 @@ def _fine_tune(
 def _targets(config: TrainConfig, begun: Begun, rows: TokenizedRows) -> tuple[TokenizedRows, Criterion]:
     """What is learned of the training rows, and how far off it is measured."""
     chosen = config.trainer
+    if rows.label_ids.ndim == 2:
+        return rows, several_labels_loss
     weights = balanced_weights(rows.label_ids, len(begun.dataset.labels)) if chosen.class_weights == "balanced" else None
     criterion = LabelLoss(chosen.label_smoothing, weights, chosen.focal_gamma if chosen.loss == "focal" else 0.0)
     if chosen.teacher is None:
@@ -353,7 +360,7 @@ def _fit_words(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Ca
     dataset, chosen = begun.dataset, config.tfidf
     tokenizer = tfidf.make_tokenizer([row.text for row in dataset.split.train])
     windowing = _windowing(config.model)
-    rows = _tokenize(Encoder(tokenizer, config.model.max_length, windowing), windowing.rule, dataset)
+    rows = _tokenize(Encoder(tokenizer, config.model.max_length, windowing), windowing.rule, dataset, config.data.task)
     watch.lap("model")
     model = tfidf.fit(
         rows.train,
@@ -429,9 +436,7 @@ def _windowing(model: ModelConfig) -> Windowing:
     return Windowing("max" if model.windowing == "max" else "mean", model.window_overlap, model.most_windows)
 
 
-def _tokenize(encoder: Encoder, rule: WindowRule, dataset: Dataset) -> Tokenized:
-    ids = {label: number for number, label in enumerate(dataset.labels)}
-
+def _tokenize(encoder: Encoder, rule: WindowRule, dataset: Dataset, task: str) -> Tokenized:
     def tokenize(rows: Sequence[Row]) -> TokenizedRows:
         encodings = encoder.encode([row.text for row in rows])
         truncated = sum(found.truncated for found in encodings)
@@ -440,7 +445,7 @@ def _tokenize(encoder: Encoder, rule: WindowRule, dataset: Dataset) -> Tokenized
             say(f"data: {truncated} of {len(rows)} texts are longer than model.{limit} and were cut")
         return TokenizedRows(
             [found.input_ids for found in encodings],
-            np.array([ids[row.label] for row in rows], np.int64),
+            ids_of([row.label for row in rows], dataset.labels, task),
             {row: found.more for row, found in enumerate(encodings) if found.more},
             rule,
         )
@@ -483,12 +488,13 @@ def _tell(history: list[Epoch], tracker: Tracker, out: Path) -> None:
 
 
 def _evaluate(
-    dataset: Dataset, rows: Tokenized, predictions: Mapping[Precision, Sequence[Prediction]], served: Precision, seed: int
+    dataset: Dataset, rows: Tokenized, predictions: Mapping[Precision, Sequence[Prediction]], manifest: Manifest, seed: int
 ) -> dict[str, Any]:
     """The test split, which nothing else has seen, and the baselines fitted on the same training rows."""
     truth, labels, split = rows.test.label_ids, dataset.labels, dataset.split
+    served, thresholds = manifest.served, thresholds_of(manifest)
     measured = {
-        precision: score_metrics(truth, np.stack([found.probabilities for found in answers]), labels, seed)
+        precision: score_metrics(truth, np.stack([found.probabilities for found in answers]), labels, seed, thresholds)
         for precision, answers in predictions.items()
     }
     texts = [row.text for row in split.train], [row.text for row in split.test]
@@ -497,23 +503,30 @@ def _evaluate(
     return {"test": measured[served], **others, "baselines": baselines}
 
 
-def _look_closer(dataset: Dataset, config: TrainConfig, classifier: Classifier, served: Sequence[Prediction]) -> dict[str, Any]:
+def _look_closer(
+    true_ids: Ids, dataset: Dataset, config: TrainConfig, classifier: Classifier, served: Sequence[Prediction]
+) -> dict[str, Any]:
     """Parts of the test rows by themselves, and the behavioural suite, of the model that is served."""
     texts = [row.text for row in dataset.split.test]
-    true_ids = np.array([dataset.labels.index(row.label) for row in dataset.split.test], np.int64)
-    predicted_ids = np.array([found.label_id for found in served], np.int64)
+    predicted_ids = predict(np.stack([found.probabilities for found in served]), thresholds_of(classifier.manifest))
+    minimum = minimum_of(dataset.labels) if config.data.task == "single_label" else []
 
     def labels_of(asked: Sequence[str]) -> list[str]:
-        return [found.label for found in export.predict(classifier, asked)]
+        return [join_labels(found.labels) for found in export.predict(classifier, asked)]
 
     return {
         "slices": text_slices(texts, true_ids, predicted_ids, config.data.slices),
-        "behaviour": summarise(measure_behaviour(labels_of, texts, minimum_of(dataset.labels), config.seed)),
+        "behaviour": summarise(measure_behaviour(labels_of, texts, minimum, config.seed)),
     }
 
 
 def _draw(
-    folder: Path, dataset: Dataset, rows: Tokenized, served: Sequence[Prediction], history: Sequence[Epoch]
+    folder: Path,
+    dataset: Dataset,
+    rows: Tokenized,
+    served: Sequence[Prediction],
+    history: Sequence[Epoch],
+    test: Mapping[str, Any],
 ) -> dict[str, Path]:
     probabilities = np.stack([found.probabilities for found in served])
     truth = rows.test.label_ids
@@ -525,8 +538,12 @@ def _draw(
         "validation accuracy": [(epoch.step, epoch.validation_accuracy) for epoch in history],
         "validation macro-F1": [(epoch.step, epoch.validation_macro_f1) for epoch in history],
     }
+    if truth.ndim == 2:
+        of_labels = {"labels": plots.labels_png(test["per_class"])}
+    else:
+        of_labels = {"confusion_matrix": plots.confusion_png(truth, predict(probabilities), dataset.labels)}
     pictures = {
-        "confusion_matrix": plots.confusion_png(truth, probabilities.argmax(axis=1), dataset.labels),
+        **of_labels,
         "reliability": plots.reliability_png(truth, probabilities),
         "learning_curve": plots.learning_curve_png(losses, scores),
     }
@@ -551,7 +568,7 @@ def _without_classes(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a run that one compares runs by."""
-    chosen = ("accuracy", "macro_f1", "ece")
+    chosen = tuple(measures_of(result["test"]))
     scores = {f"test/{key}": result["test"][key] for key in chosen}
     baselines = {f"{name}/{key}": found[key] for name, found in result["baselines"].items() for key in chosen}
     seconds = {f"seconds/{leg}": value for leg, value in result["seconds"].items()}
@@ -560,9 +577,10 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _say_result(result: Mapping[str, Any]) -> None:
     rows = {"this model": result["test"], "TF-IDF": result["baselines"]["tfidf"], "majority": result["baselines"]["majority"]}
-    say(f"\n{'':12} {'accuracy':>9} {'macro-F1':>9} {'ECE':>7}")
+    measures = measures_of(result["test"])
+    say(f"\n{'':12} " + "  ".join(measures.values()))
     for name, found in rows.items():
-        say(f"{name:12} {found['accuracy']:9.4f} {found['macro_f1']:9.4f} {found['ece']:7.4f}")
+        say(f"{name:12} " + "  ".join(f"{found[measure]:{len(said)}.4f}" for measure, said in measures.items()))
     _say_decisions(result["decisions"])
     say(f"\n{result['alias']}: {result['bundle']}")
     say("next: `uv run serve`" if result["alias"] == "production" else f"next: `uv run promote candidate={result['version']}`")

@@ -16,10 +16,13 @@ from scipy.stats import beta
 from pigeonhole.bundle import NEIGHBOURS, Manifest, OutOfScope, OutOfScopeRule, ThresholdTarget
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.command import say
+from pigeonhole.dataset.label_sets import ids_of
 from pigeonhole.dataset.load import Dataset
 from pigeonhole.evaluation.decisions import auroc, score_decisions, score_out_of_scope, strange
-from pigeonhole.metrics import Floats, Ids
-from pigeonhole.training.calibration import Calibration, calibrate
+from pigeonhole.evaluation.labelled import thresholds_of
+from pigeonhole.metrics import Floats, Ids, right
+from pigeonhole.metrics import predict as predict_ids
+from pigeonhole.training.calibration import Calibration, calibrate, calibrate_labels, fit_label_thresholds
 from pigeonhole.training.config import DecisionConfig
 from pigeonhole.training.export import predict
 
@@ -40,16 +43,19 @@ class Rules:
     promise: "Promise | None"
     scope: "Scope | None"
     neighbours: NDArray[np.float32] | None
+    label_thresholds: Floats | None = None  # (c,), from which probability on each label is given, where a text may have several
 
 
 def fit_rules(
     classifier: Classifier, manifest: Manifest, dataset: Dataset, config: DecisionConfig, seed: int, *, by_label: bool = True
 ) -> Rules:
     """On the validation rows, and on texts that belong to no label where there are such, through the model that is served."""
-    ids = {label: number for number, label in enumerate(manifest.labels)}
     validation = dataset.split.validation
     inside = predict(classifier, [row.text for row in validation])
-    label_ids = np.array([ids[row.label] for row in validation], np.int64)
+    label_ids = ids_of([row.label for row in validation], manifest.labels, manifest.task)
+    if manifest.task == "multi_label":
+        calibration = calibrate_labels(np.stack([found.logits for found in inside]), label_ids)
+        return Rules(calibration, None, None, None, None, fit_label_thresholds(calibration.held_out, label_ids))
     calibration = calibrate(np.stack([found.logits for found in inside]), label_ids, seed, by_label=by_label)
     promise = None
     if config.precision is not None:
@@ -59,7 +65,7 @@ def fit_rules(
     if not dataset.out_of_scope.fitted:
         return Rules(calibration, config.precision, promise, None, None)
     train = dataset.split.train
-    places = choose_neighbours(np.array([ids[row.label] for row in train], np.int64))
+    places = choose_neighbours(ids_of([row.label for row in train], manifest.labels, manifest.task))
     neighbours = as_neighbours(predict(classifier, [train[place].text for place in places]))
     scope = fit_out_of_scope(inside, predict(classifier, dataset.out_of_scope.fitted), neighbours, config.kept)
     return Rules(calibration, config.precision, promise, scope, neighbours if scope.rule.rule == "neighbour" else None)
@@ -73,6 +79,8 @@ def write_rules(rules: Rules, manifest: Manifest, folder: Path) -> Manifest:
     if rules.promise is not None and rules.target is not None:
         thresholds = dict(zip(manifest.labels, rules.promise.thresholds.tolist(), strict=True))
         target = ThresholdTarget("precision", rules.target)
+    if rules.label_thresholds is not None:
+        thresholds = dict(zip(manifest.labels, rules.label_thresholds.tolist(), strict=True))
     return msgspec.structs.replace(
         manifest,
         temperature=rules.calibration.temperature,
@@ -83,11 +91,14 @@ def write_rules(rules: Rules, manifest: Manifest, folder: Path) -> Manifest:
     )
 
 
-def score_rules(rules: Rules, true_ids: Ids, inside: Sequence[Prediction], outside: Sequence[Prediction]) -> dict[str, Any]:
+def score_rules(
+    rules: Rules, manifest: Manifest, true_ids: Ids, inside: Sequence[Prediction], outside: Sequence[Prediction]
+) -> dict[str, Any]:
     """What the manifest's metrics say of the rules: the test rows, and the texts out of scope that nothing was fitted on."""
     scope, promise, calibration = rules.scope, rules.promise, rules.calibration
+    given = predict_ids(np.stack([found.probabilities for found in inside]), thresholds_of(manifest))
     return {
-        "test": score_decisions(true_ids, inside),
+        "test": score_decisions(right(true_ids, given), inside),
         "target": rules.target,
         "fitted": None if promise is None else {"kept": promise.kept, "n": promise.accepted, "precision": promise.precision},
         "calibration": {

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,10 +18,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from pigeonhole import storage
-from pigeonhole.bundle import TOKENIZER, Golden, Manifest, Precision, Windowing
+from pigeonhole import metrics, storage
+from pigeonhole.bundle import TOKENIZER, Golden, Manifest, Precision, Task, Windowing
 from pigeonhole.classifier import OUTPUTS, Classifier, Prediction
+from pigeonhole.decision import to_probabilities
 from pigeonhole.errors import ParityError
+from pigeonhole.evaluation.labelled import thresholds_of
+from pigeonhole.metrics import Floats, Ids
 from pigeonhole.training.model import TextClassifier
 from pigeonhole.training.packed import write_packed
 from pigeonhole.training.tfidf import TfidfModel
@@ -71,6 +74,7 @@ def draft(
     *,
     name: str,
     labels: Sequence[str],
+    task: Task,
     max_length: int,
     windowing: Windowing,
     threshold: float,
@@ -95,13 +99,14 @@ def draft(
         name=name,
         version=f"{now:%Y%m%d-%H%M%S}-{_digest(folder / models['fp32'])[:8]}",
         created_at=now.isoformat(timespec="seconds"),
-        task="single_label",
+        task=task,
         labels=tuple(labels),
         max_length=max_length,
         windowing=windowing,
         temperature=1.0,
-        thresholds=dict.fromkeys(labels, threshold),
+        thresholds=dict.fromkeys(labels, 0.5 if task == "multi_label" else threshold),
         threshold_target=None,
+        accept_score=threshold if task == "multi_label" else None,
         models=models,
         served=served,
         parity={},
@@ -212,7 +217,8 @@ def compare(
     company = {
         precision: _company_difference(classifier, texts, logits[precision]) for precision, classifier in classifiers.items()
     }
-    return compare_logits(torch_logits, logits, company)
+    manifest = next(iter(classifiers.values())).manifest
+    return compare_logits(torch_logits, logits, company, lambda found: given_by(manifest, found))
 
 
 def _company_difference(classifier: Classifier, texts: Sequence[str], logits: NDArray[np.float32]) -> float:
@@ -221,22 +227,33 @@ def _company_difference(classifier: Classifier, texts: Sequence[str], logits: ND
 
 
 def compare_logits(
-    torch_logits: NDArray[np.float32], logits: Mapping[Precision, NDArray[np.float32]], company: Mapping[Precision, float]
+    torch_logits: NDArray[np.float32],
+    logits: Mapping[Precision, NDArray[np.float32]],
+    company: Mapping[Precision, float],
+    given: Callable[[Floats], Ids] = metrics.predict,
 ) -> Parity:
-    """Logits (n, c) of the same texts through the trained model and through the bundle; `company`: the company differences."""
+    """Logits (n, c) of the same texts through the trained model and through the bundle; `company`: the company differences.
+
+    `given`: logits -> what a text is given, a label id, or a row of flags.
+    """
     fp32, int8 = logits["fp32"], logits.get("int8")
-    labels, fp32_labels = torch_logits.argmax(axis=1), fp32.argmax(axis=1)
-    int8_labels = None if int8 is None else int8.argmax(axis=1)
+    labels, fp32_labels = given(torch_logits.astype(np.float64)), given(fp32.astype(np.float64))
+    int8_labels = None if int8 is None else given(int8.astype(np.float64))
     return Parity(
         rows=len(labels),
         fp32_max_logit_difference=float(np.abs(torch_logits - fp32).max()),
-        fp32_label_flips=int((labels != fp32_labels).sum()),
+        fp32_label_flips=int((~metrics.right(labels, fp32_labels)).sum()),
         fp32_company_difference=company["fp32"],
         int8_max_logit_difference=None if int8 is None else float(np.abs(torch_logits - int8).max()),
-        int8_label_flips=None if int8_labels is None else int((labels != int8_labels).sum()),
-        int8_agreement_with_fp32=None if int8_labels is None else float((fp32_labels == int8_labels).mean()),
+        int8_label_flips=None if int8_labels is None else int((~metrics.right(labels, int8_labels)).sum()),
+        int8_agreement_with_fp32=None if int8_labels is None else metrics.accuracy(fp32_labels, int8_labels),
         int8_company_difference=company.get("int8"),
     )
+
+
+def given_by(manifest: Manifest, logits: Floats) -> Ids:
+    """What a bundle gives to texts with these logits (n, c): (n,) label ids, or (n, c) flags of a multi-label one."""
+    return metrics.predict(to_probabilities(manifest, logits), thresholds_of(manifest))
 
 
 def require_parity(parity: Parity, tolerance: float) -> None:

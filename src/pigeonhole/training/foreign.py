@@ -15,11 +15,11 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from pigeonhole import storage
-from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Windowing, open_bundle, seal
+from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Task, Windowing, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError
-from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled
+from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, thresholds_of
 from pigeonhole.metrics import score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import export, provenance, trainer
@@ -29,12 +29,14 @@ from pigeonhole.training.import_model import ImportOptions
 from pigeonhole.training.model import Pretrained, TextClassifier, load_tokenizer, locate, take_apart
 from pigeonhole.training.reference import write_reference
 
+PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification")
+
 CARD_TEXT = """\
 # {name} {version}
 
 A text classifier with {count} labels that was trained elsewhere and imported from `{source}` on {created_at} by `import-model`.
 
-Its probabilities are the softmax of its logits, not calibrated here. {measured}
+Its probabilities are the {activation} of its logits, not calibrated here. {measured}
 The exported fp32 logits are within {difference:.1e} of torch's over {rows} texts; {served} is served.
 
 ## Labels
@@ -48,9 +50,10 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     assert options.model is not None
     pretrained = locate(options.model, None, "model")
     pretrained = Pretrained(pretrained.source, pretrained.local, options.revision)
-    model, labels = _load(pretrained, options)
+    model, labels, task = _load(pretrained, options)
     tokenizer = load_tokenizer(pretrained, [])
-    rows = read_labelled(options.data, RowsConfig(text=options.text, label=options.label)) if options.data else None
+    columns = RowsConfig(text=options.text, label=options.label, label_separator=options.label_separator)
+    rows = read_labelled(options.data, columns, task) if options.data else None
     true_ids = label_ids(rows, labels) if rows else None
     texts = rows.texts if rows else list(export.PROBES)
     say(f"model: {type(model.body).__name__}, {len(labels)} labels; compared with torch over {len(texts)} texts")
@@ -63,6 +66,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
             name=name,
             labels=labels,
             max_length=options.max_length,
+            task=task,
             windowing=Windowing(),
             threshold=options.threshold,
             served="int8" if rows else "fp32",
@@ -84,7 +88,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         measured = {}
         if rows and true_ids is not None:
             probabilities = np.stack([found.probabilities for found in served])
-            measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed)}
+            measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed, thresholds_of(manifest))}
         manifest = msgspec.structs.replace(
             manifest, parity=export.as_dict(parity), metrics=measured, provenance=_origin(options, rows)
         )
@@ -102,7 +106,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     }
 
 
-def _load(pretrained: Pretrained, options: ImportOptions) -> tuple[TextClassifier, list[str]]:
+def _load(pretrained: Pretrained, options: ImportOptions) -> tuple[TextClassifier, list[str], Task]:
     known = {"revision": pretrained.revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(pretrained.source, **known)
@@ -118,14 +122,15 @@ def _load(pretrained: Pretrained, options: ImportOptions) -> tuple[TextClassifie
             f"model={options.model}: has no trained weights for {', '.join(missing[:3])}: this is an encoder, not a classifier; "
             f"fine-tune it with uv run train model.pretrained={options.model}"
         )
-    return take_apart(body.eval()), [label for _, label in sorted(config.id2label.items())]
+    task: Task = "multi_label" if config.problem_type == "multi_label_classification" else "single_label"
+    return take_apart(body.eval()), [label for _, label in sorted(config.id2label.items())], task
 
 
 def _check(config: PretrainedConfig, options: ImportOptions) -> None:
     """Raises ConfigError for what a bundle cannot say."""
-    if config.problem_type not in (None, "single_label_classification") or len(config.id2label or {}) < 2:
+    if config.problem_type not in PROBLEM_TYPES or len(config.id2label or {}) < 2:
         kind = config.problem_type or "a head with one output"
-        raise ConfigError(f"model={options.model}: {kind}; expected one label of several for each text")
+        raise ConfigError(f"model={options.model}: {kind}; expected labels for each text, two or more to choose from")
     names = [str(label) for label in (config.id2label or {}).values()]
     if len(set(names)) < len(names) or not all(names):
         raise ConfigError(f"model={options.model}: id2label in config.json names labels twice, or with nothing; mend it there")
@@ -161,7 +166,7 @@ def _seal(
         str(folder / GOLDEN), msgspec.json.format(msgspec.json.encode(export.golden_answers(list(classifiers.values()))))
     )
     if rows:
-        write_reference(folder / REFERENCE, rows.texts, rows.labels, served)
+        write_reference(folder / REFERENCE, rows.texts, rows.labels, served, manifest.task)
     storage.write(str(folder / CARD), _card(manifest, source).encode())
     sealed = seal(folder, manifest)
     Classifier.open(open_bundle(str(folder)))
@@ -176,6 +181,7 @@ def _card(manifest: Manifest, source: str) -> str:
         count=len(manifest.labels),
         source=source,
         created_at=manifest.created_at,
+        activation="sigmoid" if manifest.task == "multi_label" else "softmax",
         measured=f"Accuracy {test['accuracy']:.3f} on {test['n']} rows given."
         if test
         else "Nothing was measured on labelled rows.",

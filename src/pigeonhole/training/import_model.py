@@ -18,6 +18,7 @@ class ImportOptions:
     data: str | None = setting(None, "labelled rows to measure on; without them nothing is measured and fp32 is served")
     text: str | None = setting(None, "column with the text; unset: text, sentence or utterance")
     label: str | None = setting(None, "column with the label; unset: label, category or intent")
+    label_separator: str = setting("|", "what stands between the labels of a row in CSV, for a multi-label model")
     max_length: int = setting(128, "tokens of a text that are read", ge=4, le=65_536)
     threshold: float = setting(0.5, "answers with a lower score are marked for review", ge=0, le=1)
     min_agreement: float = setting(0.99, "share of texts with one label in fp32 and int8; below it int8 is left out", ge=0, le=1)

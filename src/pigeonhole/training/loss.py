@@ -27,3 +27,9 @@ class LabelLoss:
         if self._weights is not None:
             losses = losses * self._weights.to(logits.device)[label_ids]
         return losses.mean()
+
+
+def several_labels_loss(logits: Tensor, label_ids: Tensor) -> Tensor:
+    """Where a text may have several labels, label_ids (b, c): the mean over texts of the sum over labels of each one's own."""
+    losses = F.binary_cross_entropy_with_logits(logits, label_ids.to(logits.dtype), reduction="none")
+    return losses.sum(dim=1).mean()

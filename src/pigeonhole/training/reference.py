@@ -7,9 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pigeonhole.bundle import Task
 from pigeonhole.classifier import Prediction
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.label_sets import split_labels
 from pigeonhole.dataset.read import Row, read_rows
 from pigeonhole.errors import ConfigError
 
@@ -29,11 +31,21 @@ def choose_rows(path: str | None, data: DataConfig, test: Sequence[Row]) -> list
     return places
 
 
-def write_reference(path: Path, texts: Sequence[str], true_labels: Sequence[str], predictions: Sequence[Prediction]) -> None:
-    """One row a text; the features carry the names that the prediction log gives them."""
+def write_reference(
+    path: Path, texts: Sequence[str], answers: Sequence[str], predictions: Sequence[Prediction], task: Task
+) -> None:
+    """One row a text; the features carry the names that the prediction log gives them. `answers`: as rows have them."""
+    if task == "multi_label":
+        strings = pa.list_(pa.string())
+        said = {
+            "true_labels": pa.array([split_labels(answer) for answer in answers], strings),
+            "labels": pa.array([found.labels for found in predictions], strings),
+        }
+    else:
+        said = {"true_label": pa.array(answers, pa.string())}
     table = pa.table(
         {
-            "true_label": pa.array(true_labels, pa.string()),
+            **said,
             "label": pa.array([found.label for found in predictions], pa.string()),
             "score": pa.array([found.score for found in predictions], pa.float64()),
             "max_logit": pa.array([float(found.logits.max()) for found in predictions], pa.float64()),

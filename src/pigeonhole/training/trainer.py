@@ -27,11 +27,14 @@ from pigeonhole import metrics
 from pigeonhole.bundle import WindowRule
 from pigeonhole.classifier import aggregate
 from pigeonhole.command import say
+from pigeonhole.decision import sigmoid
 from pigeonhole.errors import DivergedError, RunError
 from pigeonhole.training.batches import Batch, TokenizedRows, merge_windows, shuffled_batches, sorted_batches
+from pigeonhole.training.calibration import fit_label_thresholds
 from pigeonhole.training.checkpoint import Epoch, Progress, read_checkpoint, restore, save_progress, save_tensors
 from pigeonhole.training.imbalance import draw_balanced
 from pigeonhole.training.layers import freeze_layers
+from pigeonhole.training.loss import several_labels_loss
 from pigeonhole.training.model import TextClassifier
 from pigeonhole.training.optim import Average, parameter_groups, warmup_then_linear
 from pigeonhole.training.padding_free import PaddingFree
@@ -342,9 +345,10 @@ def _forward_sorted(
 def _summarise(
     progress: Progress, texts: int, logits: NDArray[np.float32], validation: TokenizedRows, schedule: LambdaLR
 ) -> Epoch:
-    predicted = logits.argmax(axis=1)
     truth = validation.label_ids
-    validation_loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(truth)).item()
+    predicted = _given(logits, truth) if truth.ndim == 2 else logits.argmax(axis=1)
+    loss = several_labels_loss if truth.ndim == 2 else nn.functional.cross_entropy
+    validation_loss = loss(torch.from_numpy(logits), torch.from_numpy(truth)).item()
     return Epoch(
         number=progress.epoch,
         step=schedule.last_epoch,
@@ -355,6 +359,12 @@ def _summarise(
         learning_rate=float(schedule.get_last_lr()[0]),
         seconds=progress.seconds,
     )
+
+
+def _given(logits: NDArray[np.float32], label_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n, c): which labels are given under the thresholds that the bundle would get now."""
+    probabilities = sigmoid(logits.astype(np.float64))
+    return metrics.predict(probabilities, fit_label_thresholds(probabilities, label_ids))
 
 
 def _state(model: TextClassifier) -> dict[str, Tensor]:
