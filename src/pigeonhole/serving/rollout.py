@@ -16,6 +16,7 @@ from pigeonhole.classifier import Classifier
 from pigeonhole.errors import BundleError, StorageError
 from pigeonhole.registry import Alias, Change, Registry
 from pigeonhole.serving.service import Service
+from pigeonhole.serving.settle import give_back
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class Rollout:
             seat.vacate()
         else:
             seat.fill(classifier)
+            give_back()
             self._count("swapped")
             logger.warning("%s: version %s is in %s now, after %s", self._name, version, seat.alias, before or "none")
 

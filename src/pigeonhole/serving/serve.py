@@ -24,6 +24,7 @@ from pigeonhole.serving.app import create_app
 from pigeonhole.serving.port import bind
 from pigeonhole.serving.protocol import Protocol
 from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
+from pigeonhole.serving.settle import settle
 from pigeonhole.serving.workers import become_parent, follow_parent
 
 GRACE_S = 8  # Cloud Run kills ten seconds after SIGTERM; the rest is for the last records
@@ -89,6 +90,7 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
             if not (settings.keys or settings.oidc_issuer):
                 logger.info("open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it")
             server = make_server(app)
+            settle()
             signal.signal(signal.SIGTERM, functools.partial(_on_sigterm, server))
             server.run(sockets=[listener])
 
