@@ -38,8 +38,10 @@ NORMAL_PER_S = 20
 CLOSED_WITHIN_S = 15.0
 AT_ONCE = 64
 MAX_TEXTS = 256  # of one request
+MANY_TEXTS = 8
 ON_THEIR_WAY = 512  # texts at one time: half of what may wait
 PATIENCE_S = 0.25  # a request that the server still waits for the rest of
+LONG_S = 15.0  # as much for one with many texts: it is answered, or 408, before its texts count as done
 DEFAULTS = {"bundle": "", "sockets": "10000", "requests": "100000", "seed": "0"}
 UNFINISHED = [
     b"",
@@ -182,8 +184,9 @@ async def send_all(port: int, requests: Iterable[bytes]) -> dict[str, Any]:
 
     async def send_next() -> None:
         for request in waiting:
-            async with allowance.of(texts_in(request)):
-                answer = await send(port, request)
+            texts = texts_in(request)
+            async with allowance.of(texts):
+                answer = await send(port, request, PATIENCE_S if texts <= MANY_TEXTS else LONG_S)
             statuses[answer[9:12].decode() if answer else "no answer yet"] += 1
             fault = fault_of(answer)
             if fault and len(odd) < 20:
@@ -225,14 +228,14 @@ def texts_in(request: bytes) -> int:
     return min(MAX_TEXTS, max(1, request.count(b'"') // 2, 65 if b"/explain" in request[:64] else 1))
 
 
-async def send(port: int, request: bytes) -> bytes:
+async def send(port: int, request: bytes, patience_s: float = PATIENCE_S) -> bytes:
     """What comes back until the first answer is whole; nothing where the server waits for more, or closes without a word."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     found = b""
     with contextlib.suppress(TimeoutError, ConnectionError):
         writer.write(request)
         while not is_whole(found):
-            async with asyncio.timeout(PATIENCE_S if not found else 5.0):
+            async with asyncio.timeout(patience_s if not found else 5.0):
                 part = await reader.read(65536)
             if not part:
                 break

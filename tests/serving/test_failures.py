@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tests.serving.conftest import WEIGHTS, WORDS, Running, Start
+from tests.serving.conftest import WEIGHTS, WORDS, Running, Start, wait_until
+from tests.serving.test_telemetry import samples
 
 from pigeonhole.classifier import Classifier, Prediction
 
@@ -28,6 +30,24 @@ class Held(Classifier):
         assert self.let_go.wait(20)
         self.texts += texts
         return super().predict(texts)
+
+
+def test_a_question_whose_caller_has_gone_is_not_computed(start: Start, classifier: Classifier) -> None:
+    held = Held(classifier)
+    body = b'{"text":"zebra"}'
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with start(held) as service, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(service.http.post, "/predict", json={"text": "parcel"})
+        assert held.entered.wait(5)
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(head + body)
+            wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 1)
+        wait_until(lambda: samples(service).get("pigeonhole_requests_total{code=499,route=/predict}") == 1)
+        held.let_go.set()
+        assert first.result().status_code == 200
+        assert service.http.post("/predict", json={"text": "invoice"}).status_code == 200
+        assert held.texts == ["parcel", "invoice"]
+        assert len(service.records()) == 2
 
 
 def test_a_full_queue_answers_503_with_retry_after_at_once(start: Start, classifier: Classifier) -> None:

@@ -5,7 +5,7 @@ from pigeonhole.serving.settle import settle
 
 def test_what_was_loaded_is_no_more_work_for_the_garbage_collector() -> None:
     gc.disable()
-    kept = [[] for _ in range(1000)]
+    kept: list[list[int]] = [[] for _ in range(1000)]
     try:
         settle()
         assert gc.isenabled()

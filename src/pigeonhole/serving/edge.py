@@ -3,6 +3,7 @@
 The body is counted while it is read, so a body without a length, or with a false one, costs no more than the cap.
 """
 
+import asyncio
 import logging
 import math
 import re
@@ -67,7 +68,7 @@ class Edge:
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except Problem as problem:
             await exchange.refuse(problem)
-        except ClientDisconnect:
+        except (ClientDisconnect, asyncio.CancelledError):
             exchange.status = 499  # nobody is left to answer; nginx's number for it
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
@@ -120,6 +121,10 @@ def check_head(scope: Scope) -> None:
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     if scope["http_version"] not in ("1.0", "1.1"):
         raise Problem(400, "invalid_http", "HTTP/1.1 is spoken here", {"connection": "close"})
+    if not all(re.fullmatch(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*", host) for host in _values(headers, b"host")):
+        raise Problem(
+            400, "invalid_header", "host is a name or an address, with a port or without", {"connection": "close"}
+        )  # RFC 9112 3.2
     if len(scope.get("raw_path", b"")) + len(scope["query_string"]) > MAX_URL_BYTES:
         raise Problem(414, "url_too_long", f"a URL has at most {MAX_URL_BYTES} bytes", {"connection": "close"})
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:

@@ -5,6 +5,7 @@ uvicorn itself waits for ever for the rest of a head or of a body, so a thousand
 
 import asyncio
 from http import HTTPStatus
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -15,7 +16,25 @@ from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 
 HELD_BYTES = 64 << 10
 LINGER_S = 0.5
+MAX_PIECES = 4096  # of a body; 256 KB of chunks with a byte each, which is what one read takes, hold up the loop for 0.26 s
+MAX_HEAD_BYTES = 16 << 10  # that are kept while the rest of a head is waited for
 RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
+
+
+class Pieces(h11.Connection):
+    """h11's connection, for bodies in no more than MAX_PIECES pieces."""
+
+    count = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self.count += 1
+            if self.count > MAX_PIECES:
+                raise h11.RemoteProtocolError("too many pieces")
+        elif isinstance(event, h11.Request):
+            self.count = 0
+        return event
 
 
 class Protocol(H11Protocol):
@@ -23,6 +42,11 @@ class Protocol(H11Protocol):
 
     _receiving: asyncio.TimerHandle | None = None
     _held = b""  # what came while a plain request was answered
+    _plain: asyncio.Task[None] | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.conn: Pieces = Pieces(h11.SERVER, MAX_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn itself
         super().connection_made(transport)
@@ -47,9 +71,16 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch(is_receiving=False)
         super().connection_lost(exc)
+        if self._plain is not None:
+            # What waits for the model is not computed for nobody. A request with an idempotency-key is none of these: its answer
+            # is kept for the caller who comes back.
+            self._plain.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Problem(400, "invalid_http", "this is not HTTP/1.1 as RFC 9112 has it"))
+        if self.conn.count > MAX_PIECES:
+            self._refuse(Problem(413, "too_many_chunks", f"a body comes in at most {MAX_PIECES} chunks"))
+        else:
+            self._refuse(Problem(400, "invalid_http", "this is not HTTP/1.1 as RFC 9112 has it"))
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -97,7 +128,7 @@ class Protocol(H11Protocol):
         headers = self.server_state.default_headers
         cycle = PlainCycle(scope, request.body, self.transport, self.flow, headers, self.on_response_complete)
         self.cycle = cycle  # type: ignore[assignment]  # has all that uvicorn asks of one
-        task = self.loop.create_task(cycle.run(self.app))
+        self._plain = task = self.loop.create_task(cycle.run(self.app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
