@@ -65,7 +65,7 @@ class Options:
     texts: str = setting(str(TICKETS), "a CSV file with a column text")
     rounds: int = setting(3, "times that each server is measured", ge=1, le=100)
     seconds: float = setting(4.0, "of each measurement", ge=1, le=600)
-    servers: str = setting("", "some of them only, comma between them")
+    servers: str = setting("", "some of them only, comma between them; infinity only if named")
     out: str | None = setting(None, "folder for compare.json, compare.md and compare.png")
 
 
@@ -81,6 +81,8 @@ class Server:
     def body(self, text: str) -> dict[str, Any]:
         if self.path.startswith("/v2/"):
             return {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]}
+        if self.path == "/classify":
+            return {"model": "classify", "input": [text]}
         return {"text": [text] if self.batch_as_one else text}
 
 
@@ -98,7 +100,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     texts = _texts(Path(options.texts))
     with tempfile.TemporaryDirectory() as scratch:
         bundles = _bundles(options.bundle, Path(scratch))
-        servers = _servers(bundles, options.twin, Path(scratch))
+        servers = _servers(bundles, options.twin, Path(scratch), with_infinity="infinity" in options.servers.split(","))
         chosen = options.servers.split(",") if options.servers else list(servers)
         if set(chosen) - set(servers):
             raise ConfigError(f"servers={options.servers}: there are {', '.join(servers)}")
@@ -137,7 +139,8 @@ def _bundles(url: str, scratch: Path) -> dict[str, str]:
     return found
 
 
-def _servers(bundles: Mapping[str, str], twin: str, scratch: Path) -> dict[str, Server]:
+def _servers(bundles: Mapping[str, str], twin: str, scratch: Path, *, with_infinity: bool) -> dict[str, Server]:
+    """Infinity brings 5 GB of torch for graphics cards along: it is made where it is asked for by name."""
     model = _peers_model(bundles["fp32"], twin, scratch / "peers-model")
     serve = [sys.executable, "-c", "from pigeonhole.serving.serve import main; main()"]
     found = {name: Server(serve, {"PIGEONHOLE_BUNDLE": bundle}) for name, bundle in bundles.items()}
@@ -149,6 +152,9 @@ def _servers(bundles: Mapping[str, str], twin: str, scratch: Path) -> dict[str, 
     }.items():
         file = HERE / "peers" / ("plain.py" if name == "plain" else f"{name}_server.py")
         found[name] = Server([_interpreter(file), str(file)], {"MODEL": str(model)}, **more)  # type: ignore[arg-type]
+    if with_infinity:
+        file = HERE / "peers" / "infinity_server.py"
+        found["infinity"] = Server([_interpreter(file), str(file)], {"TWIN": str(Path(twin).resolve())}, path="/classify")
     file = HERE / "peers" / "transformers_pipeline.py"
     return {**found, "transformers": Server([sys.executable, str(file)], {"TWIN": twin})}
 

@@ -1,10 +1,14 @@
 """`uv run invoke load --bundle FOLDER`: a real server on this machine, and Locust's visitors who ask it; the report is kept.
 
-    python -m tests.load bundle=FOLDER [users=50] [seconds=30] [max_p95_ms=1000] [out=artefacts/load]
+    python -m tests.load bundle=FOLDER [users=50] [seconds=30] [think_s=1] [max_p95_ms=1000] [out=artefacts/load]
                          [against=FOLDER] [max_slower=0.25]
 
 `against` is a checkout of another commit: its server is asked too, on the same machine, twice each in turn, and this one may
 be no slower than it by more than `max_slower`.
+
+Ten thousand visitors, each of whom asks once in three quarters of a minute (220 requests a second):
+
+    python -m tests.load bundle=FOLDER users=10000 think_s=45 seconds=300 max_p95_ms=10000
 """
 
 import csv
@@ -25,6 +29,7 @@ from pigeonhole.options import read_options, setting
 from pigeonhole.storage import exists
 
 HERE = Path(__file__).parent
+MAX_SPAWNED_PER_S = 200  # Locust itself makes no more beside those who ask
 
 
 @dataclass
@@ -32,6 +37,7 @@ class LoadConfig:
     bundle: str = setting("", "a bundle's folder; needed")
     users: int = setting(50, "visitors at one time", ge=1, le=10_000)
     seconds: int = setting(30, "how long they stay", ge=1, le=3600)
+    think_s: float = setting(1.0, "between a visitor's questions, on average", ge=0.1, le=3600)
     max_p95_ms: int = setting(1000, "more than this for one answer in twenty fails", ge=1)
     against: str = setting("", "folder of a checkout of another commit, whose server is asked as well")
     max_slower: float = setting(0.25, "share by which p95, and 20 ms more, may be over that of `against`", ge=0, le=10)
@@ -83,9 +89,10 @@ def visit(config: LoadConfig, server: str, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, started([server], Path(folder), variables) as process:
         wait("the server", lambda: answers(port) or process.poll() is not None)
         line = [program(("locust",)), "--locustfile", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
-        line += ["--users", str(config.users), "--spawn-rate", str(config.users), "--run-time", f"{config.seconds}s"]
+        spawned_per_s = min(config.users, MAX_SPAWNED_PER_S)
+        line += ["--users", str(config.users), "--spawn-rate", str(spawned_per_s), "--run-time", f"{config.seconds}s"]
         line += ["--host", f"http://127.0.0.1:{port}", "--csv", str(out / name), "--html", str(out / f"{name}.html")]
-        environment = {**os.environ, "LOAD_MAX_P95_MS": str(config.max_p95_ms)}
+        environment = {**os.environ, "LOAD_MAX_P95_MS": str(config.max_p95_ms), "LOAD_THINK_S": str(config.think_s)}
         code = subprocess.run(line, env=environment, stdout=sys.stderr, check=False).returncode
     return {**total(out / f"{name}_stats.csv"), "refused": code != 0}
 

@@ -9,11 +9,12 @@ from pigeonhole.dataset.config import TICKETS, DataConfig
 from pigeonhole.dataset.read import read_rows
 
 TEXTS = itertools.cycle([row.text for row in read_rows(DataConfig(path=TICKETS))])
+THINK_S = float(os.environ.get("LOAD_THINK_S", "1"))
 MAX_P95_MS = float(os.environ.get("LOAD_MAX_P95_MS", "1000"))
 
 
 class Visitor(HttpUser):  # type: ignore[misc]  # locust is not in the environment that checks types
-    wait_time = between(0.5, 1.5)
+    wait_time = between(0.5 * THINK_S, 1.5 * THINK_S)
 
     @task(8)  # type: ignore[untyped-decorator]
     def one_text(self) -> None:
