@@ -91,6 +91,8 @@ def test_unknown_tokens_are_counted(classifier: Classifier) -> None:
 
 def test_a_score_below_the_labels_threshold_is_for_review(tiny_bundle: Path) -> None:
     manifest = msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest)
+    manifest = msgspec.structs.replace(manifest, temperature=1.0, vector_scaling=None, accept_score=None)  # a score under 1
+    seal(tiny_bundle, manifest)
     score = Classifier.open(open_bundle(str(tiny_bundle))).predict(["no"])[0].score
     for threshold, decision in ((score, "accept"), ((1 + score) / 2, "review")):
         seal(tiny_bundle, msgspec.structs.replace(manifest, thresholds=dict.fromkeys(manifest.labels, threshold)))
