@@ -90,7 +90,12 @@ def test_each_key_changes_what_the_trainer_learns(key: str, tmp_path: Path) -> N
 
 
 def test_labels_without_test_rows_are_not_dead() -> None:
-    found = {"a": {"support": 0, "recall": 0.0}, "b": {"support": 3, "recall": 0.5}, "c": {"support": 2, "recall": 0.0}}
+    found = {"a": {"support": 0, "recall": 0.0}, "b": {"support": 9, "recall": 0.5}, "c": {"support": 5, "recall": 0.0}}
     assert refuse_dead_labels(found, allowed=True) == ["c"]
-    with pytest.raises(DeadLabelError, match=r"'c' \(2 test rows\);"):
+    with pytest.raises(DeadLabelError, match=r"'c' \(5 test rows\);"):
         refuse_dead_labels(found, allowed=False)
+
+
+def test_a_label_that_luck_may_have_missed_is_told_and_fails_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refuse_dead_labels({"a": {"support": 4, "recall": 0.0}, "b": {"support": 4, "recall": 0.25}}, allowed=False) == ["a"]
+    assert "not one test row was recognised of 'a' (4 test rows)" in capsys.readouterr().err

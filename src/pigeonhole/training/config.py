@@ -67,7 +67,7 @@ class TrainerConfig:
         "balanced: each label is as likely in an epoch as the next, rows of rare ones are repeated",
         choices=["natural", "balanced"],
     )
-    allow_dead_labels: bool = setting(False, "go on where a label is given to no test row of its own (recall 0)")
+    allow_dead_labels: bool = setting(False, "go on where a label is given to none of its 5 or more test rows (recall 0)")
     layer_decay: float = setting(1.0, "each layer of the encoder learns so many times as fast as the one above it", gt=0, le=1)
     frozen_layers: int = setting(
         0, "the embeddings and so many of the lowest layers stay as they are; 0: all learn", ge=0, le=200
