@@ -11,6 +11,8 @@ BLUE = "#3d85c6"
 GREY = "#808080"
 ROW_PX = 30
 
+Span = tuple[str, str]  # ISO times
+
 
 def probability_bars(probabilities: Mapping[str, float], most: int = 10) -> alt.LayerChart:
     """The likeliest labels first, with their share written at the bar's end."""
@@ -71,13 +73,13 @@ def histogram(bins: pd.DataFrame, title: str) -> alt.Chart:
     return chart
 
 
-def lines(points: pd.DataFrame, title: str) -> alt.Chart:
-    """`points` has the columns time, value, series."""
+def lines(points: pd.DataFrame, title: str, span: Span | None = None) -> alt.Chart:
+    """`points` has the columns time, value, series; `span`: from when to when, else as far as the points go."""
     chart: alt.Chart = (
         alt.Chart(points)
         .mark_line(point=True)
         .encode(
-            x=alt.X("time:T", title=None),
+            x=_time(span),
             y=alt.Y("value:Q", title=title, scale=alt.Scale(domainMin=0)),
             color=alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom")),
             tooltip=["time:T", "series:N", alt.Tooltip("value:Q", format=".4g")],
@@ -85,6 +87,18 @@ def lines(points: pd.DataFrame, title: str) -> alt.Chart:
         .properties(height=220)
     )
     return chart
+
+
+def _time(span: Span | None) -> alt.X:
+    """The axis covers the span that was asked for: a single point stands at its time, not in the middle."""
+    return alt.X("time:T", title=None, scale=alt.Scale(domain=[_moment(at) for at in span]) if span else alt.Undefined)
+
+
+def _moment(at: str) -> alt.DateTime:
+    found = pd.Timestamp(at).tz_convert("UTC")
+    return alt.DateTime(
+        year=found.year, month=found.month, date=found.day, hours=found.hour, minutes=found.minute, seconds=found.second, utc=True
+    )
 
 
 def confusion(cells: pd.DataFrame, labels: Sequence[str]) -> alt.LayerChart:
@@ -124,7 +138,9 @@ def calibration(bins: pd.DataFrame) -> alt.LayerChart:
     return chart
 
 
-def stacked(rows: pd.DataFrame, title: str, colours: Mapping[str, str] | None = None, share: bool = False) -> alt.Chart:
+def stacked(
+    rows: pd.DataFrame, title: str, span: Span, colours: Mapping[str, str] | None = None, share: bool = False
+) -> alt.Chart:
     """`rows` has time, until, series, texts: a bar a step; with `share` each is filled up to all of its texts."""
     scale = alt.Scale(domain=list(colours), range=list(colours.values())) if colours else alt.Scale(scheme="tableau10")
     legend = alt.Legend(orient="bottom", columns=1 if colours else 2, labelLimit=160 if not colours else 300)
@@ -132,9 +148,14 @@ def stacked(rows: pd.DataFrame, title: str, colours: Mapping[str, str] | None = 
         alt.Chart(rows)
         .mark_bar()
         .encode(
-            x=alt.X("time:T", title=None),
+            x=_time(span),
             x2="until:T",
-            y=alt.Y("texts:Q", title=title, stack="normalize" if share else "zero", axis=alt.Axis(format="%" if share else ",d")),
+            y=alt.Y(
+                "texts:Q",
+                title=title,
+                stack="normalize" if share else "zero",
+                axis=alt.Axis(format="%" if share else ",d", minExtent=40),
+            ),
             color=alt.Color("series:N", title=None, scale=scale, legend=legend),
             tooltip=["time:T", "series:N", "texts:Q"],
         )
@@ -143,11 +164,9 @@ def stacked(rows: pd.DataFrame, title: str, colours: Mapping[str, str] | None = 
     return chart
 
 
-def with_interval(points: pd.DataFrame, title: str) -> alt.LayerChart:
+def with_interval(points: pd.DataFrame, title: str, span: Span) -> alt.LayerChart:
     """`points` has time, value, low, high: shares between 0 and 1 with where the truth lies with 95 % confidence."""
-    base = alt.Chart(points).encode(
-        x=alt.X("time:T", title=None), tooltip=["time:T", alt.Tooltip("value:Q", format=".1%"), "n:Q"]
-    )
+    base = alt.Chart(points).encode(x=_time(span), tooltip=["time:T", alt.Tooltip("value:Q", format=".1%"), "n:Q"])
     spans = base.mark_rule(color=BLUE, opacity=0.5, strokeWidth=2).encode(
         y=alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")), y2="high:Q"
     )

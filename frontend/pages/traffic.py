@@ -154,9 +154,10 @@ def _over_time() -> None:
     st.caption(f"{found['texts']:,} texts, as the prediction log has them.")
     steps = [step for step in found["steps"] if step["texts"]]
     _draw_volume(found)
-    _draw_speed(steps)
+    drawn = _drawn(found)
+    _draw_speed(steps, drawn)
     _draw_labels(found, steps)
-    _draw_accuracy(steps)
+    _draw_accuracy(steps, drawn)
 
 
 @st.cache_data(ttl=20, show_spinner=False)
@@ -173,7 +174,9 @@ def _draw_volume(found: dict[str, Any]) -> None:
         if step["decisions"].get(decision)
     ]
     colours = dict(zip((words for words, _, _ in view.DECISIONS.values()), ("#2e8b57", "#d9822b", "#8a8a8a"), strict=True))
-    st.altair_chart(charts.stacked(pd.DataFrame(rows), "texts", colours), width="stretch", alt="Texts over time, by decision")
+    st.altair_chart(
+        charts.stacked(pd.DataFrame(rows), "texts", _drawn(found), colours), width="stretch", alt="Texts over time, by decision"
+    )
 
 
 def _spans(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -182,7 +185,12 @@ def _spans(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [(step["at"], end, step) for step, end in zip(found["steps"], ends, strict=True)]
 
 
-def _draw_speed(steps: list[dict[str, Any]]) -> None:
+def _drawn(found: dict[str, Any]) -> charts.Span:
+    """From when to when the pictures reach."""
+    return found["steps"][0]["at"], found["end"]
+
+
+def _draw_speed(steps: list[dict[str, Any]], span: charts.Span) -> None:
     st.subheader("Time to an answer", anchor=False)
     names = {"p50": "median", "p95": "95 of 100 within", "p99": "99 of 100 within"}
     rows = [
@@ -190,7 +198,7 @@ def _draw_speed(steps: list[dict[str, Any]]) -> None:
         for step in steps
         for name, words in names.items()
     ]
-    st.altair_chart(charts.lines(pd.DataFrame(rows), "ms"), width="stretch", alt="Latency percentiles over time")
+    st.altair_chart(charts.lines(pd.DataFrame(rows), "ms", span), width="stretch", alt="Latency percentiles over time")
 
 
 def _draw_labels(found: dict[str, Any], steps: list[dict[str, Any]]) -> None:
@@ -201,13 +209,17 @@ def _draw_labels(found: dict[str, Any], steps: list[dict[str, Any]]) -> None:
         for label, count in [*step["labels"].items(), ("other labels", step["other_labels"])]
         if count
     ]
-    st.altair_chart(charts.stacked(pd.DataFrame(rows), "share", share=True), width="stretch", alt="Share of each label over time")
+    st.altair_chart(
+        charts.stacked(pd.DataFrame(rows), "share", _drawn(found), share=True),
+        width="stretch",
+        alt="Share of each label over time",
+    )
     st.subheader("How sure the model was", anchor=False)
     sure = [{"time": step["at"], "series": "mean score", "value": step["mean_score"]} for step in steps]
-    st.altair_chart(charts.lines(pd.DataFrame(sure), "mean score"), width="stretch", alt="Mean score over time")
+    st.altair_chart(charts.lines(pd.DataFrame(sure), "mean score", _drawn(found)), width="stretch", alt="Mean score over time")
 
 
-def _draw_accuracy(steps: list[dict[str, Any]]) -> None:
+def _draw_accuracy(steps: list[dict[str, Any]], span: charts.Span) -> None:
     st.subheader("How often it was right, by what people said", anchor=False)
     judged = [step for step in steps if step["judged"]]
     if not judged:
@@ -223,7 +235,9 @@ def _draw_accuracy(steps: list[dict[str, Any]]) -> None:
         }
         for step in judged
     ]
-    st.altair_chart(charts.with_interval(pd.DataFrame(points), "right"), width="stretch", alt="Share of right answers over time")
+    st.altair_chart(
+        charts.with_interval(pd.DataFrame(points), "right", span), width="stretch", alt="Share of right answers over time"
+    )
     st.caption("Of the texts that somebody judged, whoever and why ever; lines hold 95 % intervals.")
 
 
