@@ -143,3 +143,18 @@ def test_a_url_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     assert storage.to_url("a/b") == f"file://{tmp_path}/a/b"
     assert storage.to_url("gs://bucket/a") == "gs://bucket/a"
+
+
+def test_two_at_one_time_may_ask_whether_a_folder_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    written = storage.write
+
+    def meanwhile(url: str, data: bytes) -> None:
+        written(url, data)
+        if not asked:
+            asked.append(url)
+            storage.require_writable(str(tmp_path))
+
+    monkeypatch.setattr(storage, "write", meanwhile)
+    storage.require_writable(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -131,7 +132,7 @@ def swap(url: str, data: bytes, version: str) -> bool:
 
 def require_writable(url: str) -> None:
     """Write a file into a folder and delete it again. Raises StorageError where that is not possible."""
-    probe = join(url, ".writable")
+    probe = join(url, f".writable-{uuid.uuid4().hex}")  # a name of its own: several processes may ask at one time
     write(probe, b"")
     delete(probe)
 

@@ -4,11 +4,15 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import TracebackType
+
+PATIENCE_S = 180.0
 
 
 class ForkServer:
@@ -54,12 +58,24 @@ def _serve() -> None:
     for line in sys.stdin:
         question = json.loads(line)
         if "wait" in question:
-            answer = os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1])
+            answer = _wait(question["wait"])
         else:
             answer = os.fork()
             if answer == 0:
                 _run(question)
         print(answer, flush=True)
+
+
+def _wait(process: int) -> int:
+    """What waits for another one that has ended would wait for ever: it is killed."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def _run(question: dict[str, object]) -> None:

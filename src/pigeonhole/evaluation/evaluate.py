@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     if config.bundle is None:
         raise ConfigError('bundle: a value is missing, write bundle=URL, as `train` printed it as "bundle"')
     if config.out is not None:
-        _require_writable(config.out)
+        storage.require_writable(config.out)
     laps = [time.perf_counter()]
     bundle = open_bundle(storage.to_url(config.bundle))
     labels = bundle.manifest.labels
@@ -115,13 +115,6 @@ def _warnings(bundle: Bundle, test: Labelled) -> list[str]:
 def _seconds(laps: list[float]) -> dict[str, float]:
     legs = zip(("load", "baselines", "score"), laps, laps[1:], strict=False)
     return {**{leg: round(end - start, 3) for leg, start, end in legs}, "total": round(time.perf_counter() - laps[0], 3)}
-
-
-def _require_writable(out: str) -> None:
-    """Better now than after an hour of scoring. Raises StorageError."""
-    probe = storage.join(out, ".writable")
-    storage.write(probe, b"")
-    storage.delete(probe)
 
 
 def _labels_picture(result: dict[str, Any], true_ids: Ids, probabilities: Floats, labels: tuple[str, ...]) -> dict[str, bytes]:
