@@ -10,6 +10,7 @@ import pytest
 from tests.scoring.conftest import write_csv
 
 from pigeonhole.bundle import open_bundle
+from pigeonhole.classifier import BATCH_TOKENS
 from pigeonhole.errors import ConfigError
 from pigeonhole.scoring.config import ScoreConfig
 from pigeonhole.scoring.plan import Plan, make_plan, settle
@@ -43,7 +44,7 @@ def test_the_same_command_finds_its_plan_again(config: ScoreConfig, table: Path)
         ({"embedding": True}, "its embedding is False, not True"),
         ({"id": "id"}, "its id is None, not id"),
         ({"log": "elsewhere"}, "its log is None, not file://"),
-        ({"batch_tokens": 64}, "its batch_tokens is 256, not 64"),
+        ({"batch_tokens": 64}, f"its batch_tokens is {BATCH_TOKENS}, not 64"),
         ({"precision": "fp32"}, "int8 (another precision)"),
     ],
 )

@@ -60,7 +60,7 @@ def harvest(
             right += record.given == word.given
         if record.text is None or record.text_policy == "hash":
             without_text += 1
-        elif learned := _learned(record.text, word.given, known, taxonomy):
+        elif (learned := _learned(record.text, word.given, known, taxonomy)) is not None:
             texts[normalise(record.text)] = Row(record.text, learned, 0)
     return Harvest(list(texts.values()), judged, right, without_text, unknown_labels)
 
