@@ -57,7 +57,7 @@ def second_version(registry: Registry, sealed: Path, folder: Path, texts: list[s
     return manifest.version
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(sealed_bundle: Path, tiny_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     manifest = open_bundle(str(sealed_bundle)).manifest
@@ -104,8 +104,9 @@ def write_log(api: str) -> None:
         httpx.post(f"{api}/feedback", json=body, timeout=60).raise_for_status()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Ends with this module: while it is open, its event loop is the thread's, and other tests could not run theirs."""
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield found
