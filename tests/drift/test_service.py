@@ -1,15 +1,9 @@
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -199,26 +193,3 @@ def test_help_names_every_variable_and_arguments_are_refused(capsys: pytest.Capt
     assert call(run, ["--help"]) == 0
     assert "PIGEONHOLE_ALARM_BUDGET" in capsys.readouterr().out
     assert call(run, ["port=1"]) == 2
-
-
-def test_the_command_listens_and_ends_on_sigterm(settings: Settings) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    variables: dict[str, Any] = {**os.environ, "PORT": str(port), "PIGEONHOLE_REPORTS": settings.reports}
-    program = "from pigeonhole.drift.service import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", program], env=variables, stderr=subprocess.DEVNULL)
-    try:
-        assert _answers(f"http://127.0.0.1:{port}/health")
-    finally:
-        process.terminate()
-        assert process.wait(20) in (0, -15)
-
-
-def _answers(url: str) -> bool:
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                return bool(answer.status == 200)
-        except urllib.error.URLError:
-            time.sleep(0.05)
-    return False

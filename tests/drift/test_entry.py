@@ -1,0 +1,58 @@
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from pigeonhole.drift.settings import Settings
+
+PROGRAM = "from pigeonhole.drift.entry import main; main()"
+
+
+@contextlib.contextmanager
+def started(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process, and the address at which it will listen."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    variables = {**os.environ, "PORT": str(port), "PIGEONHOLE_REPORTS": settings.reports, "PIGEONHOLE_LOG": settings.log}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], env=variables, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM, not Windows")
+def test_the_command_listens_and_sigterm_ends_it_with_0(settings: Settings) -> None:
+    with started(settings) as (process, address):
+        assert _answers(f"{address}/health")
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc says which signals a process handles")
+def test_sigterm_while_libraries_load_ends_it_with_0(settings: Settings) -> None:
+    with started(settings) as (process, _):
+        while not _handles_sigterm(process.pid):
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def _handles_sigterm(pid: int) -> bool:
+    with open(f"/proc/{pid}/status", encoding="utf-8") as stream:
+        (caught,) = (line.split()[1] for line in stream if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> 14 & 1)
+
+
+def _answers(url: str) -> bool:
+    for _ in range(600):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+        time.sleep(0.05)
+    return False
