@@ -73,16 +73,25 @@ def histogram(bins: pd.DataFrame, title: str) -> alt.Chart:
     return chart
 
 
-def lines(points: pd.DataFrame, title: str, span: Span | None = None) -> alt.Chart:
-    """`points` has the columns time, value, series; `span`: from when to when, else as far as the points go."""
+def lines(points: pd.DataFrame, title: str, span: Span | None = None, shares: bool = False) -> alt.Chart:
+    """`points` has the columns time, value, series; `span`: from when to when, else as far as the points go.
+
+    `shares` are drawn in percent, from 0 to 1 % at least: no failure at all is a line at the foot, not a picture of noise.
+    """
+    top = max(0.01, float(points["value"].max())) if shares else alt.Undefined
     chart: alt.Chart = (
         alt.Chart(points)
         .mark_line(point=True)
         .encode(
             x=_time(span),
-            y=alt.Y("value:Q", title=title, scale=alt.Scale(domainMin=0)),
+            y=alt.Y(
+                "value:Q",
+                title=title,
+                scale=alt.Scale(domainMin=0, domainMax=top),
+                axis=alt.Axis(format="~%") if shares else alt.Axis(),
+            ),
             color=alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom")),
-            tooltip=["time:T", "series:N", alt.Tooltip("value:Q", format=".4g")],
+            tooltip=["time:T", "series:N", alt.Tooltip("value:Q", format=".2%" if shares else ".4g")],
         )
         .properties(height=220)
     )

@@ -18,6 +18,14 @@ PREDICT = "/predict"
 
 SPANS = {"hour": 1, "day": 24, "week": 168, "30 days": 720}
 STEPS = {"hour": 30, "day": 48, "week": 84, "30 days": 60}
+REMEMBERED = 168  # hours, by the service
+
+TROUBLES = {
+    "failed": ("Failed", "Answers 500 to 599, but for those turned away"),
+    "turned_away": ("Turned away", "503, because too many texts were waiting"),
+    "refused": ("Refused", "Answers 400 to 499: not a question as it should be, no key, or above its rate"),
+}
+KINDS = ("answered", *TROUBLES)
 
 
 def page() -> None:
@@ -93,7 +101,7 @@ def _bins(now: Exposition) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Point:
-    """One look of this visit; the service itself keeps no history, Prometheus and the log do."""
+    """One look of this visit."""
 
     at: dt.datetime
     texts: float
@@ -142,22 +150,62 @@ def _log(now: Exposition) -> None:
 
 def _over_time() -> None:
     span = st.segmented_control("The last", list(SPANS), default="day", key="span") or "day"
+    logged = _logged(span)
+    if logged:
+        st.caption(f"{logged['texts']:,} texts, as the prediction log has them.")
+        _draw_volume(logged)
+    _draw_troubles(span)
+    if logged:
+        steps, drawn = [step for step in logged["steps"] if step["texts"]], _drawn(logged)
+        _draw_speed(steps, drawn)
+        _draw_labels(logged, steps)
+        _draw_accuracy(steps, drawn)
+
+
+def _logged(span: str) -> dict[str, Any] | None:
+    """What the log has of this span; None, and said, where that is nothing."""
     try:
         with st.spinner("Reading the log"):
             found = _read_log(SPANS[span], STEPS[span])
     except (Down, Refused) as error:
         view.no_drift_service(error, "the log cannot be read")
-        return
+        return None
     if not found["texts"]:
         st.info("The log holds no text of this span.", icon=":material/hourglass_empty:")
+        return None
+    return found
+
+
+def _draw_troubles(span: str) -> None:
+    """Of this span as far as the service remembers it: the log knows only what was answered."""
+    st.subheader("Questions without an answer", anchor=False)
+    try:
+        found = view.api().get("/history", hours=min(SPANS[span], REMEMBERED), steps=STEPS[span])
+    except (Down, Refused) as error:
+        view.show_error(error)
         return
-    st.caption(f"{found['texts']:,} texts, as the prediction log has them.")
-    steps = [step for step in found["steps"] if step["texts"]]
-    _draw_volume(found)
-    drawn = _drawn(found)
-    _draw_speed(steps, drawn)
-    _draw_labels(found, steps)
-    _draw_accuracy(steps, drawn)
+    sums = {kind: sum(step[kind] for step in found["steps"]) for kind in KINDS}
+    questions = sum(sums.values())
+    since = max(found["start"], found["since"])[:16].replace("T", " ")
+    if not questions:
+        st.caption(f"Nobody has asked anything since {since} UTC.")
+        return
+    with st.container(horizontal=True):
+        st.metric("Questions", f"{questions:,}", border=True, help="Texts to classify or to explain, and feedback")
+        for kind, (words, what) in TROUBLES.items():
+            st.metric(words, view.percent(sums[kind] / questions), border=True, help=what)
+    rows = [
+        {"time": step["at"], "series": words, "value": step[kind] / asked}
+        for step in found["steps"]
+        if (asked := sum(step[kind] for kind in KINDS))
+        for kind, (words, _) in TROUBLES.items()
+    ]
+    st.altair_chart(
+        charts.lines(pd.DataFrame(rows), "of the questions", (found["start"], found["end"]), shares=True),
+        width="stretch",
+        alt="Shares of failed, turned away and refused questions over time",
+    )
+    st.caption(f"Counted by the service itself since {since} UTC; it remembers a week, and nothing from before its own start.")
 
 
 @st.cache_data(ttl=20, show_spinner=False)

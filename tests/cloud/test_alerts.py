@@ -36,7 +36,7 @@ def exported() -> set[str]:
 
     manifest: Any = SimpleNamespace(name="tickets", version="1", labels=("billing",))
     telemetry = Telemetry(manifest, lambda: Backlog(0, 0.0, 0))
-    telemetry.request("/predict", 200, 0.01)
+    telemetry.request("POST", "/predict", 200, 0.01)
     said = telemetry.exposition() + DriftTelemetry().exposition()
     return set(re.findall(r"^([a-z_]+)[{ ]", said.decode(), re.MULTILINE))
 

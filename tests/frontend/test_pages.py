@@ -265,6 +265,21 @@ def test_the_log_over_time_and_a_run_are_shown(open_page: OpenPage, watched: tup
     assert any(each.value == "Latest comparison: too few rows" for each in app.subheader)
 
 
+def test_what_was_refused_is_a_share_over_time_also_without_the_drift_service(
+    open_page: OpenPage, serve_bundle: Callable[[Path], str], sealed_bundle: Path
+) -> None:
+    api = serve_bundle(sealed_bundle)
+    empty = open_page(api, "traffic")
+    assert "Nobody has asked anything since" in words_of(empty)
+    for text in ("my parcel", "my invoice", "my login", " "):
+        httpx.post(f"{api}/predict", json={"text": text}, timeout=60)
+    app = open_page(api, "traffic")
+    assert not app.exception
+    shown = {metric.label: metric.value for metric in app.tabs[1].metric}
+    assert shown == {"Questions": "4", "Failed": "0.0 %", "Turned away": "0.0 %", "Refused": "25.0 %"}
+    assert "it remembers a week" in words_of(app)
+
+
 def test_an_empty_log_has_no_queue_and_nothing_over_time(
     open_page: OpenPage, served: str, sealed_bundle: Path, tmp_path: Path
 ) -> None:

@@ -81,7 +81,10 @@ ALLOWED = [
     ("/metrics", "Bearer {metrics}"),
 ]
 NEGATIVE = [
-    *((route, [], 401, "missing_key") for route in ("/predict", "/v1/predict", "/explain", "/feedback", "/model", "/metrics")),
+    *(
+        (route, [], 401, "missing_key")
+        for route in ("/predict", "/v1/predict", "/explain", "/feedback", "/model", "/metrics", "/history")
+    ),
     ("/predict", [("authorization", "")], 401, "invalid_key"),
     ("/predict", [("authorization", "Bearer")], 401, "invalid_key"),
     ("/predict", [("authorization", "Bearer {predict} {predict}")], 401, "invalid_key"),
@@ -110,6 +113,7 @@ NEGATIVE = [
     ("/model", [("authorization", "Bearer {metrics}")], 403, "missing_scope"),
     ("/feedback", [("authorization", "Bearer {predict}")], 403, "missing_scope"),
     ("/metrics", [("authorization", "Bearer {predict}")], 403, "missing_scope"),
+    ("/history", [("authorization", "Bearer {predict}")], 403, "missing_scope"),
     ("/v1/metrics", [("authorization", "Bearer {feedback}")], 403, "missing_scope"),
 ]
 

@@ -89,6 +89,8 @@ def test_a_full_service_refuses_at_the_door_and_the_connection_goes_on(start: St
             wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 0)
             connection.sendall(HEAD + BODY)
             assert read_answers(connection, 1).startswith(b"HTTP/1.1 200")
+            (told,) = service.http.get("/history?hours=1&steps=1").json()["steps"]
+            assert (told["turned_away"], told["failed"]) == (4, 0)
 
 
 def test_a_late_loop_lets_in_what_the_model_needs_and_no_more(classifier: Classifier, tmp_path: Path) -> None:

@@ -50,7 +50,17 @@ def test_the_examples_are_answered_in_the_shape_that_is_promised(document: dict[
 
 
 def test_every_route_and_its_refusals_are_told(document: dict[str, Any]) -> None:
-    assert set(document["paths"]) == {"/", "/predict", "/explain", "/feedback", "/health", "/ready", "/model", "/metrics"}
+    assert set(document["paths"]) == {
+        "/",
+        "/predict",
+        "/explain",
+        "/feedback",
+        "/health",
+        "/ready",
+        "/model",
+        "/metrics",
+        "/history",
+    }
     assert set(document["paths"]["/predict"]["post"]["responses"]) == {
         "200",
         "400",

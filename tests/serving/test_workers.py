@@ -86,6 +86,9 @@ def test_workers_share_the_port_and_their_metrics_and_a_dead_one_is_replaced(wor
         assert second in running.workers()
         running.ask(10)
         assert running.metric("pigeonhole_requests_total", route="/predict", code="200") == 40
+        for _ in range(4):
+            (told,) = httpx.get(f"{running.url}/history?hours=1&steps=1").json()["steps"]
+            assert told["answered"] == 40
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(20) == 0
     assert len({record.prediction_id for record in records(tmp_path / "log")}) == 40

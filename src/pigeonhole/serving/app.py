@@ -23,6 +23,7 @@ from pigeonhole.serving.access import Access, caller_of
 from pigeonhole.serving.canary import KEY_HEADER
 from pigeonhole.serving.door import Door
 from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadline_asked, idempotency_key
+from pigeonhole.serving.history import read_span
 from pigeonhole.serving.keys import SCOPES
 from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
@@ -38,7 +39,7 @@ from pigeonhole.serving.tracing import Tracing
 if TYPE_CHECKING:
     from pigeonhole.serving.identity import Identity
 
-PATHS = ("predict", "explain", "feedback", "model", "health", "ready", "metrics", "docs", "openapi.json")
+PATHS = ("predict", "explain", "feedback", "model", "health", "ready", "metrics", "history", "docs", "openapi.json")
 LINKS = {name: f"/{name}" for name in PATHS}
 
 
@@ -211,6 +212,16 @@ def _add_state(routes: Routes, service: Service, access: Access) -> None:
     async def metrics(_: Request) -> Response:
         """For Prometheus."""
         return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @routes.get(
+        "/history",
+        dependencies=[access.needs("metrics")],
+        responses=openapi.HISTORY_RESPONSES,
+        openapi_extra=openapi.HISTORY_QUERY,
+    )
+    async def history(request: Request) -> Response:
+        """What became of the questions (POST) over time: by minute, for a week, since the service was started."""
+        return _json(msgspec.json.encode(service.telemetry.history.told(read_span(request.query_params))))
 
 
 def _add_pages(routes: Routes, title: str) -> None:

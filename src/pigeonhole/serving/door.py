@@ -7,11 +7,11 @@ taken from the answers. What is not a whole, plain request in one piece takes th
 import re
 from collections.abc import Callable
 
-from pigeonhole.serving.problem import MEDIA_TYPE, Problem
+from pigeonhole.serving.problem import MEDIA_TYPE, OVERLOADED_CODE, Problem
 
 QUESTIONS = (b"POST /predict HTTP/1.1\r\n", b"POST /v1/predict HTTP/1.1\r\n")
 
-OVERLOADED = Problem(503, "overloaded", "too many texts are waiting", {"retry-after": "1"})
+OVERLOADED = Problem(503, OVERLOADED_CODE, "too many texts are waiting", {"retry-after": "1"})
 
 
 class Door:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pigeonhole.prediction_log import new_id
 from pigeonhole.serving.door import Door
 from pigeonhole.serving.journal import Request, current, new_trace_id, requests, traceparent_of
-from pigeonhole.serving.problem import MEDIA_TYPE, Problem
+from pigeonhole.serving.problem import MEDIA_TYPE, OVERLOADED_CODE, Problem
 from pigeonhole.serving.telemetry import Telemetry
 from pigeonhole.serving.tracing import Tracing, span_of_request
 
@@ -55,7 +55,7 @@ class Edge:
             await self._answer(exchange)
         route = getattr(exchange.scope.get("route"), "path", "other")  # never the path itself: a client could invent a million
         seconds = time.perf_counter() - exchange.began
-        self._telemetry.request(route, exchange.status, seconds)
+        self._telemetry.request(exchange.method, route, exchange.status, seconds, exchange.code == OVERLOADED_CODE)
         if self._tracing and span:
             self._tracing.end_request(span, exchange.method, route, exchange.status)
         if requests.isEnabledFor(logging.INFO):
@@ -82,6 +82,7 @@ class _Exchange:
         self.scope = scope
         self.method = scope["method"] if scope["method"] in METHODS else "other"
         self.status = 0
+        self.code = ""  # of the problem that was the answer
         self.request_id = _request_id(scope["headers"])
         self.began = time.perf_counter()
         scope.setdefault("state", {}).update(request_id=self.request_id, began=self.began)
@@ -109,6 +110,7 @@ class _Exchange:
     async def refuse(self, problem: Problem) -> None:
         if self.status:
             return  # half an answer is on its way already; the server closes the connection
+        self.code = problem.code
         body = problem.body(self.request_id)
         headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **problem.headers}
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]

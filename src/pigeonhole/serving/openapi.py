@@ -6,7 +6,7 @@ from typing import Any, get_args
 import msgspec
 
 from pigeonhole.prediction_log import Durability
-from pigeonhole.serving import explain, schemas
+from pigeonhole.serving import explain, history, schemas
 from pigeonhole.serving.problem import MEDIA_TYPE
 from pigeonhole.serving.replies import KEEP_S
 from pigeonhole.serving.routing import Routes
@@ -98,6 +98,32 @@ PREDICT_BODY: dict[str, Any] = {
             }
         },
     },
+}
+
+HISTORY_QUERY = {
+    "parameters": [
+        {
+            "name": "hours",
+            "in": "query",
+            "required": False,
+            "description": "Until now.",
+            "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": history.MOST_HOURS, "default": history.Span().hours},
+        },
+        {
+            "name": "steps",
+            "in": "query",
+            "required": False,
+            "description": "In how many equal parts.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": history.MOST_STEPS, "default": history.Span().steps},
+        },
+    ]
+}
+HISTORY_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Every step, the empty ones too",
+        "content": {"application/json": {"schema": _reference("HistoryReply")}},
+    },
+    **problems(401, 403, 422, 429),
 }
 
 _NESTED = {"type": "array", "items": {"type": "array", "items": _reference("LabelScore")}}

@@ -5,6 +5,7 @@ from http import HTTPStatus
 import msgspec
 
 MEDIA_TYPE = "application/problem+json"
+OVERLOADED_CODE = "overloaded"  # of a 503: too many texts are waiting
 
 
 class TextError(msgspec.Struct, frozen=True):

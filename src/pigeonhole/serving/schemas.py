@@ -7,6 +7,7 @@ refusal never repeats what was sent.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -150,6 +151,25 @@ class FeedbackReply(Struct, frozen=True, kw_only=True):
     label: str | UnsetType = UNSET
     source: str
     labels: list[str] | UnsetType = UNSET
+
+
+class HistoryStep(Struct, frozen=True):
+    """Questions (POST) of one step: answered, refused (400 to 499), turned away as too much was waiting, failed (other 500s)."""
+
+    at: datetime
+    answered: int
+    refused: int
+    turned_away: int
+    failed: int
+
+
+class HistoryReply(Struct, frozen=True):
+    """Nothing is known of the time before `since`, when the service was started, and of a minute that is over a week ago."""
+
+    start: datetime
+    end: datetime
+    since: datetime
+    steps: list[HistoryStep]
 
 
 class LabelScore(Struct, frozen=True):
@@ -344,6 +364,6 @@ def reply(question: Question, answers: list[Answer], model: str, version: str, r
 
 def components() -> Mapping[str, Any]:
     """The JSON schemas of all bodies, for OpenAPI."""
-    replies = [PredictReply, PredictManyReply, LabelScore, ExplainReply, FeedbackReply, ProblemDetails]
+    replies = [PredictReply, PredictManyReply, LabelScore, ExplainReply, FeedbackReply, HistoryReply, ProblemDetails]
     types = [*REQUESTS.values(), ExplainRequest, FeedbackRequest, *replies]
     return msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")[1]

@@ -22,7 +22,7 @@ from pigeonhole.serving.batcher import Batcher, DeadError, LateError, Overloaded
 from pigeonhole.serving.canary import is_chosen
 from pigeonhole.serving.explain import MAX_S, MAX_WORDS, weights, without, words_of
 from pigeonhole.serving.feedback import FeedbackDesk
-from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.problem import OVERLOADED_CODE, Problem
 from pigeonhole.serving.recorder import AskedText, Recorder, Variant
 from pigeonhole.serving.replies import Replies
 from pigeonhole.serving.schemas import ExplainReply, ExplainRequest, Question, answer, reply
@@ -202,8 +202,7 @@ class Service:
         try:
             return await batcher.ask(asked, time.monotonic() + deadline_s)
         except OverloadedError as error:
-            self.telemetry.shed.inc()
-            raise _later("overloaded", "too many texts are waiting") from error
+            raise _later(OVERLOADED_CODE, "too many texts are waiting") from error
         except LateError as error:
             raise _later("deadline_passed", "there was no answer within the deadline") from error
         except StoppedError as error:

@@ -13,6 +13,7 @@ from pigeonhole.bundle import Manifest
 from pigeonhole.classifier import Prediction
 from pigeonhole.prediction_log import Backlog
 from pigeonhole.registry import ALIASES, Alias
+from pigeonhole.serving.history import History
 from pigeonhole.serving.shadow import OUTCOMES, Outcome
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's name for where workers keep their numbers
@@ -32,6 +33,7 @@ class Telemetry:
 
     def __init__(self, manifest: Manifest, backlog: Callable[[], Backlog]) -> None:
         registry = self._registry = CollectorRegistry()
+        self.history = History(os.environ.get(METRICS_FOLDER))
         self.in_flight = Gauge("pigeonhole_in_flight", "Requests being answered", registry=registry, multiprocess_mode="livesum")
         self._requests = Counter("pigeonhole_requests", "Answers by route and status", ["route", "code"], registry=registry)
         self._request_seconds = Histogram(
@@ -45,7 +47,7 @@ class Telemetry:
         self._batch_texts = Histogram("pigeonhole_batch_texts", "Texts in a batch", buckets=TEXTS, registry=registry)
         self._predictions = Counter("pigeonhole_predictions", "Predictions by label", ["label"], registry=registry)
         self._scores = Histogram("pigeonhole_score", "Calibrated scores of the labels given", buckets=SCORES, registry=registry)
-        self.shed = Counter("pigeonhole_shed", "Requests refused because too many texts were waiting", registry=registry)
+        self._shed = Counter("pigeonhole_shed", "Requests refused because too many texts were waiting", registry=registry)
         self.stall = Histogram(
             "pigeonhole_event_loop_stall_seconds", "How late a timer rang", buckets=STALLS, registry=registry
         ).observe
@@ -110,14 +112,19 @@ class Telemetry:
             self.feedback.labels(label)
             self._predictions.labels(label)  # a label never predicted is a 0, not a gap
 
-    def request(self, route: str, status: int, seconds: float) -> None:
+    def request(self, method: str, route: str, status: int, seconds: float, overloaded: bool = False) -> None:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
+        if overloaded:
+            self._shed.inc()
+        if method == "POST":
+            self.history.count(status, overloaded)
 
     def turned_away(self) -> None:
         """At the door."""
-        self.shed.inc()
+        self._shed.inc()
         self._requests.labels("/predict", "503").inc()
+        self.history.count(503, overloaded=True)
 
     def waited(self, seconds: float) -> None:
         self._queue_seconds.observe(seconds)
