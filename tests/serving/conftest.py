@@ -23,7 +23,7 @@ from pigeonhole.prediction_log import LogWriter, Record, read_window
 from pigeonhole.registry import Registry
 from pigeonhole.serving.app import create_app
 from pigeonhole.serving.port import bind
-from pigeonhole.serving.serve import make_server
+from pigeonhole.serving.server import make_server
 from pigeonhole.serving.settings import Settings
 
 LABELS = ("billing", "delivery", "refund")

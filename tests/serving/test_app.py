@@ -167,7 +167,7 @@ def test_what_the_log_keeps_of_a_text_is_a_setting(start: Start) -> None:
 
 
 def test_the_app_imports_nothing_of_training() -> None:
-    program = "import json, sys, pigeonhole.serving.serve; print(json.dumps(sorted(sys.modules)))"
+    program = "import json, sys, pigeonhole.serving.app, pigeonhole.serving.server; print(json.dumps(sorted(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
     loaded = {name.partition(".")[0] for name in json.loads(found.stdout)}
     heavy = {"torch", "transformers", "datasets", "hydra", "omegaconf", "pandas", "pyarrow", "sklearn", "matplotlib", "wandb"}

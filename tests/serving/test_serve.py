@@ -24,7 +24,8 @@ from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Record, read_window
 from pigeonhole.registry import Registry
 from pigeonhole.serving.port import bind
-from pigeonhole.serving.serve import TAKEN_AT_ONCE, find_bundle, make_server, run
+from pigeonhole.serving.serve import find_bundle, run
+from pigeonhole.serving.server import TAKEN_AT_ONCE, make_server
 from pigeonhole.serving.settings import Settings
 
 OURS = ("HOST", "PORT", "PIGEONHOLE_")
