@@ -1,16 +1,23 @@
-"""Tiny real things that every room's tests share: rows, a run that trained on them, and the bundle that it sealed."""
+"""Tiny real things that every room's tests share: rows, a run that trained on them, and the bundle that it sealed.
+
+`uv run pytest` spreads the files over the cores; what takes seconds to make is made once, by the first process that asks.
+"""
 
 import csv
 import itertools
+import os
 import shutil
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec.config
 import hypothesis
+import msgspec
 import pytest
+from filelock import FileLock
 
 from pigeonhole import storage
 from pigeonhole.chaos.bucket import Bucket
@@ -18,6 +25,13 @@ from pigeonhole.training.train import run
 
 hypothesis.settings.register_profile("nightly", max_examples=5_000, deadline=None)
 
+# The tests start hundreds of Python processes. Where no bytecode is kept each compiles all that it imports: 14 s with torch.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# Threads of several processes share the cores: one that waits must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+MadeOnce = Callable[[str, Callable[[Path], Any]], Any]
 OBJECTS = {
     "delivery": ["parcel", "courier", "tracking number", "doorstep", "depot"],
     "billing": ["invoice", "charge", "receipt", "card statement", "tax line"],
@@ -77,15 +91,42 @@ def train_arguments(folder: Path, data: Path) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "tiny.csv", tiny_rows())
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A single file is done before another process has loaded what it needs."""
+    named = [Path(config.invocation_params.dir, argument.partition("::")[0]) for argument in config.args]
+    return 0 if len(named) == 1 and named[0].is_file() else None
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> dict[str, Any]:
-    """What `train` returned for the tiny model: its bundle, metrics, folders."""
-    return run(train_arguments(tmp_path_factory.mktemp("tiny"), tiny_data))
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Gives what `make` returned for its folder in the first of the processes that asked for `name`, by way of JSON."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def give(name: str, make: Callable[[Path], Any]) -> Any:
+        folder = shared / "made-once" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        told = folder / "told.json"
+        with FileLock(folder / "lock"):
+            if not told.exists():
+                made = make(folder)
+                assert msgspec.json.decode(msgspec.json.encode(made)) == made
+                told.write_bytes(msgspec.json.encode(made))
+        return msgspec.json.decode(told.read_bytes())
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def tiny_data(made_once: MadeOnce) -> Path:
+    return Path(made_once("tiny rows", lambda folder: str(write_rows(folder / "tiny.csv", tiny_rows()))))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(made_once: MadeOnce, tiny_data: Path) -> dict[str, Any]:
+    """What `train` printed for the tiny model: its bundle, metrics, folders."""
+    told: dict[str, Any] = made_once("tiny", lambda folder: run(train_arguments(folder, tiny_data)))
+    return told
 
 
 @pytest.fixture(scope="session")
