@@ -12,7 +12,8 @@ import pytest
 from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, read_golden, seal
 from pigeonhole.errors import BundleError
 
-FILES = ["README.md", "golden.json", "model.int8.onnx", "model.onnx", "reference.parquet", "tokenizer.json"]
+MODELS = ["model.int8.onnx", "model.int8.onnx.data", "model.onnx", "model.onnx.data"]
+FILES = ["README.md", "golden.json", *MODELS, "reference.parquet", "tokenizer.json"]
 
 
 def reseal(folder: Path, **changes: Any) -> None:
@@ -31,6 +32,13 @@ def test_a_sealed_bundle_opens_and_lists_every_file(sealed_bundle: Path) -> None
     assert sorted(opened.manifest.files) == FILES
     assert opened.manifest.labels == ("account", "billing", "delivery")
     assert opened.manifest.files["model.onnx"].size_bytes == (sealed_bundle / "model.onnx").stat().st_size
+
+
+def test_the_size_of_a_model_is_that_of_its_graph_and_of_the_weights_beside_it(sealed_bundle: Path) -> None:
+    manifest = open_bundle(str(sealed_bundle)).manifest
+    assert manifest.size_bytes("int8") == sum((sealed_bundle / name).stat().st_size for name in MODELS[:2])
+    inside = msgspec.structs.replace(manifest, files={name: manifest.files[name] for name in FILES if not name.endswith(".data")})
+    assert inside.size_bytes("fp32") == (sealed_bundle / "model.onnx").stat().st_size
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])

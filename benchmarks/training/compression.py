@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pigeonhole.bundle import Bundle, Precision, open_bundle
+from pigeonhole.bundle import WEIGHTS, Bundle, Precision, open_bundle
 from pigeonhole.classifier import Classifier, Encoder
 from pigeonhole.command import command, say
 from pigeonhole.dataset.config import DataConfig
@@ -77,7 +77,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 def _size(file: Path | None) -> dict[str, float]:
     if file is None:
         return {}
-    content = file.read_bytes()
+    beside = file.with_name(file.name + WEIGHTS)
+    content = file.read_bytes() + (beside.read_bytes() if beside.exists() else b"")
     return {"mb": round(len(content) / 1e6, 1), "gzip_mb": round(len(gzip.compress(content, 6)) / 1e6, 1)}
 
 

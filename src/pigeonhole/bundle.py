@@ -1,9 +1,9 @@
 """The bundle: the sealed folder that training hands to serving, the one thing that is served.
 
-A flat folder at a URL: `manifest.json`, `model.onnx` and/or `model.int8.onnx`, `tokenizer.json`, `golden.json`,
-`reference.parquet`, `README.md`, and `neighbours.npy` where its rule of what is out of scope needs it. No pickle, no archive,
-no code. `manifest.json` lists every other file with its sha256 and size and carries a seal over its own bytes, so that a byte
-changed anywhere, a file missing or a file too many is refused by name.
+A flat folder at a URL: `manifest.json`, `model.onnx` and/or `model.int8.onnx`, each with its weights in itself or in a `.data`
+beside it, `tokenizer.json`, `golden.json`, `reference.parquet`, `README.md`, and `neighbours.npy` where its rule of what is out
+of scope needs it. No pickle, no archive, no code. `manifest.json` lists every other file with its sha256 and size and carries a
+seal over its own bytes, so that a byte changed anywhere, a file missing or a file too many is refused by name.
 
 Does not know how a model is run (classifier.py) or where bundles live (registry.py).
 """
@@ -29,6 +29,7 @@ GOLDEN = "golden.json"
 NEIGHBOURS = "neighbours.npy"
 REFERENCE = "reference.parquet"
 CARD = "README.md"
+WEIGHTS = ".data"  # added to the name of a model that keeps its weights in a file of their own
 
 Precision = Literal["fp32", "int8"]
 Task = Literal["single_label", "multi_label"]
@@ -114,6 +115,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vector_scaling: VectorScaling | None = None  # instead of the temperature
     out_of_scope: OutOfScope | None = None
     accept_score: Probability | None = None
+
+    def size_bytes(self, precision: Precision) -> int:
+        """Of a model: its graph, and its weights where they are beside it."""
+        names = (self.models[precision], self.models[precision] + WEIGHTS)
+        return sum(self.files[name].size_bytes for name in names if name in self.files)
 
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,7 +1,10 @@
+import stat
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -63,6 +66,20 @@ def test_the_packed_graph_gives_the_logits_of_torch(family: str, tmp_path: Path)
     with torch.no_grad():
         expected = [model(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.int64))[0][0].numpy() for row in ROWS]
     assert logits_of(tmp_path / "model.onnx", ROWS) == pytest.approx(np.stack(expected), abs=2e-5)
+
+
+def test_the_weights_are_in_a_file_of_their_own_and_give_the_same_bits_from_within(tmp_path: Path) -> None:
+    weights = read_weights(random_classifier(FAMILIES["bert"]))
+    assert weights is not None
+    write_packed(weights, tmp_path / "model.onnx", "int8")
+    onnx.save(onnx.load(tmp_path / "model.onnx"), tmp_path / "inside.onnx")
+    assert np.array_equal(logits_of(tmp_path / "model.onnx", ROWS), logits_of(tmp_path / "inside.onnx", ROWS))
+    beside = tmp_path / "model.onnx.data"
+    assert beside.stat().st_size > weights.words.size
+    assert sys.platform == "win32" or stat.S_IMODE(beside.stat().st_mode) == 0o644
+    beside.unlink()
+    with pytest.raises(Exception, match=r"model\.onnx\.data"):  # onnxruntime's errors share no base class
+        ort.InferenceSession(tmp_path / "model.onnx")
 
 
 def test_int8_stays_near_fp32_and_an_answer_is_the_same_in_any_company(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "macro_f1": _interval(bootstrap_difference(true_ids, answers[1], answers[0], config.seed)),
         "calibration_error": [expected_calibration_error(each, true_ids) for each in (base, candidate)],
         "latency_ms": _latencies(classifiers, rows.texts[:TIMED]),
-        "size_mb": [bundle.manifest.files[bundle.manifest.models[bundle.manifest.served]].size_bytes / 1e6 for bundle in bundles],
+        "size_mb": [bundle.manifest.size_bytes(bundle.manifest.served) / 1e6 for bundle in bundles],
         "training_data": _data_difference(bundles),
         "parts": [
             {"kind": part.kind, "name": part.name, "n": part.n, "p": part.p, **_interval(part.difference)} for part in found.parts

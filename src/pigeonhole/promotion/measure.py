@@ -51,7 +51,7 @@ def _answer(bundle: Bundle, classifier: Classifier, rows: Labelled, probes: Prob
         labels=manifest.labels,
         probabilities=predict_rows(classifier, rows.texts, f"score {manifest.version}"),
         thresholds=thresholds_of(manifest),
-        size_bytes=manifest.files[manifest.models[manifest.served]].size_bytes,
+        size_bytes=manifest.size_bytes(manifest.served),
         refused=np.array([decision != "accept" for decision in decisions]) if decisions else None,
         behaviour=measure_behaviour(labels_of, rows.texts, probes.minimum, seed),
     )

@@ -176,8 +176,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     objection = export.why_not_int8(parity, config.export.min_agreement)
     if objection:
         say(f"export: {objection}; int8 is left out, fp32 is served")
-        manifest = export.leave_int8_out(manifest, folder)
         del classifiers["int8"], predictions["int8"]
+        manifest = export.leave_int8_out(manifest, folder)
     rules = fit_rules(
         classifiers[manifest.served], manifest, dataset, config.decision, config.seed, by_label=not _balanced(config)
     )

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from pigeonhole import metrics, storage
-from pigeonhole.bundle import TOKENIZER, Golden, Manifest, Precision, Task, Windowing
+from pigeonhole.bundle import TOKENIZER, WEIGHTS, Golden, Manifest, Precision, Task, Windowing
 from pigeonhole.classifier import OUTPUTS, Classifier, Prediction
 from pigeonhole.decision import to_probabilities
 from pigeonhole.errors import ParityError
@@ -97,7 +97,7 @@ def draft(
     return Manifest(
         schema_version=1,
         name=name,
-        version=f"{now:%Y%m%d-%H%M%S}-{_digest(folder / models['fp32'])[:8]}",
+        version=f"{now:%Y%m%d-%H%M%S}-{_digest(_files_of(folder, models['fp32'])[-1])[:8]}",
         created_at=now.isoformat(timespec="seconds"),
         task=task,
         labels=tuple(labels),
@@ -117,8 +117,15 @@ def draft(
 
 
 def leave_int8_out(manifest: Manifest, folder: Path) -> Manifest:
-    (folder / manifest.models["int8"]).unlink()
+    """Whoever has the model open lets go of it first: its weights are mapped, and Windows keeps such a file."""
+    for file in _files_of(folder, manifest.models["int8"]):
+        file.unlink()
     return msgspec.structs.replace(manifest, models={"fp32": manifest.models["fp32"]}, served="fp32")
+
+
+def _files_of(folder: Path, model: str) -> list[Path]:
+    """A model's graph, and its weights where they are beside it."""
+    return [path for name in (model, model + WEIGHTS) if (path := folder / name).exists()]
 
 
 def _digest(path: Path) -> str:

@@ -82,8 +82,8 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         objection = export.why_not_int8(parity, options.min_agreement)
         if objection:
             say(f"export: {objection}; int8 is left out, fp32 is served")
-            manifest = export.leave_int8_out(manifest, folder)
             del classifiers["int8"], predictions["int8"]
+            manifest = export.leave_int8_out(manifest, folder)
         served = predictions[manifest.served]
         measured = {}
         if rows and true_ids is not None:

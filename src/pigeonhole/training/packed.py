@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pigeonhole.bundle import Precision
+from pigeonhole.bundle import WEIGHTS, Precision
 from pigeonhole.classifier import OUTPUTS
 from pigeonhole.training.weights import Array, Dense, Layer, Norm, Weights
 
@@ -26,6 +26,7 @@ NEVER = -1e9  # added to the attention paid to a place without a token
 
 
 def write_packed(weights: Weights, path: Path, precision: Precision) -> None:
+    """Into a new file, and its weights into another one beside it."""
     graph = (_Graph if precision == "fp32" else _Int8Graph)(weights.attention_heads, weights.words.shape[1])
     embedding = _embedding_of(graph, weights)  # (b, d)
     graph.node("Identity", embedding, output="text_embedding")
@@ -137,7 +138,11 @@ class _Graph:
             self._constants,
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        weights = path.with_name(path.name + WEIGHTS)
+        # A file of weights is mapped, not copied: an fp32 MiniLM is open after 0.07 s, not 0.17, and with 111 MB at the peak, not 196.
+        onnx.save_model(model, path, save_as_external_data=True, location=weights.name)
+        weights.chmod(0o644)  # it was made as a temporary file; a service is another user
 
 
 class _Int8Graph(_Graph):
