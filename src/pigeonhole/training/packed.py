@@ -140,7 +140,7 @@ class _Graph:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         weights = path.with_name(path.name + WEIGHTS)
-        # A file of weights is mapped, not copied: an fp32 MiniLM is open after 0.07 s, not 0.17, and with 111 MB at the peak, not 196.
+        # A file of weights is mapped, not copied: an fp32 MiniLM opens in 0.07 s at a peak of 111 MB, not in 0.17 at 196.
         onnx.save_model(model, path, save_as_external_data=True, location=weights.name)
         weights.chmod(0o644)  # it was made as a temporary file; a service is another user
 
