@@ -85,16 +85,15 @@ def out_of_fold(
     embeddings: NDArray[np.float32], label_ids: NDArray[np.int64], c: int, folds: int, seed: int
 ) -> NDArray[np.float64]:
     """(n, c) probabilities, each row's by a fit on the other folds; a label that these lack gets 0."""
-    from sklearn.linear_model import LogisticRegression  # 1 s to import
-
-    from pigeonhole.evaluation.baselines import deal
+    from pigeonhole.evaluation.baselines import deal  # scikit-learn takes seconds to import
+    from pigeonhole.evaluation.logistic import fit_logistic
 
     fold_ids = deal(label_ids, folds, seed)
     features = embeddings.astype(np.float64)
     probabilities = np.zeros((len(features), c))
     for fold in range(folds):
         others, held_out = fold_ids != fold, fold_ids == fold
-        fitted = LogisticRegression(C=1 / features.var(), max_iter=1000, tol=1e-3).fit(features[others], label_ids[others])
+        fitted = fit_logistic(features[others], label_ids[others], 1 / features.var(), tolerance=1e-3)
         probabilities[np.ix_(held_out, fitted.classes_)] = fitted.predict_proba(features[held_out])
     return probabilities
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from pigeonhole.errors import DataError
+from pigeonhole.evaluation.logistic import fit_logistic
 from pigeonhole.training.batches import TokenizedRows
 
 START, UNKNOWN = 0, 1  # ids: the first place of every text, so that none is empty; a word that training never met
@@ -78,8 +78,7 @@ def fit(
         features = vectorizer.fit_transform(rows.input_ids)
     except ValueError as error:  # scikit-learn's word for an empty vocabulary
         raise DataError("no text has a word of two letters: model=tfidf has nothing to count; choose another model") from error
-    weights = "balanced" if balanced else None
-    fitted = LogisticRegression(C=inverse_regularisation, max_iter=1_000, class_weight=weights).fit(features, rows.label_ids)
+    fitted = fit_logistic(features, rows.label_ids, inverse_regularisation, balanced=balanced)
     weight, bias = fitted.coef_, fitted.intercept_
     if len(bias) == 1:  # scikit-learn keeps one row for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
