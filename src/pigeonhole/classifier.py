@@ -189,7 +189,9 @@ class Classifier:
 
     def under(self, manifest: Manifest, neighbours: NDArray[np.float32] | None) -> "Classifier":
         """The same model with the rules of `manifest`; for those that were fitted on its answers."""
-        return Classifier(manifest, self.precision, self._session, self._encoder, Judge(manifest, neighbours))
+        other = Classifier(manifest, self.precision, self._session, self._encoder, Judge(manifest, neighbours))
+        other.batch_tokens = self.batch_tokens
+        return other
 
     def judge_again(self, found: Prediction) -> Prediction:
         """The answer that this classifier's rules give to the numbers of another's."""

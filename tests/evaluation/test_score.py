@@ -1,9 +1,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import tiny_rows
 
+from pigeonhole.bundle import open_bundle
+from pigeonhole.classifier import Classifier
 from pigeonhole.evaluation import score
 from pigeonhole.metrics import Floats
 
@@ -43,3 +47,12 @@ def test_progress_goes_to_stderr_alone(capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr()
     assert "score fp32" in printed.err
     assert printed.out == ""
+
+
+def test_larger_batches_give_the_same_bits_and_are_kept_under_other_rules(sealed_bundle: Path) -> None:
+    texts = [text for text, _ in tiny_rows()]
+    bundle = open_bundle(str(sealed_bundle))
+    expected = score.predict_rows(Classifier.open(bundle), texts)
+    many = score.for_many(Classifier.open(bundle)).under(bundle.manifest, None)
+    assert many.batch_tokens == score.BATCH_TOKENS
+    assert (score.predict_rows(many, texts) == expected).all()

@@ -35,7 +35,7 @@ from pigeonhole.evaluation.labelled import (
     read_own_split,
     thresholds_of,
 )
-from pigeonhole.evaluation.score import predict_rows
+from pigeonhole.evaluation.score import for_many, predict_rows
 from pigeonhole.evaluation.slices import text_masks
 from pigeonhole.metrics import (
     Ids,
@@ -146,7 +146,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     rows = read_labelled(data.path, data, bundles[1].manifest.task) if data.path else read_own_split(bundles[1])[1]
     labels = bundles[0].manifest.labels
     true_ids = label_ids(rows, labels)
-    classifiers = [Classifier.open(bundle, threads=config.threads) for bundle in bundles]
+    classifiers = [for_many(Classifier.open(bundle, threads=config.threads)) for bundle in bundles]
     base, candidate = (predict_rows(each, rows.texts, f"score {each.manifest.version}") for each in classifiers)
     answers = [predict(found, thresholds_of(bundle.manifest)) for found, bundle in zip((base, candidate), bundles, strict=True)]
     found = compare(true_ids, answers[0], answers[1], labels, text_masks(rows.texts), config.seed)

@@ -25,7 +25,7 @@ from pigeonhole.evaluation.labelled import (
     thresholds_of,
     was_trained_on,
 )
-from pigeonhole.evaluation.score import predict_rows
+from pigeonhole.evaluation.score import for_many, predict_rows
 from pigeonhole.evaluation.slices import text_slices
 from pigeonhole.metrics import Floats, Ids, predict, score_metrics
 
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     thresholds = thresholds_of(bundle.manifest)
     train, test = _rows(config, bundle)
     true_ids = label_ids(test, labels)
-    classifier = Classifier.open(bundle, cast(Precision | None, config.precision), config.threads)
+    classifier = for_many(Classifier.open(bundle, cast(Precision | None, config.precision), config.threads))
     laps.append(time.perf_counter())
     baselines = _score_baselines(train, test, labels, config.seed)
     laps.append(time.perf_counter())

@@ -6,9 +6,13 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from pigeonhole.classifier import Classifier
 from pigeonhole.metrics import Floats
 
 CHUNK = 256  # texts per call: the classifier keeps an embedding for each
+# Of one forward pass, where nobody waits for the first answer: two threads do 288 texts a second (fp32, tickets), and 248 with
+# the 128 of the classifier; one thread is as fast with either.
+BATCH_TOKENS = 512
 
 
 class Predicted(Protocol):
@@ -23,6 +27,12 @@ class Predictor(Protocol):
     def labels(self) -> tuple[str, ...]: ...
 
     def predict(self, texts: Sequence[str]) -> Sequence[Predicted]: ...
+
+
+def for_many(classifier: Classifier) -> Classifier:
+    """The classifier, which from now on takes larger batches."""
+    classifier.batch_tokens = BATCH_TOKENS
+    return classifier
 
 
 def predict_rows(classifier: Predictor, texts: Sequence[str], description: str = "score") -> Floats:

@@ -14,7 +14,7 @@ from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
 from pigeonhole.evaluation.behaviour import measure_behaviour
 from pigeonhole.evaluation.labelled import Labelled, thresholds_of
-from pigeonhole.evaluation.score import CHUNK, predict_rows
+from pigeonhole.evaluation.score import CHUNK, for_many, predict_rows
 from pigeonhole.metrics import Floats
 from pigeonhole.promotion.gate import Answers
 
@@ -31,7 +31,7 @@ class Probes:
 
 def measure(bundles: Sequence[Bundle], rows: Labelled, probes: Probes, threads: int, seed: int) -> list[Answers]:
     """One Answers a bundle, in their order."""
-    classifiers = [Classifier.open(bundle, threads=threads) for bundle in bundles]
+    classifiers = [for_many(Classifier.open(bundle, threads=threads)) for bundle in bundles]
     found = [_answer(*pair, rows, probes, seed) for pair in zip(bundles, classifiers, strict=True)]
     times = _time(classifiers, rows.texts[:TIMED])
     return [replace(answers, latencies_ms=of_one) for answers, of_one in zip(found, times, strict=True)]

@@ -35,6 +35,7 @@ from pigeonhole.evaluation.baselines import score_baselines
 from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
 from pigeonhole.evaluation.labelled import thresholds_of
 from pigeonhole.evaluation.report import measures_of
+from pigeonhole.evaluation.score import for_many
 from pigeonhole.evaluation.slices import text_slices
 from pigeonhole.metrics import Ids, accuracy, macro_f1, predict, score_metrics
 from pigeonhole.registry import Registry
@@ -166,7 +167,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     watch.lap("export")
 
     classifiers = {
-        precision: Classifier.load(Bundle(str(folder), folder, manifest), precision, threads) for precision in manifest.models
+        precision: for_many(Classifier.load(Bundle(str(folder), folder, manifest), precision, threads))
+        for precision in manifest.models
     }
     predictions = {
         precision: export.predict(classifier, [row.text for row in split.test]) for precision, classifier in classifiers.items()
