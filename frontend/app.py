@@ -18,11 +18,11 @@ def main() -> None:
     require_login()
     chosen = st.navigation(
         [
-            st.Page("pages/classify.py", title="Classify", icon=":material/label:", default=True),
-            st.Page("pages/batch.py", title="Batch", icon=":material/table_rows:"),
-            st.Page("pages/review.py", title="Review", icon=":material/rate_review:"),
-            st.Page("pages/model.py", title="Model", icon=":material/model_training:"),
-            st.Page("pages/traffic.py", title="Traffic and drift", icon=":material/monitoring:"),
+            st.Page("screens/classify.py", title="Classify", icon=":material/label:", default=True),
+            st.Page("screens/batch.py", title="Batch", icon=":material/table_rows:"),
+            st.Page("screens/review.py", title="Review", icon=":material/rate_review:"),
+            st.Page("screens/model.py", title="Model", icon=":material/model_training:"),
+            st.Page("screens/traffic.py", title="Traffic and drift", icon=":material/monitoring:"),
         ]
     )
     with st.sidebar:

@@ -10,8 +10,16 @@ from frontend.view import percent
 BLUE = "#3d85c6"
 GREY = "#808080"
 ROW_PX = 30
+TALL = 280
+SERIES = ["#0b5cad", "#d9822b", "#7a5195", "#2e8b57"]
+WHEN = alt.Tooltip("time:T", title="from (UTC)", format="%d %b %H:%M")
 
 Span = tuple[str, str]  # ISO times
+
+
+def _legend(columns: int) -> alt.Legend:
+    """Over the picture; so many columns of its words fit on a phone."""
+    return alt.Legend(orient="top", direction="horizontal", columns=columns, labelLimit=260, offset=4)
 
 
 def probability_bars(probabilities: Mapping[str, float], most: int = 10) -> alt.LayerChart:
@@ -73,12 +81,13 @@ def histogram(bins: pd.DataFrame, title: str) -> alt.Chart:
     return chart
 
 
-def lines(points: pd.DataFrame, title: str, span: Span | None = None, shares: bool = False) -> alt.Chart:
+def lines(points: pd.DataFrame, title: str, span: Span | None = None, share_of: float | None = None) -> alt.Chart:
     """`points` has the columns time, value, series; `span`: from when to when, else as far as the points go.
 
-    `shares` are drawn in percent, from 0 to 1 % at least: no failure at all is a line at the foot, not a picture of noise.
+    With `share_of` values are drawn in percent, from 0 to so much at least: no failure at all is a line at the foot, not noise.
     """
-    top = max(0.01, float(points["value"].max())) if shares else alt.Undefined
+    several = points["series"].nunique() > 1
+    top = alt.Undefined if share_of is None else max(share_of, float(points["value"].max()))
     chart: alt.Chart = (
         alt.Chart(points)
         .mark_line(point=True)
@@ -88,34 +97,49 @@ def lines(points: pd.DataFrame, title: str, span: Span | None = None, shares: bo
                 "value:Q",
                 title=title,
                 scale=alt.Scale(domainMin=0, domainMax=top),
-                axis=alt.Axis(format="~%") if shares else alt.Axis(),
+                axis=alt.Axis(format="~%" if share_of else ",~r"),
             ),
-            color=alt.Color("series:N", title=None, legend=alt.Legend(orient="bottom")),
-            tooltip=["time:T", "series:N", alt.Tooltip("value:Q", format=".2%" if shares else ".4g")],
+            color=alt.Color(
+                "series:N", title=None, sort=None, scale=alt.Scale(range=SERIES), legend=_legend(2) if several else None
+            ),
+            tooltip=[WHEN, alt.Tooltip("series:N", title="of"), alt.Tooltip("value:Q", format=".1%" if share_of else ",.4~r")],
         )
-        .properties(height=220)
+        .properties(height=TALL)
     )
     return chart
 
 
 def _time(span: Span | None) -> alt.X:
-    """The axis covers the span that was asked for: a single point stands at its time, not in the middle."""
-    return alt.X("time:T", title=None, scale=alt.Scale(domain=[_moment(at) for at in span]) if span else alt.Undefined)
+    """In UTC, as all times of the page. It covers the span that was asked for, so that a single point stands at its time."""
+    if span is None:
+        return alt.X("time:T", title=None, scale=alt.Scale(type="utc"), axis=alt.Axis(format="%d %b %H:%M", tickCount=4))
+    start, end = (pd.Timestamp(at).tz_convert("UTC") for at in span)
+    words = "%H:%M" if end - start <= pd.Timedelta(hours=26) else "%d %b"
+    scale = alt.Scale(type="utc", domain=[_moment(start), _moment(end)])
+    return alt.X("time:T", title=None, scale=scale, axis=alt.Axis(format=words, tickCount=7, labelOverlap=True, grid=False))
 
 
-def _moment(at: str) -> alt.DateTime:
-    found = pd.Timestamp(at).tz_convert("UTC")
-    return alt.DateTime(
-        year=found.year, month=found.month, date=found.day, hours=found.hour, minutes=found.minute, seconds=found.second, utc=True
-    )
+def _moment(at: pd.Timestamp) -> alt.DateTime:
+    return alt.DateTime(year=at.year, month=at.month, date=at.day, hours=at.hour, minutes=at.minute, seconds=at.second, utc=True)
 
 
-def confusion(cells: pd.DataFrame, labels: Sequence[str]) -> alt.LayerChart:
+def confusion(
+    cells: pd.DataFrame,
+    labels: Sequence[str],
+    true_labels: Sequence[str] | None = None,
+    across: str = "taken for",
+    down: str = "true label",
+) -> alt.LayerChart:
     """`cells` has true_label, label, n, share (of the true label's rows); a click chooses a cell (`cell`)."""
     chosen = alt.selection_point(name="cell", fields=["true_label", "label"], empty=False)
     base = alt.Chart(cells).encode(
-        x=alt.X("label:N", sort=list(labels), title="taken for", axis=alt.Axis(labelAngle=-45, labelLimit=160, orient="top")),
-        y=alt.Y("true_label:N", sort=list(labels), title="true label", axis=alt.Axis(labelLimit=160)),
+        x=alt.X(
+            "label:N",
+            sort=list(labels),
+            title=across,
+            axis=alt.Axis(labelAngle=-45 if len(labels) > 2 else 0, labelLimit=160, orient="top"),
+        ),
+        y=alt.Y("true_label:N", sort=list(true_labels or labels), title=down, axis=alt.Axis(labelLimit=160)),
         tooltip=["true_label:N", "label:N", "n:Q", alt.Tooltip("share:Q", format=".1%")],
     )
     squares = base.mark_rect(cursor="pointer", stroke="#80808040").encode(
@@ -150,37 +174,38 @@ def calibration(bins: pd.DataFrame) -> alt.LayerChart:
 def stacked(
     rows: pd.DataFrame, title: str, span: Span, colours: Mapping[str, str] | None = None, share: bool = False
 ) -> alt.Chart:
-    """`rows` has time, until, series, texts: a bar a step; with `share` each is filled up to all of its texts."""
+    """`rows` has time, until, series, texts: a bar a step, as broad as that; with `share` all are of one height."""
+    piled = rows.assign(top=rows.groupby("time")["texts"].cumsum())
+    piled["foot"] = piled["top"] - piled["texts"]
+    if share:
+        sums = rows.groupby("time")["texts"].transform("sum")
+        piled["top"], piled["foot"] = piled["top"] / sums, piled["foot"] / sums
     scale = alt.Scale(domain=list(colours), range=list(colours.values())) if colours else alt.Scale(scheme="tableau10")
-    legend = alt.Legend(orient="bottom", columns=1 if colours else 2, labelLimit=160 if not colours else 300)
+    axis = alt.Axis(format="%" if share else ",d", tickMinStep=alt.Undefined if share else 1)
     chart: alt.Chart = (
-        alt.Chart(rows)
-        .mark_bar()
+        alt.Chart(piled)
+        .mark_rect(stroke=None)
         .encode(
             x=_time(span),
             x2="until:T",
-            y=alt.Y(
-                "texts:Q",
-                title=title,
-                stack="normalize" if share else "zero",
-                axis=alt.Axis(format="%" if share else ",d", minExtent=40),
-            ),
-            color=alt.Color("series:N", title=None, scale=scale, legend=legend),
-            tooltip=["time:T", "series:N", "texts:Q"],
+            y=alt.Y("foot:Q", title=title, axis=axis, scale=alt.Scale(domainMax=1) if share else alt.Undefined),
+            y2="top:Q",
+            color=alt.Color("series:N", title=None, sort=None, scale=scale, legend=_legend(1 if colours else 2)),
+            tooltip=[WHEN, alt.Tooltip("series:N", title="of"), "texts:Q"],
         )
-        .properties(height=260)
+        .properties(height=TALL)
     )
     return chart
 
 
 def with_interval(points: pd.DataFrame, title: str, span: Span) -> alt.LayerChart:
     """`points` has time, value, low, high: shares between 0 and 1 with where the truth lies with 95 % confidence."""
-    base = alt.Chart(points).encode(x=_time(span), tooltip=["time:T", alt.Tooltip("value:Q", format=".1%"), "n:Q"])
+    base = alt.Chart(points).encode(x=_time(span), tooltip=[WHEN, alt.Tooltip("value:Q", format=".1%"), "n:Q"])
     spans = base.mark_rule(color=BLUE, opacity=0.5, strokeWidth=2).encode(
         y=alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")), y2="high:Q"
     )
     dots = base.mark_line(point=True, color=BLUE).encode(y="value:Q")
-    chart: alt.LayerChart = (spans + dots).properties(height=220)
+    chart: alt.LayerChart = (spans + dots).properties(height=TALL)
     return chart
 
 
@@ -191,7 +216,7 @@ def verdicts(rows: pd.DataFrame) -> alt.Chart:
         alt.Chart(rows)
         .mark_point(filled=True, size=120, opacity=0.9)
         .encode(
-            x=alt.X("time:T", title=None, axis=alt.Axis(format="%d %b %H:%M", tickCount=4, labelOverlap=True)),
+            x=_time(None),
             y=alt.Y("verdict:N", title=None, sort=["drift", "no drift", "too few rows"]),
             color=alt.Color("verdict:N", scale=colours, legend=None),
             shape=alt.Shape("verdict:N", legend=None),

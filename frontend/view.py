@@ -146,6 +146,11 @@ def percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
 
 
+def count(n: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def decision_in_words(decision: str) -> str:
     return DECISIONS.get(decision, (decision.replace("_", " "), "gray", ""))[0]
 

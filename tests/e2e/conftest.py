@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 from tests.conftest import tiny_rows
-from tests.frontend.conftest import ROOT, environment, free_port
+from tests.frontend.conftest import ROOT, environment, free_port, wait_until_ready
 
 from pigeonhole.bundle import MANIFEST, REFERENCE, open_bundle, seal
 from pigeonhole.registry import Registry
@@ -81,6 +81,31 @@ def stack(sealed_bundle: Path, tiny_run: dict[str, Any], tmp_path_factory: pytes
         process.terminate()
         process.wait(60)
         log.close()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[str]:
+    """The address of a page that nobody has visited yet, with a login set up."""
+    secrets = tmp_path / ".streamlit/secrets.toml"
+    secrets.parent.mkdir()
+    lines = [
+        "[auth]",
+        'redirect_uri = "http://127.0.0.1/oauth2callback"',
+        'cookie_secret = "0"',
+        'client_id = "page"',
+        'client_secret = "none"',
+        'server_metadata_url = "http://127.0.0.1:9/"',
+    ]
+    secrets.write_text("\n".join(lines), encoding="utf-8")
+    port = str(free_port())
+    variables = environment(PORT=port, PIGEONHOLE_PAGE_USERS="ann@example.com")
+    process = subprocess.Popen([sys.executable, "-m", "frontend"], cwd=tmp_path, env=variables)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}/_stcore/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def wait_for_line(file: Path, process: "subprocess.Popen[bytes]", words: str, seconds: float = 180) -> None:

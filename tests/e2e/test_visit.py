@@ -5,12 +5,22 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from playwright.sync_api import Browser
 from tests.e2e.conftest import Stack, Visitor
 
 Visit = Callable[..., Visitor]
 
 PAGES = {"": "Classify", "batch": "Batch", "review": "Review", "model": "Model", "traffic": "Traffic and drift"}
 TABS = {"model": ("Quality", "Errors", "Versions", "Compare", "Card"), "traffic": ("Now", "Over time", "Drift")}
+
+
+def test_the_first_visitor_of_all_is_asked_to_log_in_also_at_a_pages_own_address(browser: Browser, guarded: str) -> None:
+    """Streamlit would run a folder named pages/ without app.py until somebody has opened app.py."""
+    page = browser.new_page()
+    page.goto(f"{guarded}/model")
+    page.get_by_role("button", name="Log in").wait_for()
+    assert page.get_by_role("heading", name="Model").count() == 0
+    page.close()
 
 
 def test_a_text_is_classified_explained_corrected_and_linked_to(visit: Visit, stack: Stack) -> None:
@@ -50,7 +60,7 @@ def test_a_file_is_classified_looked_through_and_taken_home(visit: Visit) -> Non
     page.get_by_text(re.compile("401 texts in")).wait_for()
     page.get_by_label("Text contains").fill("password")
     page.keyboard.press("Enter")
-    page.get_by_text("1 rows", exact=True).wait_for()
+    page.get_by_text("1 row", exact=True).wait_for()
     visitor.settle()
     visitor.shoot("batch-desktop")
     assert visitor.barriers() == []

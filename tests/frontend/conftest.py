@@ -67,6 +67,24 @@ def served(sealed_bundle: Path, serve_bundle: Callable[[Path], str]) -> str:
     return serve_bundle(sealed_bundle)
 
 
+@contextlib.contextmanager
+def both_services(registry: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """`serve` and `drift` over a registry and a log that is empty: their URLs. Each answer is in the review queue."""
+    shared = {"PIGEONHOLE_REGISTRY": registry, "PIGEONHOLE_LOG": str(folder / "log")}
+    urls = []
+    with contextlib.ExitStack() as running:
+        for name, ready in (("serve", "/ready"), ("drift", "/health")):
+            port = str(free_port())
+            settings = environment(PORT=port, PIGEONHOLE_REPORTS=str(folder / "reports"), PIGEONHOLE_DRAW="no", **shared)
+            settings |= {"PIGEONHOLE_AUDIT_SHARE": "1"} if name == "drift" else {}
+            process = subprocess.Popen([shutil.which(name) or name], env=settings)
+            running.callback(process.wait, 20)
+            running.callback(process.terminate)
+            wait_until_ready(f"http://127.0.0.1:{port}{ready}", process)
+            urls.append(f"http://127.0.0.1:{port}")
+        yield urls[0], urls[1]
+
+
 @pytest.fixture
 def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
     """A page of the app, asked as a visitor of it; `api` is where it looks for the service."""
@@ -81,7 +99,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest
         for name, value in (query or {}).items():
             app.query_params[name] = value
         if page:
-            app.switch_page(f"pages/{page}.py")
+            app.switch_page(f"screens/{page}.py")
         return app.run()
 
     yield start

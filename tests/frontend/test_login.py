@@ -51,3 +51,7 @@ def test_a_provider_without_a_list_of_people_lets_nobody_in(monkeypatch: pytest.
     assert USERS_VARIABLE in app.error[0].value
     assert not app.button
     assert not app.text_area
+
+
+def test_there_is_no_folder_that_streamlit_would_run_past_the_login() -> None:
+    assert not (ROOT / "frontend/pages").exists()

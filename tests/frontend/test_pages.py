@@ -1,4 +1,3 @@
-import contextlib
 import io
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from frontend.view import joined, labels_of
 from streamlit.testing.v1 import AppTest
 from tests.conftest import tiny_rows
-from tests.frontend.conftest import NOBODY, environment, free_port, wait_until_ready
+from tests.frontend.conftest import NOBODY, both_services, environment, free_port, wait_until_ready
 from tests.keyword_bundle import keyword_bundle
 
 OpenPage = Callable[..., AppTest]
@@ -196,24 +195,12 @@ def test_traffic_without_the_service_says_so(open_page: OpenPage) -> None:
 @pytest.fixture(scope="session")
 def watched(tiny_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """`serve` and `drift` over the tiny registry and one log of twenty answers: their URLs."""
-    folder = tmp_path_factory.mktemp("watched")
     registry = str(Path(tiny_run["run"]).parent / "registry")
-    shared = {"PIGEONHOLE_REGISTRY": registry, "PIGEONHOLE_LOG": str(folder / "log")}
-    urls = []
-    with contextlib.ExitStack() as running:
-        for name, ready in (("serve", "/ready"), ("drift", "/health")):
-            port = str(free_port())
-            settings = environment(PORT=port, PIGEONHOLE_REPORTS=str(folder / "reports"), PIGEONHOLE_DRAW="no", **shared)
-            settings |= {"PIGEONHOLE_AUDIT_SHARE": "1"} if name == "drift" else {}
-            process = subprocess.Popen([shutil.which(name) or name], env=settings)
-            running.callback(process.wait, 20)
-            running.callback(process.terminate)
-            wait_until_ready(f"http://127.0.0.1:{port}{ready}", process)
-            urls.append(f"http://127.0.0.1:{port}")
+    with both_services(registry, tmp_path_factory.mktemp("watched")) as (api, drift):
         texts = [f"parcel or invoice {number}?" for number in range(20)]
-        version = httpx.post(f"{urls[0]}/predict", json={"texts": texts}, timeout=60).json()["model_version"]
-        httpx.get(f"{urls[1]}/versions/{version}", timeout=60).raise_for_status()  # read once, it is kept
-        yield urls[0], urls[1]
+        version = httpx.post(f"{api}/predict", json={"texts": texts}, timeout=60).json()["model_version"]
+        httpx.get(f"{drift}/versions/{version}", timeout=60).raise_for_status()  # read once, it is kept
+        yield api, drift
 
 
 def test_examples_are_texts_of_the_test_split(open_page: OpenPage, watched: tuple[str, str]) -> None:

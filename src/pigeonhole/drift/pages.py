@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from fastapi import FastAPI, Request, Response
 
+from pigeonhole.drift.held_out import Cell
 from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.traffic import traffic
 from pigeonhole.drift.versions import Versions
@@ -16,16 +17,20 @@ Most = Annotated[int, msgspec.Meta(ge=1, le=500)]
 
 
 class RowsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A cell, a row or a column of the confusion matrix; neither: all wrong rows."""
+    """A cell, a row or a column of the confusion matrix, or one of the four cells of one label; neither: all wrong rows."""
 
     true_label: str | None = None
     label: str | None = None
+    cell: Cell | None = None
     n: Most = 50
 
 
 class CompareQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`label`: the flips of this label alone."""
+
     before: str
     after: str
+    label: str | None = None
     n: Most = 100
 
 
@@ -51,12 +56,12 @@ def add_pages(app: FastAPI, settings: Settings) -> None:
     @app.get("/versions/{version}/rows")
     def rows(version: str, request: Request) -> Response:
         asked = _read(request.query_params, RowsQuery)
-        return _json(versions.rows(version, asked.true_label, asked.label, asked.n))
+        return _json(versions.rows(version, asked.true_label, asked.label, asked.cell, asked.n))
 
     @app.get("/compare")
     def compared(request: Request) -> Response:
         asked = _read(request.query_params, CompareQuery)
-        return _json(versions.compared(asked.before, asked.after, asked.n))
+        return _json(versions.compared(asked.before, asked.after, asked.label, asked.n))
 
     @app.get("/traffic")
     def over_time(request: Request) -> Response:

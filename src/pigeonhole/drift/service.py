@@ -37,7 +37,7 @@ LINKS = {
     "reports": "/reports/latest /reports/latest.json /reports/{n} /reports/{n}.json /reports/{n}/evidently",
     "stats": "/stats",
     "review": "/review?n=20",
-    "versions": "/versions /versions/{version} /versions/{version}/rows?true_label=&label= /compare?before=&after=",
+    "versions": "/versions /versions/{version} /versions/{version}/rows?true_label=&label=&cell= /compare?before=&after=&label=",
     "traffic": "/traffic?hours=24&steps=48",
     "health": "/health",
     "metrics": "/metrics",

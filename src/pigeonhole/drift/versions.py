@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pigeonhole.bundle import CARD, Manifest, read_file, read_manifest
-from pigeonhole.drift.held_out import HeldOut, compare, pick, read_held_out, summary
+from pigeonhole.drift.held_out import Cell, HeldOut, compare, pick, read_held_out, summary
 from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import promoted_last
 from pigeonhole.errors import ConfigError, NotFoundError
@@ -63,11 +63,11 @@ class Versions:
             "held_out": summary(found.rows) if found.rows else None,
         }
 
-    def rows(self, version: str, true_label: str | None, label: str | None, most: int) -> dict[str, Any]:
-        return pick(self._rows(version), true_label, label, most)
+    def rows(self, version: str, true_label: str | None, label: str | None, cell: Cell | None, most: int) -> dict[str, Any]:
+        return pick(self._rows(version), true_label, label, cell, most)
 
-    def compared(self, before: str, after: str, most: int) -> dict[str, Any]:
-        return {"before": before, "after": after, **compare(self._rows(before), self._rows(after), most)}
+    def compared(self, before: str, after: str, label: str | None, most: int) -> dict[str, Any]:
+        return {"before": before, "after": after, **compare(self._rows(before), self._rows(after), label, most)}
 
     def _rows(self, version: str) -> HeldOut:
         rows = self._version(version).rows

@@ -74,7 +74,7 @@ def _progress() -> None:
 
 def _duration(seconds: float) -> str:
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
 
 
@@ -133,10 +133,12 @@ def _look_through(results: pd.DataFrame, table: pd.DataFrame) -> None:
     if needle:
         keep &= texts.str.contains(needle, case=False, regex=False)
     shown = results[keep].head(SHOWN)
-    st.caption(f"{int(keep.sum()):,} rows" + (f", the first {SHOWN:,} shown" if keep.sum() > SHOWN else ""))
+    st.caption(view.count(int(keep.sum()), "row") + (f", the first {SHOWN:,} shown" if keep.sum() > SHOWN else ""))
     frame = pd.DataFrame({"text": texts[shown.index].str.slice(0, 500), **shown.to_dict("series")})
     frame["decision"] = frame["decision"].map(view.decision_in_words)
     frame["score"] = frame["score"].astype(float) * 100
+    if not frame["note"].any():
+        frame = frame.drop(columns="note")
     st.dataframe(
         frame,
         hide_index=True,

@@ -23,7 +23,10 @@ WHY = {
 def page() -> None:
     st.title("Review")
     about = view.model_or_stop()
-    st.caption("You see a text and say what it is. The model's own label is the first key.")
+    st.caption(
+        "You see a text and say what it is: click a label, or press its key. The model's own label comes first. "
+        "What you say is kept as feedback: it measures the model, and the next version learns from it."
+    )
     if "queue" not in st.session_state and not _take_queue():
         return
     queue: list[dict[str, Any]] = st.session_state.queue
@@ -83,8 +86,8 @@ def _estimate() -> None:
     if found and found["accuracy"] is not None:
         low, high = found["interval"]
         st.caption(
-            f"From all {found['n']:,} answers to this queue: the model is right in {view.percent(found['accuracy'])} of its "
-            f"traffic (95 % interval {view.percent(low)} to {view.percent(high)})."
+            f"From {view.count(found['n'], 'answer')} to this queue so far: the model is right in "
+            f"{view.percent(found['accuracy'])} of its traffic (95 % interval {view.percent(low)} to {view.percent(high)})."
         )
 
 

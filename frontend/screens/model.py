@@ -17,6 +17,17 @@ NAMES = {
 MEASURES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "ece": "Calibration error"}
 DRAWN = 20  # labels; a larger matrix has cells too small to hit
 SHOWN = 100
+TEXT_ROW_PX = 76  # three lines of a text
+
+PLACES = {"missed": (True, False), "extra": (False, True), "both": (True, True), "neither": (False, False)}
+"""Of one label of several: whether a text has it, and whether it was given it."""
+CELLS = {"missed": "missed", "extra": "given wrongly", "both": "rightly given", "neither": "rightly not given"}
+ROW_COLUMNS = {
+    "sure": st.column_config.NumberColumn(format="%.1f %%"),
+    "text": st.column_config.TextColumn(width="large"),
+}
+HAS = {True: "has it", False: "has it not"}
+GIVEN = {True: "gives it", False: "does not"}
 
 
 def page() -> None:
@@ -144,7 +155,11 @@ def _per_class(test: dict[str, Any], about: dict[str, Any]) -> None:
     if not rows:
         return
     st.subheader("Label by label", anchor=False)
-    st.caption("The weakest first. Below its threshold a label is for a person to look at.")
+    several = about["task"] == "multi_label"
+    threshold = (
+        "A text is given a label from its threshold on." if several else "Below its threshold a label is for a person to look at."
+    )
+    st.caption(f"The weakest first. {threshold}")
     frame = pd.DataFrame(rows).sort_values("F1", kind="stable")
     decimals = {
         name: st.column_config.NumberColumn(format="%.2f") for name in frame.columns if name not in ("label", "test texts")
@@ -193,10 +208,25 @@ def _share(share: float, interval: list[float]) -> str:
 
 
 def _errors(found: dict[str, Any]) -> None:
-    held_out, labels = found["held_out"], found["labels"]
+    held_out = found["held_out"]
+    st.caption(f"{held_out['wrong']:,} of {held_out['n']:,} test texts got {_otherwise(found)} than their own.")
+    query = _cell_of_label(held_out) if found["task"] == "multi_label" else _cell_of_matrix(held_out, found["labels"])
+    try:
+        rows = view.drift().get(f"/versions/{quote(found['version'], safe='')}/rows", n=SHOWN, **query)
+    except (Down, Refused) as error:
+        view.no_drift_service(error, "there are no rows")
+        return
+    _rows(rows, bool(query))
+
+
+def _otherwise(found: dict[str, Any]) -> str:
+    return "other labels" if found["task"] == "multi_label" else "another label"
+
+
+def _cell_of_matrix(held_out: dict[str, Any], labels: list[str]) -> dict[str, str]:
+    """Who is taken for whom; the query for the rows of what is chosen."""
     cells = pd.DataFrame(held_out["confusion"])
     wrong = cells[cells["true_label"] != cells["label"]].sort_values("n", ascending=False)
-    st.caption(f"{int(wrong['n'].sum()):,} of {held_out['n']:,} test texts got another label than their own.")
     if len(labels) <= DRAWN:
         cells["share"] = cells["n"] / cells.groupby("true_label")["n"].transform("sum")
         words = "; ".join(f"{row.true_label} taken for {row.label}: {row.n}" for row in wrong.head(10).itertuples())
@@ -213,13 +243,26 @@ def _errors(found: dict[str, Any]) -> None:
     left, right = st.columns(2)
     true_label = left.selectbox("True label", labels, index=None, placeholder="any", key="drill-true")
     label = right.selectbox("Taken for", labels, index=None, placeholder="any", key="drill-label")
-    query = {name: value for name, value in (("true_label", true_label), ("label", label)) if value}
-    try:
-        rows = view.drift().get(f"/versions/{quote(found['version'], safe='')}/rows", n=SHOWN, **query)
-    except (Down, Refused) as error:
-        view.no_drift_service(error, "there are no rows")
-        return
-    _rows(rows, bool(query))
+    return {name: value for name, value in (("true_label", true_label), ("label", label)) if value}
+
+
+def _cell_of_label(held_out: dict[str, Any]) -> dict[str, str]:
+    """Where each label of several is missed or given too often; the query for the rows of what is chosen."""
+    rows = pd.DataFrame(held_out["by_label"])
+    st.dataframe(rows.rename(columns=CELLS), hide_index=True)
+    label = st.selectbox("Label", sorted(rows["label"]), index=None, placeholder="any", key="drill-label")
+    if label is None:
+        return {}
+    counts = rows.set_index("label").loc[label]
+    cells = pd.DataFrame(
+        [{"true_label": HAS[true], "label": GIVEN[said], "n": int(counts[cell])} for cell, (true, said) in PLACES.items()]
+    )
+    cells["share"] = cells["n"] / cells.groupby("true_label")["n"].transform("sum").clip(lower=1)
+    words = "; ".join(f"{CELLS[cell]}: {counts[cell]}" for cell in PLACES)
+    chart = charts.confusion(cells, list(GIVEN.values()), list(HAS.values()), across="the model", down="the text")
+    st.altair_chart(chart, width="stretch", alt=f"{label}: {words}")
+    cell = st.segmented_control("Texts", list(PLACES), default="missed", format_func=CELLS.__getitem__, key="drill-cell")
+    return {"label": label, "cell": cell or "missed"}
 
 
 def _cell_chosen() -> None:
@@ -231,22 +274,23 @@ def _cell_chosen() -> None:
 
 def _rows(found: dict[str, Any], narrowed: bool) -> None:
     st.caption(
-        f"{found['found']:,} texts" + ("" if narrowed else " with a wrong label") + ", the surest first."
+        view.count(found["found"], "text") + ("" if narrowed else " with a wrong label") + ", the surest first."
         + (f" The first {SHOWN} of them:" if found["found"] > SHOWN else "")
     )  # fmt: skip
     if not found["has_texts"]:
         st.info("Their texts are not kept in the registry (`export.test_texts`), so only labels and lengths are here.")
-    rows = pd.DataFrame(found["rows"], columns=["text", "true_label", "label", "score", "n_words"])
-    rows["score"] *= 100
-    shown = rows if found["has_texts"] else rows.drop(columns="text")
-    names = {"true_label": "true label", "label": "taken for", "n_words": "words"}
+    beside = "text" if found["has_texts"] else "n_words"
+    rows = [
+        {
+            "text" if found["has_texts"] else "words": each[beside],
+            "true label": view.joined(each["true_labels"]),
+            "taken for": view.joined(each["labels"]),
+            "sure": each["score"] * 100,
+        }
+        for each in found["rows"]
+    ]
     st.dataframe(
-        shown.rename(columns=names),
-        hide_index=True,
-        column_config={
-            "score": st.column_config.NumberColumn("sure", format="%.1f %%"),
-            "text": st.column_config.TextColumn(width="large"),
-        },
+        pd.DataFrame(rows), hide_index=True, row_height=TEXT_ROW_PX if found["has_texts"] else None, column_config=ROW_COLUMNS
     )
 
 
@@ -306,11 +350,14 @@ def _compare(listed: dict[str, Any]) -> None:
     before = left.selectbox("Before", names, index=first, format_func=words.__getitem__, key="before")
     rest = [name for name in names if name != before]
     after = right.selectbox("After", rest, format_func=words.__getitem__, key="after")
+    label = st.session_state.get("flips-of")
     try:
-        found = view.drift().get("/compare", before=before, after=after, n=SHOWN)
+        found = view.drift().get("/compare", before=before, after=after, n=SHOWN, **({"label": label} if label else {}))
     except (Down, Refused) as error:
         view.no_drift_service(error, "nothing can be compared")
         return
+    labels = sorted(each["label"] for each in found["by_label"])
+    st.selectbox("Flips of", labels, index=None, placeholder="all labels", key="flips-of")
     _flips("Was right, now wrong", found["now_wrong"])
     _flips("Was wrong, now right", found["now_right"])
     change = found["accuracy"]
@@ -325,7 +372,14 @@ def _compare(listed: dict[str, Any]) -> None:
     if left_out:
         st.caption(f"{left_out:,} test texts that only one of the two has were left out.")
     st.subheader("Label by label", anchor=False)
-    rows = pd.DataFrame(found["by_label"]).rename(columns={"n": "test texts", "before": "recall before", "after": "recall after"})
+    columns = {
+        "n": "test texts",
+        "before": "recall before",
+        "after": "recall after",
+        "now_wrong": "now wrong",
+        "now_right": "now right",
+    }
+    rows = pd.DataFrame(found["by_label"]).rename(columns=columns)
     decimals = {name: st.column_config.NumberColumn(format="%.2f") for name in ("recall before", "recall after")}
     st.dataframe(rows, hide_index=True, column_config=decimals)
 
@@ -334,16 +388,17 @@ def _flips(title: str, found: dict[str, Any]) -> None:
     st.subheader(f"{title}: {found['n']:,}", anchor=False)
     if not found["n"]:
         return
-    rows = pd.DataFrame(found["rows"])[["text", "true_label", "before", "after", "after_score"]]
-    rows["after_score"] *= 100
-    st.dataframe(
-        rows.rename(columns={"true_label": "true label"}),
-        hide_index=True,
-        column_config={
-            "after_score": st.column_config.NumberColumn("sure", format="%.1f %%"),
-            "text": st.column_config.TextColumn(width="large"),
-        },
-    )
+    rows = [
+        {
+            "text": each["text"],
+            "true label": view.joined(each["true_labels"]),
+            "before": view.joined(each["before"]),
+            "after": view.joined(each["after"]),
+            "sure": each["after_score"] * 100,
+        }
+        for each in found["rows"]
+    ]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, row_height=TEXT_ROW_PX, column_config=ROW_COLUMNS)
 
 
 def _facts(about: dict[str, Any]) -> None:

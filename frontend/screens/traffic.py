@@ -27,6 +27,18 @@ TROUBLES = {
 }
 KINDS = ("answered", *TROUBLES)
 
+DETECTORS = {
+    "confidence": "How sure the model is",
+    "predicted_classes": "Which labels it gives",
+    "n_chars": "Characters a text",
+    "n_words": "Words a text",
+    "unknown_token_rate": "Words that it does not know",
+    "max_logit": "How strongly it reacts",
+    "estimated_accuracy": "Estimated share of right answers",
+    "embedding": "What the texts are about",
+}
+"""In words; the drift service's name is the key."""
+
 
 def page() -> None:
     st.title("Traffic and drift")
@@ -149,10 +161,10 @@ def _log(now: Exposition) -> None:
 
 
 def _over_time() -> None:
-    span = st.segmented_control("The last", list(SPANS), default="day", key="span") or "day"
+    span = st.segmented_control("The last", list(SPANS), default=_first_span(), key="span") or "day"
     logged = _logged(span)
     if logged:
-        st.caption(f"{logged['texts']:,} texts, as the prediction log has them.")
+        st.caption(f"{logged['texts']:,} texts, as the prediction log has them. Times are in UTC.")
         _draw_volume(logged)
     _draw_troubles(span)
     if logged:
@@ -160,6 +172,15 @@ def _over_time() -> None:
         _draw_speed(steps, drawn)
         _draw_labels(logged, steps)
         _draw_accuracy(steps, drawn)
+
+
+def _first_span() -> str:
+    """A service that was started just now has an hour to show, not a day."""
+    try:
+        since = dt.datetime.fromisoformat(view.api().get("/history", hours=1, steps=1)["since"])
+    except (Down, Refused):
+        return "day"
+    return "hour" if dt.datetime.now(dt.UTC) - since < dt.timedelta(hours=1) else "day"
 
 
 def _logged(span: str) -> dict[str, Any] | None:
@@ -201,7 +222,7 @@ def _draw_troubles(span: str) -> None:
         for kind, (words, _) in TROUBLES.items()
     ]
     st.altair_chart(
-        charts.lines(pd.DataFrame(rows), "of the questions", (found["start"], found["end"]), shares=True),
+        charts.lines(pd.DataFrame(rows), "of the questions", (found["start"], found["end"]), share_of=0.01),
         width="stretch",
         alt="Shares of failed, turned away and refused questions over time",
     )
@@ -264,7 +285,11 @@ def _draw_labels(found: dict[str, Any], steps: list[dict[str, Any]]) -> None:
     )
     st.subheader("How sure the model was", anchor=False)
     sure = [{"time": step["at"], "series": "mean score", "value": step["mean_score"]} for step in steps]
-    st.altair_chart(charts.lines(pd.DataFrame(sure), "mean score", _drawn(found)), width="stretch", alt="Mean score over time")
+    st.altair_chart(
+        charts.lines(pd.DataFrame(sure), "on average", _drawn(found), share_of=1),
+        width="stretch",
+        alt="How sure the model was on average, over time",
+    )
 
 
 def _draw_accuracy(steps: list[dict[str, Any]], span: charts.Span) -> None:
@@ -307,8 +332,8 @@ def _drift() -> None:
         st.info("There is no report yet: compare now, or let a schedule do it.", icon=":material/hourglass_empty:")
         return
     _accuracy(stats["live_accuracy"], reports)
-    _verdicts(reports)
     _report()
+    _verdicts(reports)
 
 
 def _accuracy(live: dict[str, Any], reports: list[dict[str, Any]]) -> None:
@@ -330,6 +355,8 @@ def _accuracy(live: dict[str, Any], reports: list[dict[str, Any]]) -> None:
 
 
 def _verdicts(reports: list[dict[str, Any]]) -> None:
+    if len(reports) < 2:
+        return
     st.subheader("Verdicts", anchor=False)
     rows = pd.DataFrame(
         [
@@ -346,24 +373,42 @@ def _verdicts(reports: list[dict[str, Any]]) -> None:
         for name, key in (("estimated accuracy", "estimated"), ("on the test split", "reference"))
         if each["accuracy"][key] is not None
     ]
-    if len(reports) > 1 and estimated:
-        st.altair_chart(charts.lines(pd.DataFrame(estimated), "accuracy"), width="stretch", alt="Estimated accuracy, run by run")
+    if estimated:
+        st.altair_chart(
+            charts.lines(pd.DataFrame(estimated), "right", share_of=1), width="stretch", alt="Estimated accuracy, run by run"
+        )
 
 
 def _report() -> None:
     latest = view.drift().get("/reports/latest.json")
     st.subheader(f"Latest comparison: {latest['verdict'].replace('_', ' ')}", anchor=False)
-    rows = latest["rows"]
+    seen = latest["rows"]
     when, version = latest["at"][:16].replace("T", " "), view.plain(latest["version"])
     st.caption(
-        f"{when} UTC, version {version}: {rows['window']:,} predictions against {rows['reference']:,} held-out rows. "
+        f"{when} UTC, version {version}: {seen['window']:,} predictions against {seen['reference']:,} held-out rows. "
         f"Where nothing has changed, a run alarms with a chance of {view.percent(latest['budget'])} at most."
     )
-    columns = ["detector", "verdict", "reference", "window", "effect", "least_effect", "p"]
-    findings = pd.DataFrame(latest["findings"], columns=columns)
-    findings["verdict"] = findings["verdict"].str.replace("_", " ")
-    numbers = {name: st.column_config.NumberColumn(format="%.4f") for name in columns[2:]}
-    st.dataframe(findings, hide_index=True, column_config=numbers)
+    rows = [
+        {
+            "compared": DETECTORS.get(each["detector"], each["detector"].replace("_", " ")),
+            "verdict": each["verdict"].replace("_", " "),
+            "held out": each["reference"],
+            "now": each["window"],
+            "effect": each["effect"],
+            "counts from": each["least_effect"],
+            "by chance": each["p"],
+        }
+        for each in latest["findings"]
+    ]
+    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("held out", "now")}
+    helped = {
+        "effect": st.column_config.NumberColumn(format="%.3f", help="The size of the change, in the detector's own measure"),
+        "counts from": st.column_config.NumberColumn(format="%.3f", help="A smaller effect is no alarm, however certain it is"),
+        "by chance": st.column_config.NumberColumn(
+            format="%.4f", help="How probable so large an effect would be if nothing had changed (p value)"
+        ),
+    }
+    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config={**numbers, **helped})
     st.caption(view.plain(latest["blind_spot"]))
     if latest["drawing"] != "drawn":
         st.caption(f"Evidently drew nothing: {view.plain(str(latest['drawing']))}.")
@@ -372,16 +417,17 @@ def _report() -> None:
         st.iframe(_caged(document), height=900)
 
 
+FRAME = "width:150%;height:1320px;transform:scale(.667);transform-origin:0 0;border:0;background:#fff"
+"""Evidently draws for a whole window: two thirds of its size fit beside the sidebar."""
+
+
 def _caged(document: str) -> str:
     """A report shows texts of strangers: a frame without an origin, within the frame, reaches neither page nor network."""
     policy = (
         "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:; font-src data:"
     )
     guarded = f'<meta http-equiv="Content-Security-Policy" content="{policy}">{document}'
-    return (
-        f'<iframe sandbox="allow-scripts" title="drift report" style="width:100%;height:880px;border:0;background:#fff" '
-        f'srcdoc="{html.escape(guarded)}"></iframe>'
-    )
+    return f'<iframe sandbox="allow-scripts" title="drift report" style="{FRAME}" srcdoc="{html.escape(guarded)}"></iframe>'
 
 
 page()

@@ -1,0 +1,75 @@
+"""The pages over versions whose texts may have several labels: what a text has, is given, and another version changes."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from tests.frontend.conftest import both_services
+from tests.frontend.test_pages import OpenPage, classify
+from tests.keyword_bundle import QUEUES, keyword_bundle
+
+from pigeonhole.bundle import REFERENCE, open_bundle, seal
+from pigeonhole.classifier import Classifier
+from pigeonhole.registry import Registry
+from pigeonhole.training.reference import write_reference
+
+TEXTS = ["invoice", "parcel", "login", "invoice parcel", "parcel login", "hello"]
+TRUTH = ["billing", "delivery", "account", "billing|delivery", "delivery|account", ""]
+WORSE = {**QUEUES, "parcel": "billing"}
+"""What a second version takes the words for: a parcel is an invoice."""
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    folder = tmp_path_factory.mktemp("several")
+    registry = Registry(str(folder / "registry"))
+    for version, words in (("v1", QUEUES), ("v2", WORSE)):
+        sealed = folder / version
+        manifest = keyword_bundle(sealed, version, words).manifest
+        thresholds = dict.fromkeys(manifest.labels, 0.6)
+        manifest = msgspec.structs.replace(manifest, task="multi_label", accept_score=0.1, thresholds=thresholds)
+        seal(sealed, manifest)
+        found = Classifier.open(open_bundle(str(sealed))).predict(TEXTS)
+        write_reference(sealed / REFERENCE, TEXTS, TRUTH, found, "multi_label")
+        manifest = seal(sealed, manifest)
+        registry.publish(sealed, manifest)
+        registry.keep_test_texts(manifest.name, version, TEXTS)
+    registry.set_alias("keywords", "production", "v1", "the first", expected=None)
+    with both_services(registry.url, folder) as urls:
+        yield urls
+
+
+def test_an_answer_has_all_its_labels(open_page: OpenPage, several: tuple[str, str]) -> None:
+    app = classify(open_page(several[0], drift=several[1]), "invoice and parcel")
+    assert not app.exception
+    assert app.subheader[0].value == "billing, delivery"
+
+
+def test_each_label_has_four_cells_and_their_texts(open_page: OpenPage, several: tuple[str, str]) -> None:
+    app = open_page(several[0], "model", drift=several[1])
+    assert not app.exception
+    app.selectbox(key="version").select("v2").run()
+    errors = app.tabs[1]
+    assert errors.caption[0].value == "3 of 6 test texts got other labels than their own."
+    cells = errors.dataframe[0].value.set_index("label")
+    assert cells.loc["delivery"].to_dict() == {
+        "rightly given": 0,
+        "missed": 3,
+        "given wrongly": 0,
+        "rightly not given": 3,
+    }
+    app.selectbox(key="drill-label").select("delivery").run()
+    assert sorted(app.tabs[1].dataframe[1].value["text"]) == ["invoice parcel", "parcel", "parcel login"]
+    assert set(app.tabs[1].dataframe[1].value["true label"]) == {"delivery", "billing, delivery", "account, delivery"}
+    assert not app.exception
+
+
+def test_two_versions_are_compared_label_by_label(open_page: OpenPage, several: tuple[str, str]) -> None:
+    app = open_page(several[0], "model", drift=several[1])
+    compare = app.tabs[3]
+    assert compare.subheader[0].value == "Was right, now wrong: 3"
+    by_label = compare.dataframe[1].value.set_index("label")
+    assert by_label["now wrong"].to_dict() == {"delivery": 3, "billing": 2, "account": 0}
+    app.selectbox(key="flips-of").select("billing").run()
+    assert app.tabs[3].subheader[0].value == "Was right, now wrong: 2"
+    assert sorted(app.tabs[3].dataframe[0].value["text"]) == ["parcel", "parcel login"]
