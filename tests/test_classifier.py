@@ -1,5 +1,6 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, seal
-from pigeonhole.classifier import Classifier, Encoder
+from pigeonhole.classifier import Classifier, Encoder, Encoding
 from pigeonhole.decision import softmax
 from pigeonhole.errors import BundleError, InferenceError
 
@@ -62,7 +63,25 @@ def test_a_text_gets_the_same_answer_alone_and_in_any_company(sealed_bundle: Pat
             assert found.score == alone.score
 
 
+def test_texts_that_are_one_to_the_model_pass_through_it_once(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*TEXTS, *map(str.upper, TEXTS), "another text", TEXTS[0]]  # the tiny tokenizer lowers every letter
+    expected = classifier.predict(texts)
+    forward, passed = classifier._forward, []
+
+    def count(encodings: Sequence[Encoding]) -> Any:
+        passed.append(len(encodings))
+        return forward(encodings)
+
+    monkeypatch.setattr(classifier, "_forward", count)
+    found = classifier.predict_once(texts)
+    assert passed == [len(TEXTS) + 1]
+    assert [said.label for said in found] == [said.label for said in expected]
+    assert all((mine.logits == theirs.logits).all() for mine, theirs in zip(found, expected, strict=True))
+    assert [said.n_tokens for said in found] == [said.n_tokens for said in expected]
+
+
 def test_no_texts_get_no_answers(classifier: Classifier) -> None:
+    assert classifier.predict_once([]) == []
     assert classifier.predict([]) == []
 
 

@@ -187,6 +187,16 @@ class Classifier:
         logits, embeddings = self._forward(encodings)
         return [self._decode(*row) for row in zip(encodings, logits, embeddings, strict=True)]
 
+    def predict_once(self, texts: Sequence[str]) -> list[Prediction]:
+        """As `predict`; texts that are one to the model, in another case for instance, pass through it once."""
+        encodings = self._encoder.encode(texts)
+        first: dict[tuple[tuple[int, ...], ...], Encoding] = {}
+        keys = [tuple(map(tuple, encoding.windows)) for encoding in encodings]
+        for key, encoding in zip(keys, encodings, strict=True):
+            first.setdefault(key, encoding)
+        found = dict(zip(first, zip(*self._forward(list(first.values())), strict=True), strict=True))
+        return [self._decode(encoding, *found[key]) for key, encoding in zip(keys, encodings, strict=True)]
+
     def under(self, manifest: Manifest, neighbours: NDArray[np.float32] | None) -> "Classifier":
         """The same model with the rules of `manifest`; for those that were fitted on its answers."""
         other = Classifier(manifest, self.precision, self._session, self._encoder, Judge(manifest, neighbours))

@@ -72,6 +72,7 @@ def test_the_same_seed_puts_the_same_texts_to_every_version() -> None:
     for said in asked:
         measure_behaviour(lambda texts, said=said: said.extend(texts) or ["x"] * len(texts), TEXTS, seed=3)  # type: ignore[misc]
     assert asked[0] == asked[1]
+    assert len(asked[0]) == len(set(asked[0]))  # what a change leaves as it is is not asked again
 
 
 def test_minimum_functionality_counts_labels() -> None:

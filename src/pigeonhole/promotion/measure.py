@@ -14,7 +14,7 @@ from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
 from pigeonhole.evaluation.behaviour import measure_behaviour
 from pigeonhole.evaluation.labelled import Labelled, thresholds_of
-from pigeonhole.evaluation.score import CHUNK, for_many, predict_rows
+from pigeonhole.evaluation.score import for_many, predict_rows
 from pigeonhole.metrics import Floats
 from pigeonhole.promotion.gate import Answers
 
@@ -41,8 +41,7 @@ def _answer(bundle: Bundle, classifier: Classifier, rows: Labelled, probes: Prob
     manifest = bundle.manifest
 
     def labels_of(texts: Sequence[str]) -> list[str]:
-        starts = range(0, len(texts), CHUNK)
-        return [join_labels(said.labels) for start in starts for said in classifier.predict(texts[start : start + CHUNK])]
+        return [join_labels(said.labels) for said in classifier.predict_once(texts)]
 
     decisions = [said.decision for said in classifier.predict(probes.out_of_scope)]
     return Answers(

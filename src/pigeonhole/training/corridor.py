@@ -514,7 +514,7 @@ def _look_closer(
     minimum = minimum_of(dataset.labels) if config.data.task == "single_label" else []
 
     def labels_of(asked: Sequence[str]) -> list[str]:
-        return [join_labels(found.labels) for found in export.predict(classifier, asked)]
+        return [join_labels(found.labels) for found in classifier.predict_once(asked)]
 
     return {
         "slices": text_slices(texts, true_ids, predicted_ids, config.data.slices),
