@@ -27,8 +27,9 @@ COMMIT = "uv run dvc commit --quiet data.dvc"
 STATUS = "uv run dvc status"
 TICKETS = "src/pigeonhole/dataset/tickets/tickets.csv"
 TEST = "uv run pytest --cov=pigeonhole"
-# In an environment of its own: Ray brings a command `serve` that would take the place of ours.
-TEST_SCORING = "uv run --isolated --group score pytest tests/scoring"
+# In an environment of its own: Ray brings a command `serve` that would take the place of ours. In one process: who looks for a
+# running cluster would find that of the other one.
+TEST_SCORING = "uv run --isolated --group score pytest -n 0 tests/scoring"
 RULES = (
     "promtool check rules monitoring/recording_rules.yaml monitoring/alert_rules.yaml",
     "promtool test rules monitoring/rules_test.yaml",

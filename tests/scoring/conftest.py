@@ -32,7 +32,7 @@ def config(sealed_bundle: Path, tmp_path: Path) -> ScoreConfig:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ray lives in an environment of its own: `uv run --isolated --group score pytest tests/scoring`."""
+    """Ray lives in an environment of its own: `uv run --isolated --group score pytest -n 0 tests/scoring`."""
     if importlib.util.find_spec("ray") is None:
         for item in items:
             if item.path.name in ("test_engine.py", "test_score.py") and item.path.parent.name == "scoring":
