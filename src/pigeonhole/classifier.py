@@ -23,7 +23,7 @@ from pigeonhole.errors import BundleError, InferenceError
 OUTPUTS = {"logits": "tensor(float)", "text_embedding": "tensor(float)"}
 ENCODE_TEXTS = 64
 BATCH_TOKENS = 128  # of one forward pass; 256 are 1 % faster on a CPU core and take 6 MB more
-VIEW_WIDTH = 32  # of the narrowest view; the next ones are twice as wide each
+VIEW_WIDTH = 16  # of the narrowest view; the next ones are twice as wide each
 GOLDEN_DEADLINE_S = 5.0  # the probes take milliseconds; a graph that never ends must not hold up a start or a rollout
 # A probe's logits may differ from the sealing host's by this much: rounding in fp32, other integer kernels (no VNNI) in int8.
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8": 0.1}
@@ -122,7 +122,7 @@ class Padded:
 
 
 class Packed:
-    """`input_ids` (n,), `view` (b, t) and `place` (n,), as training/packed.py says; a view is 32, 64, 128, … places wide."""
+    """`input_ids` (n,), `view` (b, t) and `place` (n,), as training/packed.py says; a view is 16, 32, 64, … places wide."""
 
     def width(self, n_tokens: int) -> int:
         return max(VIEW_WIDTH, 1 << (n_tokens - 1).bit_length())

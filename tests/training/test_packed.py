@@ -36,7 +36,7 @@ FAMILIES = {
     "roberta": RobertaConfig(vocab_size=60, max_position_embeddings=130, pad_token_id=1, type_vocab_size=1, **SIZES),
     "distilbert": DistilBertConfig(vocab_size=60, max_position_embeddings=128, **DISTILBERT_SIZES),
 }
-ROWS = [np.random.default_rng(length).integers(3, 60, length).tolist() for length in (3, 7, 31, 32, 33, 64, 100, 7)]
+ROWS = [np.random.default_rng(length).integers(3, 60, length).tolist() for length in (3, 7, 16, 17, 31, 32, 33, 64, 100, 7)]
 
 
 def random_classifier(config: PretrainedConfig) -> TextClassifier:
@@ -114,4 +114,4 @@ def test_what_a_text_shorter_than_the_narrowest_view_is_packed_to() -> None:
     assert inputs["input_ids"].tolist() == [5, 6, 7, 8, 9]
     assert inputs["view"].tolist() == [[0, 1, -1, -1], [2, 3, 4, -1]]
     assert inputs["place"].tolist() == [0, 1, 4, 5, 6]
-    assert [Packed().width(n_tokens) for n_tokens in (2, 32, 33, 64, 65, 512)] == [32, 32, 64, 64, 128, 512]
+    assert [Packed().width(n_tokens) for n_tokens in (2, 16, 17, 32, 33, 64, 65, 512)] == [16, 16, 32, 32, 64, 64, 128, 512]
