@@ -15,6 +15,7 @@ from transformers import BertForSequenceClassification
 from transformers.models.bert.modeling_bert import BertLayer
 
 from pigeonhole.training.batches import Packed
+from pigeonhole.training.dropout import attend
 from pigeonhole.training.model import TextClassifier
 
 
@@ -71,7 +72,10 @@ def _layer(layer: BertLayer, asking: Tensor, x: Tensor, packed: Packed, mask: Te
     query = split(spread(attention.query(x)), width) if everywhere else split(attention.query(asking), 1)
     key, value = split(spread(attention.key(x)), width), split(spread(attention.value(x)), width)
     dropout = attention.dropout.p if attention.training else 0.0
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    if dropout and x.device.type == "cpu":
+        context = attend(query, key, value, mask, dropout)
+    else:
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     context = context.transpose(1, 2).reshape(-1, x.shape[1])
     if everywhere and mask is not None:
         context = cast(Tensor, _ToTokens.apply(context, packed.place))

@@ -5,6 +5,7 @@ bit; the model leaves with the weights of its best epoch; a run that was killed 
 weights as one that was not. Knows nothing of configuration and tracking.
 """
 
+import functools
 import math
 import os
 import signal
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from pigeonhole.errors import DivergedError, RunError
 from pigeonhole.training.batches import Batch, TokenizedRows, merge_windows, shuffled_batches, sorted_batches
 from pigeonhole.training.calibration import fit_label_thresholds
 from pigeonhole.training.checkpoint import Epoch, Progress, read_checkpoint, restore, save_progress, save_tensors
+from pigeonhole.training.dropout import replace_dropout, seeded
+from pigeonhole.training.heap import keep_freed_memory
 from pigeonhole.training.imbalance import draw_balanced
 from pigeonhole.training.layers import freeze_layers
 from pigeonhole.training.loss import several_labels_loss
@@ -41,6 +44,7 @@ from pigeonhole.training.padding_free import PaddingFree
 from pigeonhole.training.precision import Precision, autocast, bf16_products
 from pigeonhole.training.processes import Processes
 from pigeonhole.training.stop_signals import StopSignals
+from pigeonhole.training.workers import Workers
 
 EVALUATION_BATCH = 64
 SAVE_EVERY_S = 30.0
@@ -77,8 +81,10 @@ def set_determinism(seed: int, threads: int) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False  # 5 % of a step; nothing reads what nothing wrote
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of torchrun that share this machine
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // beside))
+    keep_freed_memory()
     return torch.get_num_threads()
 
 
@@ -130,7 +136,9 @@ class _Run:
         self.schedule = LambdaLR(self.optimizer, warmup_then_linear(recipe.warmup, self.steps))
         self.average = Average(model, recipe.average_decay)
         self.progress = self._begin()
+        replace_dropout(model)
         padding_free = PaddingFree(model)
+        self.workers = Workers(model, recipe.compile)
         self.forward = torch.compile(padding_free, dynamic=True) if recipe.compile else padding_free
 
     def train(self) -> list[Epoch]:
@@ -185,8 +193,8 @@ class _Run:
                 yield step, pieces
 
     def _pieces(self, places: NDArray[np.int64]) -> list[Batch]:
-        own = self.processes.share(places)
-        pieces = [self.rows.batch(part) for part in np.array_split(own, self.progress.pieces) if len(part)]
+        own, parts = self.processes.share(places), self.progress.pieces * self.workers.count
+        pieces = [self.rows.batch(own[part::parts]) for part in range(min(parts, len(own)))]
         return [piece.pin() for piece in pieces] if self.device.type == "cuda" else pieces
 
     def _step(self, places: NDArray[np.int64], batches: Sequence[Batch], received: int) -> tuple[float, int]:
@@ -194,8 +202,7 @@ class _Run:
         self.model.train()
         step = self.schedule.last_epoch
         while True:
-            _seed(self.recipe.seed, step, self.processes.number)
-            found = self._backward(batches, len(places))
+            found = self._backward(batches, len(places), step)
             interrupted, terminated = received == signal.SIGINT, received == signal.SIGTERM
             loss, failed, interrupts, terminations = self.processes.sum([found or 0.0, found is None, interrupted, terminated])
             if not failed:
@@ -211,26 +218,46 @@ class _Run:
         self.average.update()
         return loss, signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
 
-    def _backward(self, batches: Sequence[Batch], texts: int) -> float | None:
+    def _backward(self, batches: Sequence[Batch], texts: int, step: int) -> float | None:
         """Its part of the mean loss over the step's `texts`, with its gradients; None: out of memory."""
-        loss = 0.0
+
+        def work(worker: int, pieces: Sequence[Batch]) -> tuple[float, list[Tensor | None]] | None:
+            with seeded(self._seed(step, worker), self.workers.count > 1):
+                return self._gradients(pieces, texts)
+
+        shared_out = [batches[worker :: self.workers.count] for worker in range(min(self.workers.count, len(batches)))]
+        results = self.workers.map(work, shared_out)
+        found = [result for result in results if result is not None]
+        if len(found) < len(results):
+            return None
+        if found:
+            for value, *gradients in zip(self.trained, *(gradients for _, gradients in found), strict=True):
+                value.grad = _sum(gradients)
+        return sum(loss for loss, _ in found)
+
+    def _gradients(self, pieces: Sequence[Batch], texts: int) -> tuple[float, list[Tensor | None]] | None:
+        """The pieces' part of the mean loss over `texts`, and its gradient for each trained weight; None: out of memory."""
+        loss, gradients = 0.0, cast(list[Tensor | None], [None] * len(self.trained))
         try:
-            for piece in batches:
+            for piece in pieces:
                 batch = piece.to(self.device)
                 with autocast(self.recipe.precision, self.device):
                     logits, _ = self.forward(batch.packed)
                 merged = merge_windows(logits.float(), batch.counts, self.rows.rule)
                 part = self.criterion(merged, batch.label_ids) * (len(batch) / texts)
-                torch.autograd.backward(part)
+                found = torch.autograd.grad(part, self.trained, allow_unused=True)
+                gradients = [_sum(pair) for pair in zip(gradients, found, strict=True)]
                 loss += part.item()
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
-            loss = math.nan
-        else:
-            return loss
-        self.optimizer.zero_grad()  # out here the error and the tensors that its traceback holds are gone
-        return None
+            return None
+        return loss, gradients
+
+    def _seed(self, step: int, worker: int) -> int:
+        """What is random in a step, dropout, depends on nothing else: no random state has to be saved."""
+        numbers = [self.recipe.seed, step, self.processes.number, *([worker] if worker else [])]
+        return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
     def _smaller(self, places: NDArray[np.int64]) -> list[Batch]:
         if self.device.type == "cuda":
@@ -307,9 +334,9 @@ def _finished(progress: Progress, recipe: Recipe) -> bool:
     return last >= recipe.epochs or last - _best(progress.history).number >= recipe.patience
 
 
-def _seed(seed: int, step: int, process: int) -> None:
-    """What is random in a step, dropout, depends on nothing else: no random state has to be saved."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
+def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """Of those that are there, in their order."""
+    return functools.reduce(lambda x, y: y if x is None else x if y is None else x + y, gradients)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
