@@ -36,9 +36,16 @@ def test_the_serving_environment_holds_none_of_trainings_libraries() -> None:
     assert packages_of("train") >= TRAINING_ONLY
 
 
+def test_the_service_alone_needs_neither_a_clouds_client_nor_cryptography() -> None:
+    assert {"fastapi", "onnxruntime", "uvicorn"} <= packages_of("service") < packages_of("serve")
+    assert packages_of("service") & {"aiohttp", "cryptography", "gcsfs", "protobuf", "pyjwt"} == set()
+
+
 def test_a_bare_uv_run_has_every_group_but_rays_whose_serve_would_replace_ours_and_that_of_load_tests() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(project["tool"]["uv"]["default-groups"]) == set(project["dependency-groups"]) - {"load", "score", "score-cluster"}
+    parts_of_serve = {"identity", "service"}
+    others = {"load", "score", "score-cluster"}
+    assert set(project["tool"]["uv"]["default-groups"]) == set(project["dependency-groups"]) - others - parts_of_serve
 
 
 def test_no_package_is_asked_for_twice() -> None:

@@ -1,11 +1,12 @@
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Sequence
 
 import pytest
 
-from pigeonhole.serving.batcher import BATCH_TEXTS, Batcher, LateError, OverloadedError, StoppedError
+from pigeonhole.serving.batcher import AT_ONCE, BATCH_TEXTS, Batcher, LateError, OverloadedError, StoppedError
 
 
 class Work:
@@ -144,3 +145,30 @@ def test_an_error_is_raised_to_the_one_who_caused_it() -> None:
     one, error, minus_one = asyncio.run(ask())
     assert (one, minus_one) == ([1], [-1])
     assert isinstance(error, ZeroDivisionError)
+
+
+def test_the_answers_of_a_batch_leave_the_event_loop_room_for_others() -> None:
+    work = Work()
+
+    async def ask() -> list[int]:
+        batcher = Batcher(work, max_waiting=100)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([0], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        others = [asyncio.create_task(batcher.ask([number], soon())) for number in range(5 * AT_ONCE)]
+        await queued(batcher, len(others))
+        turns: list[int] = []
+
+        def look() -> None:
+            turns.append(sum(task.done() for task in others))
+            if turns[-1] < len(others):
+                asyncio.get_running_loop().call_soon(look)
+
+        look()
+        work.let_go.set()
+        await asyncio.gather(first, *others)
+        await batcher.stop()
+        return turns
+
+    turns = asyncio.run(ask())
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= AT_ONCE

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.serving.conftest import Running, Start, wait_until
 
 from pigeonhole.errors import ConfigError
+from pigeonhole.serving.app import identity_of
 from pigeonhole.serving.identity import Identity
+from pigeonhole.serving.settings import Settings
 
 AUDIENCE = "https://pigeonhole.example"
 RSA = rsa.generate_private_key(65537, 2048)
@@ -254,3 +257,10 @@ def test_each_caller_has_a_rate_of_its_own(start: Start, issuer: Issuer) -> None
         mine, other = (token(claims(issuer, sub=sub, email=f"{sub}@team.example")) for sub in ("1", "2"))
         assert [ask(service, ("authorization", f"Bearer {mine}"))[0] for _ in range(2)] == [200, 429]
         assert ask(service, ("authorization", f"Bearer {other}"))[0] == 200
+
+
+def test_without_pyjwt_an_issuer_is_refused_with_the_group_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pigeonhole.serving.identity")
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    with pytest.raises(ConfigError, match="needs PyJWT: uv sync --group service --group identity"):
+        identity_of(Settings(oidc_issuer="https://issuer.example", oidc_audience=AUDIENCE, oidc_allowed="*@x"))

@@ -1,6 +1,8 @@
+import gc
 import socket
 import time
 
+import httpx
 import pytest
 from tests.serving.conftest import Running, Start
 
@@ -90,3 +92,24 @@ def test_requests_in_one_packet_are_answered_one_after_the_other(running: Runnin
     assert found.count(b"HTTP/1.1 200") == 2
     assert found.count(b"HTTP/1.1 400") == 1
     assert len(running.records()) == 2
+
+
+def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(start: Start) -> None:
+    def connections() -> int:
+        return sum(isinstance(found, protocol.Protocol) for found in gc.get_objects())
+
+    with start() as service, httpx.Client(base_url=service.http.base_url) as other:
+        gc.collect()
+        gc.disable()
+        try:
+            assert other.get("/health").status_code == 200
+            assert other.post("/predict", json={"text": "parcel"}).status_code == 200
+            before = connections()
+            other.close()
+            for _ in range(100):
+                if connections() < before:
+                    break
+                time.sleep(0.02)
+            assert connections() == before - 1
+        finally:
+            gc.enable()

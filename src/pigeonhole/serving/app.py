@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pigeonhole.classifier import Classifier
+from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import docs, openapi
@@ -53,7 +54,7 @@ def create_app(
     tracing = Tracing() if settings.traces == "otlp" else None
     service = Service(settings, classifier, log, feedback, tracing)
     stalls = StallWatch(service.telemetry.stall)
-    identity = _identity(settings)
+    identity = identity_of(settings)
     access = Access(settings.keys, share=settings.workers, identity=identity)
     pollers = []
     if identity is not None:
@@ -99,11 +100,14 @@ def create_app(
     return app
 
 
-def _identity(settings: Settings) -> "Identity | None":
+def identity_of(settings: Settings) -> "Identity | None":
+    """Raises ConfigError."""
     if settings.oidc_issuer is None:
         return None
-    from pigeonhole.serving.identity import Identity  # cryptography is loaded only where it is needed
-
+    try:
+        from pigeonhole.serving.identity import Identity  # cryptography is loaded only where it is needed
+    except ImportError as error:
+        raise ConfigError("PIGEONHOLE_OIDC_ISSUER needs PyJWT: uv sync --group service --group identity") from error
     scopes = tuple(scope for scope in SCOPES if scope in settings.oidc_scopes.split(","))
     return Identity(settings.oidc_issuer, settings.oidc_audience, settings.oidc_allowed, scopes, settings.oidc_rate)
 

@@ -71,6 +71,7 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch(is_receiving=False)
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # it holds this connection, which would wait for the garbage collector
         if self._plain is not None:
             # What waits for the model is not computed for nobody. A request with an idempotency-key is none of these: its answer
             # is kept for the caller who comes back.
