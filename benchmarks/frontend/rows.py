@@ -2,8 +2,10 @@
 
     uv run python -m benchmarks.frontend.rows bundle=FOLDER [rows=100000]
 
-While the file is classified, the page is asked every second: how long its main thread has stood still at most (gaps between
-animation frames), and how long a click needs until its effect is seen. Then: a filter over all rows. Prints one JSON object.
+It is begun, cancelled and begun again. While it runs, the page is asked every second: how long its main thread has stood still at
+most (gaps between animation frames), and how long a click needs until its effect is seen. Then a filter over all rows, and the
+download.
+Linux tells what memory the page's process took at most. Prints one JSON object.
 """
 
 import statistics
@@ -41,18 +43,26 @@ def run(arguments: list[str]) -> dict[str, Any]:
     if len(options) < len(arguments) or set(options) - {"bundle", "rows"} or "bundle" not in options:
         raise ConfigError(f"{' '.join(arguments)}: expected bundle=FOLDER, and rows=NUMBER")
     rows = int(options.get("rows", "100000"))
-    with stack(Path(options["bundle"])) as url, sync_playwright() as playwright:
+    with stack(Path(options["bundle"])) as (url, process), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page()
         page.set_default_timeout(600_000)
+        empty_mb = peak_mb(process)
         found = measure(page, url, rows)
+        found["page_peak_mb"] = {"before": empty_mb, "after": peak_mb(process)}
         browser.close()
     return found
 
 
+def peak_mb(process: int) -> int:
+    """The largest resident memory so far."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1000
+
+
 @contextmanager
-def stack(bundle: Path) -> Iterator[str]:
-    """The page's address."""
+def stack(bundle: Path) -> Iterator[tuple[str, int]]:
+    """The page's address and its process."""
     with TemporaryDirectory() as folder, ExitStack() as opened:
         ports = {name: str(free_port()) for name in ("API_PORT", "DRIFT_PORT", "PAGE_PORT", "PROMETHEUS_PORT")}
         variables = environment(PIGEONHOLE_BUNDLE=str(bundle.resolve()), PIGEONHOLE_LOG=f"{folder}/log", **ports)
@@ -61,7 +71,7 @@ def stack(bundle: Path) -> Iterator[str]:
         for part in wanted:
             if not wait_until_ready(part, started[part.name]):
                 raise ConfigError(f"{part.name} does not start; what it said stands above")
-        yield wanted[1].url
+        yield wanted[1].url, started["page"].pid
 
 
 def measure(page: Page, url: str, rows: int) -> dict[str, Any]:
@@ -72,6 +82,9 @@ def measure(page: Page, url: str, rows: int) -> dict[str, Any]:
     page.get_by_role("button", name=f"Classify {rows:,} texts").click()
     page.get_by_role("button", name="Cancel").wait_for()
     read_s = time.perf_counter() - began
+    cancelled_s = cancel(page)
+    page.get_by_role("button", name="Classify again").click()
+    page.get_by_role("button", name="Cancel").wait_for()
     page.evaluate(WATCH_FRAMES)
     stalls, clicks = [], []
     began = time.perf_counter()
@@ -85,15 +98,39 @@ def measure(page: Page, url: str, rows: int) -> dict[str, Any]:
     page.get_by_label("Text contains").fill("order 99")
     page.keyboard.press("Enter")
     page.get_by_text("rows", exact=False).first.wait_for()
-    page.wait_for_function("() => document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
+    wait_until_drawn(page)
+    filter_s = time.perf_counter() - began
+    began = time.perf_counter()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=f"Download {rows:,} rows").click()
+    lines = download.value.path().read_text(encoding="utf-8-sig").count("\n")
+    if lines != rows + 1:
+        raise ConfigError(f"the download has {lines:,} lines, and not {rows + 1:,}")
     return {
         "rows": rows,
         "read_s": round(read_s, 1),
+        "cancelled_s": round(cancelled_s, 2),
         "classified_s": round(classified_s, 1),
-        "filter_s": round(time.perf_counter() - began, 2),
+        "filter_s": round(filter_s, 2),
+        "download_s": round(time.perf_counter() - began, 2),
         "stall_ms": {"median": round(statistics.median(stalls)), "most": round(max(stalls))},
         "click_ms": {"median": round(statistics.median(clicks)), "most": round(max(clicks))},
     }
+
+
+def cancel(page: Page) -> float:
+    """Seconds from the click to the page that says so, with the results so far."""
+    page.wait_for_timeout(2000)
+    began = time.perf_counter()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Cancelled after").wait_for()
+    wait_until_drawn(page)
+    return time.perf_counter() - began
+
+
+def wait_until_drawn(page: Page) -> None:
+    page.wait_for_timeout(100)
+    page.wait_for_function("() => document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
 
 
 def click(page: Page) -> float:

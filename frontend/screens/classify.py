@@ -128,7 +128,8 @@ def _explain(text: str, label: str) -> None:
         return
     st.markdown(_marked(text, found["words"]))
     left = f" {found['words_left']} more words were not looked at." if found["words_left"] else ""
-    st.caption(f"Blue words speak for {view.plain(label)}, red ones against it: without them it is more or less probable.{left}")
+    name = view.plain(label)
+    st.caption(f"Blue words speak for {name}: without them it would be less probable. Red ones speak against it.{left}")
 
 
 def _marked(text: str, words: list[dict[str, Any]]) -> str:

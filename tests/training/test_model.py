@@ -4,6 +4,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -141,3 +142,26 @@ def test_an_encoder_of_another_family_trains_with_its_own_head(tmp_path: Path) -
         load_model(found, ["a", "b"], tokenizer, averaging_layer=True, max_length=64)
     with pytest.raises(ConfigError, match=r"model\.max_length=65: this encoder reads at most 64 tokens"):
         load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=65)
+
+
+def test_weights_that_an_encoder_lacks_are_told_and_a_new_head_or_layer_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = BertConfig(
+        vocab_size=2000,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertForSequenceClassification(config).bert.save_pretrained(tmp_path)
+    found, tokenizer = Pretrained(str(tmp_path), local=True), load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS)
+    capsys.readouterr()  # of saving
+    load_model(found, ["a", "b"], tokenizer, averaging_layer=True, max_length=64)
+    assert capsys.readouterr().err == ""
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    load_model(found, ["a", "b"], tokenizer, averaging_layer=True, max_length=64)
+    assert "has no weights for bert.encoder.layer.1.output.dense.bias: 1 in all begin at random" in capsys.readouterr().err

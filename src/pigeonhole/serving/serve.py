@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 HELP = f"""usage: [VARIABLE=value ...] uv run serve [--workers N] [--help]
 
-Serve a bundle over HTTP: POST /predict /explain /feedback, GET /model /health /ready /metrics /docs /openapi.json.
+Serve a bundle over HTTP: POST /predict /explain /feedback, GET /model /health /ready /metrics /history /docs /openapi.json.
 
 The environment sets (variable, default, meaning):
 {describe()}

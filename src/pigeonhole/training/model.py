@@ -5,10 +5,11 @@ such as all-MiniLM were trained to be read by their average, while BertForSequen
 the layer, an ordinary BertForSequenceClassification reads the average too, and what is saved opens anywhere.
 """
 
+import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -22,12 +23,15 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.models.bert.modeling_bert import BertLayer, BertPooler
+from transformers.utils import logging
 
 from pigeonhole import storage
+from pigeonhole.command import say
 from pigeonhole.errors import ConfigError
 
 SCRATCH = "scratch"
@@ -157,7 +161,18 @@ def load_model(
     if pretrained.source == SCRATCH:
         body: PreTrainedModel = BertForSequenceClassification(config)
     else:
-        body = AutoModelForSequenceClassification.from_pretrained(
+        body = _load(pretrained, config, new_layers=1 if averaging_layer else 0)
+    if averaging_layer:
+        average_tokens(cast(BertForSequenceClassification, body))
+    if isinstance(body, BertForSequenceClassification):
+        body.bert.encoder.layer[-1].__class__ = FirstTokenLayer
+    return take_apart(body)
+
+
+def _load(pretrained: Pretrained, config: PretrainedConfig, new_layers: int) -> PreTrainedModel:
+    """Weights that are not there begin at random: expected of the head and of the last `new_layers`, told of all others."""
+    with _quiet():
+        body, info = AutoModelForSequenceClassification.from_pretrained(
             pretrained.source,
             revision=pretrained.revision,
             config=config,
@@ -165,12 +180,28 @@ def load_model(
             use_safetensors=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # an earlier run's twin may have another number of labels: its head begins anew
+            output_loading_info=True,
         )
-    if averaging_layer:
-        average_tokens(cast(BertForSequenceClassification, body))
-    if isinstance(body, BertForSequenceClassification):
-        body.bert.encoder.layer[-1].__class__ = FirstTokenLayer
-    return take_apart(body)
+    first = config.num_hidden_layers - new_layers
+    expected = [f".layer.{number}." for number in range(first, config.num_hidden_layers)] + [".pooler."]
+    own = f"{body.base_model_prefix}."
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(own) and not any(part in key for part in expected))
+    if missing:
+        say(f"warning: {pretrained.source} has no weights for {', '.join(missing[:3])}: {len(missing)} in all begin at random")
+    return cast(PreTrainedModel, body)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own table of what it did not find."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 
 def take_apart(body: PreTrainedModel) -> TextClassifier:

@@ -98,4 +98,4 @@ def open_tracker(backend: str, folder: Path, name: str, project: str, entity: st
 def _has_key() -> bool:
     import wandb
 
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    return bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False, verify=False)
