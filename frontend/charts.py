@@ -11,7 +11,7 @@ BLUE = "#3d85c6"
 GREY = "#808080"
 ROW_PX = 30
 TALL = 280
-SERIES = ["#0b5cad", "#d9822b", "#7a5195", "#2e8b57"]
+SERIES = [BLUE, "#d9822b", "#9b6fc4", "#2e8b57"]  # read on white and on black
 WHEN = alt.Tooltip("time:T", title="from (UTC)", format="%d %b %H:%M")
 
 Span = tuple[str, str]  # ISO times

@@ -50,7 +50,9 @@ class Project:
     def image(self, name: str, tag: str) -> str:
         """Raises ConfigError for a tag that moves."""
         if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{7,12}", tag):
-            raise ConfigError(f"tag={tag}: expected the commit that the image was built from (7 to 40 hexadecimal digits)")
+            raise ConfigError(
+                f"image={tag}: expected the commit that it was built from (7 to 40 hexadecimal digits; `git rev-parse HEAD`)"
+            )
         return f"{self.repository}/{name}:{tag}"
 
     def account(self, role: str) -> str:

@@ -68,7 +68,7 @@ class Cluster:
         try:
             import ray
         except ImportError as error:
-            raise ConfigError("Ray is not installed here; run `uv run --group score score …`") from error
+            raise ConfigError("Ray is not installed here; run `uv run --isolated --group score score …`") from error
         self._ray: Any = ray
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
