@@ -112,6 +112,7 @@ def _onnx(classifier: Classifier) -> Answer:
 def _pruned(bundle: Bundle, twin: str, share: float, folder: Path) -> dict[Precision, tuple[Classifier, Path]]:
     """Each linear layer of the body without the smallest `share` of its weights, exported as training does it."""
     import torch
+    from tokenizers import Tokenizer
 
     from pigeonhole.training import export
 
@@ -126,7 +127,9 @@ def _pruned(bundle: Bundle, twin: str, share: float, folder: Path) -> dict[Preci
     (own / "tokenizer.json").write_bytes(bundle.path("tokenizer.json").read_bytes())
     models: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
     export.export_fp32(model, own / models["fp32"])
-    export.export_int8(model, own / models["fp32"], own / models["int8"])
+    encoder = Encoder(Tokenizer.from_file(str(own / "tokenizer.json")), bundle.manifest.max_length)
+    samples = [encoding.input_ids for encoding in encoder.encode(export.PROBES)]
+    export.export_int8(model, own / models["fp32"], own / models["int8"], samples)
     pruned = Bundle(str(own), own, msgspec.structs.replace(bundle.manifest, models=models))
     return {precision: (Classifier.load(pruned, precision), own / file) for precision, file in models.items()}
 

@@ -17,10 +17,11 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from pigeonhole import metrics, storage
 from pigeonhole.bundle import TOKENIZER, WEIGHTS, Golden, Manifest, Precision, Task, Windowing
-from pigeonhole.classifier import OUTPUTS, Classifier, Prediction
+from pigeonhole.classifier import OUTPUTS, Classifier, Encoder, Prediction
 from pigeonhole.decision import to_probabilities
 from pigeonhole.errors import ParityError
 from pigeonhole.evaluation.labelled import thresholds_of
@@ -91,7 +92,9 @@ def draft(
     export_fp32(model, folder / models["fp32"])
     if int8 and isinstance(model, TextClassifier):
         models["int8"] = "model.int8.onnx"
-        export_int8(model, folder / models["fp32"], folder / models["int8"])
+        encodings = Encoder(Tokenizer.from_str(tokenizer), max_length).encode(PROBES)
+        samples = [encoding.input_ids for encoding in encodings]
+        export_int8(model, folder / models["fp32"], folder / models["int8"], samples)
     storage.write(str(folder / TOKENIZER), tokenizer.encode())
     now = datetime.datetime.now(datetime.UTC)
     return Manifest(
@@ -141,16 +144,16 @@ def export_fp32(model: TextClassifier | TfidfModel, path: Path) -> None:
     if weights is None:
         trace(model, path)
     else:
-        write_packed(weights, path, "fp32")
+        write_packed(weights, path, "fp32", samples=[])
 
 
-def export_int8(model: TextClassifier, fp32: Path, path: Path) -> None:
-    """`fp32`: the exported file."""
+def export_int8(model: TextClassifier, fp32: Path, path: Path, samples: Sequence[Sequence[int]]) -> None:
+    """`fp32`: the exported file; `samples`: token ids of some texts, whatever they say."""
     weights = read_weights(model)
     if weights is None:
         _quantize(fp32, path)
     else:
-        write_packed(weights, path, "int8")
+        write_packed(weights, path, "int8", samples)
 
 
 def trace(model: TextClassifier, path: Path) -> None:
