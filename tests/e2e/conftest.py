@@ -196,7 +196,14 @@ class Visitor:
         self.page.set_viewport_size(size)
 
     def barriers(self) -> list[str]:
-        """What axe finds serious or critical on the page as it stands."""
+        """What axe finds serious or critical on the page; on a busy machine it may meet what fades away, so it looks twice."""
+        found = self._barriers()
+        if found:
+            self.settle()
+            found = self._barriers()
+        return found
+
+    def _barriers(self) -> list[str]:
         if not self.page.evaluate("() => 'axe' in window"):
             self.page.evaluate(AXE.read_text(encoding="utf-8"))
         found = self.page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
