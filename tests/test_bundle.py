@@ -71,6 +71,14 @@ def test_a_folder_without_a_manifest_says_what_a_bundle_is(tmp_path: Path) -> No
         open_bundle(str(tmp_path))
 
 
+def test_an_archive_is_refused_and_nothing_of_it_is_unpacked(tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "packed"), "tar", tiny_bundle)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BundleError, match=r"packed\.tar: this is a file, and a bundle is a folder; no archive is ever unpacked"):
+        open_bundle(str(tmp_path / "packed.tar"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_an_extra_file_is_refused_by_name(tiny_bundle: Path) -> None:
     (tiny_bundle / "config.json").write_text('{"auto_map": {"AutoModel": "evil.py"}}')
     with pytest.raises(BundleError, match=r"'config\.json' is not listed"):

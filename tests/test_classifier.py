@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,17 @@ def test_a_graph_that_never_ends_is_refused_at_load(tiny_bundle: Path, monkeypat
     change_graph(tiny_bundle, count_for_ever)
     with pytest.raises(BundleError, match=r"model\.int8\.onnx does not run"):
         Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_a_bundle_that_is_swapped_while_it_is_opened_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    verified = open_bundle(str(tiny_bundle))
+    another = Path(shutil.copytree(tiny_bundle, tmp_path / "another"))
+    manifest = msgspec.json.decode((another / MANIFEST).read_bytes(), type=Manifest)
+    seal(another, msgspec.structs.replace(manifest, labels=manifest.labels[::-1]))
+    tiny_bundle.rename(tmp_path / "away")
+    another.rename(tiny_bundle)
+    with pytest.raises(BundleError, match="another bundle took its place while it was opened"):
+        Classifier.open(verified)
 
 
 def test_a_tokenizer_that_is_none_is_refused(tiny_bundle: Path) -> None:

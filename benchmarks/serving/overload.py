@@ -131,6 +131,8 @@ async def open_loop(port: int, rate_per_s: float, seconds: float) -> list[Reply]
     replies: list[Reply] = []
 
     async def ask(request: bytes, due: float) -> None:
+        while idle and idle[-1].is_lost:  # it rested for longer than the service keeps one
+            idle.pop()
         connection = idle.pop() if idle else await Connection.open(port)
         reply = await connection.ask(request, due)
         replies.append(reply)

@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._waiter: asyncio.Future[int] | None = None
         self._transport: asyncio.Transport | None = None
-        self._is_lost = False
+        self.is_lost = False
 
     @classmethod
     async def open(cls, port: int) -> "Connection":
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
             self._settle(int(head[9:12]))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
+        self.is_lost = True
         self._settle(0)
 
     def _settle(self, status: int) -> None:
@@ -117,7 +117,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         began = began or time.perf_counter()
         self._waiter = asyncio.get_running_loop().create_future()
-        if self._is_lost:
+        if self.is_lost:
             self._settle(0)
         self._transport.write(request)
         status = await self._waiter

@@ -173,6 +173,8 @@ def open_bundle(url: str) -> Bundle:
 
 def read_manifest(url: str) -> Manifest:
     """What a bundle says of itself, its seal verified, its other files not looked at. Raises BundleError."""
+    if (local := storage.local_path(url)) is not None and local.is_file():
+        raise BundleError(f"{url}: this is a file, and a bundle is a folder; no archive is ever unpacked")
     try:
         data = storage.read(storage.join(url, MANIFEST))
     except NotFoundError as error:
@@ -259,6 +261,12 @@ def _fetch(url: str, manifest: Manifest) -> Path:
     for name in [MANIFEST, *manifest.files]:
         (folder / name).write_bytes(storage.read(storage.join(url, name)))
     return folder
+
+
+def require_same(bundle: Bundle) -> None:
+    """Raises BundleError where the folder is another bundle's by now: of files read since then nobody knows whose they were."""
+    if read_manifest(str(bundle.folder)).seal != bundle.manifest.seal:
+        raise BundleError(f"{bundle.url}: another bundle took its place while it was opened; open it again")
 
 
 def read_golden(bundle: Bundle) -> list[Golden]:

@@ -16,7 +16,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pigeonhole.bundle import GOLDEN, TOKENIZER, Bundle, Manifest, Precision, Windowing, WindowRule, read_golden
+from pigeonhole.bundle import GOLDEN, TOKENIZER, Bundle, Manifest, Precision, Windowing, WindowRule, read_golden, require_same
 from pigeonhole.decision import Decision, Judge, read_neighbours
 from pigeonhole.errors import BundleError, InferenceError
 
@@ -163,10 +163,12 @@ class Classifier:
     def open(cls, bundle: Bundle, precision: Precision | None = None, threads: int = 1) -> "Classifier":
         """Load a bundle's model (`precision`: the one that the manifest serves) and replay its golden answers.
 
-        Raises BundleError for a graph that does not fit the manifest or does not answer as it did when it was sealed.
+        Raises BundleError for a graph that does not fit the manifest or does not answer as it did when it was sealed, and for a
+        folder in whose place another one has come meanwhile.
         """
         classifier = cls.load(bundle, precision, threads)
         _replay_golden(classifier, bundle)
+        require_same(bundle)
         return classifier
 
     @classmethod
