@@ -73,6 +73,14 @@ def test_what_is_imported_answers_as_torch_does(family: str, saved: Path, tmp_pa
         assert prediction.logits == pytest.approx(logits.numpy(), abs=1e-4)
 
 
+def test_it_is_published_where_the_services_look(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIGEONHOLE_REGISTRY", str(tmp_path / "shared"))
+    monkeypatch.chdir(tmp_path)
+    found = run([f"model={saved}", "name=mine", "max_length=32"])
+    assert found is not None
+    assert Path(found["bundle"].removeprefix("file://")).is_relative_to(tmp_path / "shared")
+
+
 def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.csv"
     data.write_text("text,label\n" + "".join(f"{text},{LABELS[number % 3]}\n" for number, text in enumerate(TEXTS)))

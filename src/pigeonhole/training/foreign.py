@@ -4,6 +4,7 @@ The same export, the same comparison with torch and the same door as at the end 
 a calibration) is left out, and the model card says so.
 """
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
             manifest, parity=export.as_dict(parity), metrics=measured, provenance=_origin(options, rows)
         )
         manifest = _seal(folder, manifest, classifiers, rows, served, options.model)
-        url, alias = publish(Registry(options.registry), folder, manifest)
+        url, alias = publish(Registry(options.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry"), folder, manifest)
     return {
         "bundle": url,
         "model": name,

@@ -24,7 +24,7 @@ class ImportOptions:
     min_agreement: float = setting(0.99, "share of texts with one label in fp32 and int8; below it int8 is left out", ge=0, le=1)
     tolerance: float = setting(1e-4, "largest difference of logits, torch against fp32, before the import fails", gt=0, le=1)
     seed: int = setting(0, "of the intervals", ge=0, le=2**32 - 1)
-    registry: str = setting("registry", "URL of the registry that the bundle is published to")
+    registry: str | None = setting(None, "URL of the registry; unset: PIGEONHOLE_REGISTRY, or registry")
 
     @property
     def chosen_name(self) -> str:
