@@ -96,7 +96,8 @@ def test_requests_in_one_packet_are_answered_one_after_the_other(running: Runnin
 
 def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(start: Start) -> None:
     def connections() -> int:
-        return sum(isinstance(found, protocol.Protocol) for found in gc.get_objects())
+        # By type alone: isinstance asks an object for its class, and some of torch's warn when they are asked.
+        return sum(issubclass(type(found), protocol.Protocol) for found in gc.get_objects())
 
     with start() as service, httpx.Client(base_url=service.http.base_url) as other:
         gc.collect()
