@@ -46,7 +46,7 @@ def main() -> None:
     train = tokenize(task.texts)
     for row, label_id in zip(train, task.label_ids, strict=True):
         row |= {"labels": label_id, "length": len(row["input_ids"])}
-    test = tokenize(task.test_texts)
+    test = tokenize(task.test_texts) if task.test_texts else []
     clock = Clock()
     accuracies: list[tuple[float, float]] = []
 
