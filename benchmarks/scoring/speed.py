@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pigeonhole.bundle import TOKENIZER, Bundle, open_bundle
-from pigeonhole.classifier import BATCH_TOKENS
+from pigeonhole.classifier import BATCH_TOKENS, LAYOUTS, Layout, Padded
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
 
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 
 def _ceiling(bundle: Bundle, texts: Sequence[str]) -> dict[str, Any]:
     model = Session(bundle)
-    batches = list(_equal_lengths(sorted(model.ids(texts), key=len)))
+    batches = list(_equal_widths(sorted(model.ids(texts), key=len), model.layout))
     for batch in batches[:: len(batches) // 20]:
         model.logits(batch)  # warm: each shape is laid out once
     began, cpu = time.perf_counter(), time.process_time()
@@ -81,13 +81,14 @@ def _ceiling(bundle: Bundle, texts: Sequence[str]) -> dict[str, Any]:
 
 
 class Session:
-    """A tokenizer and an ONNX Runtime session on one thread, without anything of the classifier."""
+    """A tokenizer and an ONNX Runtime session on one thread; of the classifier, only how its graph wants the tokens laid out."""
 
     def __init__(self, bundle: Bundle) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         model = str(bundle.path(bundle.manifest.models[bundle.manifest.served]))
         self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.layout = LAYOUTS[frozenset(node.name for node in self._session.get_inputs())]
         self._tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(bundle.manifest.max_length)
@@ -96,19 +97,23 @@ class Session:
         return [found.ids for found in self._tokenizer.encode_batch_fast(list(texts))]
 
     def logits(self, ids: Ids) -> NDArray[np.float32]:
-        """(b, c); shorter texts are padded."""
+        """(b, c); shorter texts are padded where the graph knows no better."""
         longest = max(map(len, ids))
+        if not isinstance(self.layout, Padded):
+            return np.asarray(self._session.run(["logits"], dict(self.layout.inputs(ids, self.layout.width(longest))))[0])
         input_ids = np.array([row + [0] * (longest - len(row)) for row in ids], np.int64)  # (b, t)
         mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in ids], np.int64)  # (b, t)
         return np.asarray(self._session.run(["logits"], {"input_ids": input_ids, "attention_mask": mask})[0])
 
 
-def _equal_lengths(rows: Ids) -> Iterator[Ids]:
+def _equal_widths(rows: Ids, layout: Layout) -> Iterator[Ids]:
     batch: Ids = []
+    tokens = 0
     for row in rows:
-        if batch and (len(batch[0]) != len(row) or (len(batch) + 1) * len(row) > BATCH_TOKENS):
+        tokens += len(row)
+        if batch and (layout.width(len(batch[0])) != layout.width(len(row)) or tokens > BATCH_TOKENS):
             yield batch
-            batch = []
+            batch, tokens = [], len(row)
         batch.append(row)
     yield batch
 
