@@ -1,6 +1,6 @@
 """Two workers beside one: how many more texts a second two cores answer when two processes share the port.
 
-    uv run python -m benchmarks.serving.workers bundle=URL [workers=2] [rounds=3] [seconds=8]
+    uv run python -m benchmarks.serving.workers bundle=URL
 
 The client needs a core too, and there are two: so a request asks for TEXTS texts at once and for one label of each, which costs
 the client a hundredth of what it costs the server. One worker and `workers` take turns, `rounds` times, and nothing is tied to a
@@ -13,6 +13,7 @@ import resource
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,34 @@ from benchmarks.serving.served import Connection, Served, served
 
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError, RunError
+from pigeonhole.options import key_lines, read_options, setting
 
 TEXTS = 32  # of a request
 CONNECTIONS = 24  # all their texts may wait at one worker
 EACH = 0.9  # of what one worker answers, for each of several
-DEFAULTS = {"bundle": "", "workers": "2", "rounds": "3", "seconds": "8"}
+
+
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    workers: int = setting(2, "how many stand beside one", ge=2)
+    rounds: int = setting(3, "times that each is measured", ge=1)
+    seconds: float = setting(8.0, "of each measurement", ge=1)
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = DEFAULTS | dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - set(DEFAULTS) or not options["bundle"]:
-        raise ConfigError(f"allowed are {', '.join(DEFAULTS)}, and bundle is needed; not {arguments}")
-    workers, seconds = int(options["workers"]), float(options["seconds"])
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
+    workers = options.workers
     rates: dict[int, list[float]] = {1: [], workers: []}
     client_cores: list[float] = []
-    for _ in range(int(options["rounds"])):
+    for _ in range(options.rounds):
         for count, found in rates.items():
-            rate, client = _round(options["bundle"], count, seconds)
+            rate, client = _round(options.bundle, count, options.seconds)
             say(f"{count} workers: {rate:.0f} texts/s, the client took {client:.2f} of a core")
             found.append(rate)
             client_cores.append(client)
