@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from pigeonhole.errors import ConfigError
 from pigeonhole.training import tracking
 from pigeonhole.training.tracking import open_tracker
 
@@ -52,6 +53,15 @@ def test_disabled_by_wandbs_own_switch_it_writes_nothing(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     track("wandb", tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.wandb"))
+
+
+@pytest.mark.parametrize("mode", ["", "ofline"])
+def test_a_mode_that_wandb_does_not_know_is_a_mistake_told_in_one_line(
+    tmp_path: Path, no_account: None, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(ConfigError, match=f"^WANDB_MODE={mode}: allowed are online, offline"):
+        track("wandb", tmp_path / "run")
 
 
 def test_jsonl_keeps_steps_and_summary(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import msgspec
 
 from pigeonhole.command import say
+from pigeonhole.errors import ConfigError
 
 Mode = Literal["online", "offline", "disabled", "shared"]
 INIT_TIMEOUT_S = 20.0
@@ -66,10 +67,10 @@ class WandbTracker:
 
         later = f"this run is kept offline; later: `wandb sync {folder / 'wandb'}/offline-run-*`"
         self._wandb = wandb
-        asked = os.environ.get("WANDB_MODE")
+        asked = _asked_mode()
         if asked or _has_key():
             try:
-                self._run = start(cast(Mode, asked or "online"))
+                self._run = start(asked or "online")
             except (wandb.errors.CommError, wandb.errors.UsageError) as error:
                 say(f"W&B: {str(error).splitlines()[0]}; {later}")
                 self._run = start("offline")
@@ -93,6 +94,14 @@ def open_tracker(backend: str, folder: Path, name: str, project: str, entity: st
     if backend == "wandb":
         return WandbTracker(folder, name, project, entity, config)
     return JsonlTracker(folder) if backend == "jsonl" else NoTracker()
+
+
+def _asked_mode() -> Mode | None:
+    """Raises ConfigError for one that W&B does not know; it would end in a traceback there."""
+    asked = os.environ.get("WANDB_MODE")
+    if asked is not None and asked not in (*get_args(Mode), "dryrun", "run"):  # these two: its older names
+        raise ConfigError(f"WANDB_MODE={asked}: allowed are {', '.join(get_args(Mode))}; unset it to let a key decide")
+    return cast(Mode | None, asked)
 
 
 def _has_key() -> bool:
