@@ -1,6 +1,6 @@
 """What `maxInstanceRequestConcurrency` and `memory` of cloudrun/serve.yaml ought to be: one core, so many requests at one time.
 
-    uv run python -m benchmarks.serving.cloud_run bundle=URL [seconds=5] [server_cores=0] [client_cores=1]
+    uv run python -m benchmarks.serving.cloud_run bundle=URL
 
 For each number of connections that ask without a pause: answers a second and a second of the server's CPU, which other work on
 the machine does not change, their p50 and p99, peak memory. Then the worst that may come: the same number of connections, each
@@ -13,39 +13,47 @@ import json
 import os
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.overload import closed_loop
-from benchmarks.serving.served import Connection, Served, percentile, served
+from benchmarks.serving.served import Connection, Served, cores_of, percentile, served
 
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError
+from pigeonhole.options import key_lines, read_options, setting
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 TEXTS = [f"{number} where is my parcel, it should have been here on Monday " * 12 for number in range(256)]
 BODY = json.dumps({"texts": TEXTS}).encode()
 HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 WORST = HEAD % len(BODY) + BODY
-DEFAULTS = {"bundle": "", "seconds": "5", "server_cores": "0", "client_cores": "1"}
+
+
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    seconds: float = setting(5.0, "of each number of connections", ge=1)
+    server_cores: str = setting("0", "as taskset has them")
+    client_cores: str = setting("1", "their numbers, with commas between them")
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = DEFAULTS | dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - set(DEFAULTS) or not options["bundle"]:
-        raise ConfigError(f"allowed are {', '.join(DEFAULTS)}, and bundle is needed; not {arguments}")
-    os.sched_setaffinity(0, {int(core) for core in options["client_cores"].split(",")})
-    seconds = float(options["seconds"])
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
+    os.sched_setaffinity(0, cores_of(options.client_cores))
     with tempfile.TemporaryDirectory() as folder:
-        environment = {"PIGEONHOLE_BUNDLE": options["bundle"], "OMP_NUM_THREADS": "1"}
-        with served(Path(folder), options["server_cores"], **environment) as server:
-            table = [step(server, connections, seconds) for connections in STEPS]
+        environment = {"PIGEONHOLE_BUNDLE": options.bundle, "OMP_NUM_THREADS": "1"}
+        with served(Path(folder), options.server_cores, **environment) as server:
+            table = [step(server, connections, options.seconds) for connections in STEPS]
         best = max(row["answers_per_cpu_s"] for row in table)
         concurrency = next(row["connections"] for row in table if row["answers_per_cpu_s"] >= 0.9 * best)
-        with served(Path(folder), options["server_cores"], **environment) as server:
+        with served(Path(folder), options.server_cores, **environment) as server:
             statuses = asyncio.run(ask_the_worst(server.port, concurrency))
             peak = peak_mb(server)
     worst = {"statuses": statuses, "peak_mb": peak}

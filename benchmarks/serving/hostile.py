@@ -1,6 +1,6 @@
 """Clients that mean no good: sockets that never finish a request, and requests that nobody should send.
 
-    uv run --group load python -m benchmarks.serving.hostile bundle=URL [sockets=10000] [requests=100000] [seed=0]
+    uv run --group load python -m benchmarks.serving.hostile bundle=URL
 
 First a real server is held by `sockets` connections that send nothing, half a head or half a body, while 20 normal questions a
 second are asked: all have to be closed within 15 s, and p99 of the normal ones has to stay under twice what it was. The server
@@ -23,6 +23,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from benchmarks.serving.served import Connection, Served, percentile, served
 
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError
+from pigeonhole.options import key_lines, read_options, setting
 
 NORMAL_PER_S = 20
 CLOSED_WITHIN_S = 15.0
@@ -42,7 +44,6 @@ MANY_TEXTS = 8
 ON_THEIR_WAY = 512  # texts at one time: half of what may wait
 PATIENCE_S = 0.25  # a request that the server still waits for the rest of
 LONG_S = 15.0  # as much for one with many texts: it is answered, or 408, before its texts count as done
-DEFAULTS = {"bundle": "", "sockets": "10000", "requests": "100000", "seed": "0"}
 UNFINISHED = [
     b"",
     b"POST /predict HTT",
@@ -50,21 +51,29 @@ UNFINISHED = [
 ]
 
 
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    sockets: int = setting(10_000, "that never finish a request", ge=1)
+    requests: int = setting(100_000, "generated ones", ge=1)
+    seed: int = setting(0, "of the generated requests", ge=0)
+
+
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = DEFAULTS | dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - set(DEFAULTS) or not options["bundle"]:
-        raise ConfigError(f"allowed are {', '.join(DEFAULTS)}, and bundle is needed; not {arguments}")
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
     with tempfile.TemporaryDirectory() as folder:
-        environment = {"PIGEONHOLE_BUNDLE": options["bundle"], "PIGEONHOLE_TEXT": "none", "OMP_NUM_THREADS": "1"}
+        environment = {"PIGEONHOLE_BUNDLE": options.bundle, "PIGEONHOLE_TEXT": "none", "OMP_NUM_THREADS": "1"}
         with served(Path(folder), "0", **environment) as server:
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-            slow = asyncio.run(hold(server, int(options["sockets"])))
+            slow = asyncio.run(hold(server, options.sockets))
             say(json.dumps(slow))
             stalls = stalls_over(server.scrape(), "0.1")
-            generated = requests_for(server, int(options["requests"]), int(options["seed"]))
+            generated = requests_for(server, options.requests, options.seed)
             sent = asyncio.run(send_all(server.port, generated))
             sent["stalls_over_100_ms"] = stalls_over(server.scrape(), "0.1") - stalls
     found = {"slow_sockets": slow, "requests": sent, "load_average": round(os.getloadavg()[0], 2)}

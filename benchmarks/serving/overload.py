@@ -1,6 +1,6 @@
 """Four times more questions than the service can answer: what it still answers, how soon it refuses the rest, and after.
 
-    uv run python -m benchmarks.serving.overload bundle=URL [seconds=20] [times=4] [server_cores=0] [client_cores=1]
+    uv run python -m benchmarks.serving.overload bundle=URL
 
 First the capacity: 32 connections that ask as fast as they are answered. Then an open loop at `times` that rate, whatever comes
 back; latencies count from when a question was due. Then single questions, until three running are answered within twice their
@@ -14,13 +14,15 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.served import Connection, Reply, Served, percentile, predict_request, served
+from benchmarks.serving.served import Connection, Reply, Served, cores_of, percentile, predict_request, served
 
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError
+from pigeonhole.options import key_lines, read_options, setting
 
 DEADLINE_S = 10.0
 CONNECTIONS = 32
@@ -34,21 +36,29 @@ TEXTS = [
     "Do you have the big coffee machine in white?",
 ]
 REQUESTS = [predict_request(text) for text in TEXTS]
-DEFAULTS = {"bundle": "", "seconds": "20", "times": "4", "server_cores": "0", "client_cores": "1"}
+
+
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    seconds: float = setting(20.0, "of the open loop, and half as many to find the capacity", ge=1)
+    times: float = setting(4.0, "so many times the capacity is asked", gt=1)
+    server_cores: str = setting("0", "as taskset has them")
+    client_cores: str = setting("1", "their numbers, with commas between them")
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = DEFAULTS | dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - set(DEFAULTS) or not options["bundle"]:
-        raise ConfigError(f"allowed are {', '.join(DEFAULTS)}, and bundle is needed; not {arguments}")
-    os.sched_setaffinity(0, {int(core) for core in options["client_cores"].split(",")})
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
+    os.sched_setaffinity(0, cores_of(options.client_cores))
     with tempfile.TemporaryDirectory() as folder:
-        environment = {"PIGEONHOLE_BUNDLE": options["bundle"], "PIGEONHOLE_TEXT": "none", "OMP_NUM_THREADS": "1"}
-        with served(Path(folder), options["server_cores"], **environment) as server:
-            found = asyncio.run(measure(server, float(options["seconds"]), float(options["times"])))
+        environment = {"PIGEONHOLE_BUNDLE": options.bundle, "PIGEONHOLE_TEXT": "none", "OMP_NUM_THREADS": "1"}
+        with served(Path(folder), options.server_cores, **environment) as server:
+            found = asyncio.run(measure(server, options.seconds, options.times))
     found["load_average"] = round(os.getloadavg()[0], 2)
     missed = misses(found)
     if missed:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pigeonhole.errors import RunError
+from pigeonhole.errors import ConfigError, RunError
 
 PROGRAM = "from pigeonhole.serving.entry import main; main()"
 
@@ -36,6 +36,14 @@ class Served:
     def resident_mb(self) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1000
+
+
+def cores_of(numbers: str) -> set[int]:
+    """`0,1` as a set. Raises ConfigError, also for a core that this process may not run on."""
+    allowed = os.sched_getaffinity(0)
+    if not set(numbers.split(",")) <= set(map(str, allowed)):
+        raise ConfigError(f"client_cores={numbers}: expected some of {','.join(map(str, sorted(allowed)))}")
+    return set(map(int, numbers.split(",")))
 
 
 @contextlib.contextmanager
