@@ -35,10 +35,10 @@ Precision = Literal["fp32", "int8"]
 Task = Literal["single_label", "multi_label"]
 OutOfScopeRule = Literal["neighbour", "max_logit"]
 WindowRule = Literal["truncate", "mean", "max"]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Probability = Annotated[float, Meta(ge=0, le=1)]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}\Z")]
 
 _UNSEALED = "0" * 64
 

@@ -138,6 +138,59 @@ def test_a_bad_span_is_a_422_that_names_it(client: TestClient, body: bytes, said
     assert said in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/runs", b'{"zebra": 1}'),
+        ("POST", "/runs", b'{"start": "zebra"}'),
+        ("GET", "/review?zebra=1", b""),
+        ("GET", "/traffic?hours=zebra", b""),
+        ("GET", "/versions/v1/rows?cell=zebra", b""),
+        ("GET", "/versions/zebra/rows", b""),
+        ("GET", "/zebra", b""),
+    ],
+)
+def test_a_refusal_is_a_problem_with_a_code_that_repeats_nothing_of_what_was_asked(
+    client: TestClient, method: str, path: str, body: bytes
+) -> None:
+    answer = client.request(method, path, content=body)
+    assert answer.status_code in (404, 422)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert {"type", "title", "status", "code", "detail"} == set(answer.json())
+    assert answer.json()["type"] == f"urn:pigeonhole:problem:{answer.json()['code']}"
+    assert "zebra" not in answer.text
+
+
+def test_a_body_of_more_than_64_kib_is_not_read_to_its_end(client: TestClient) -> None:
+    parts = (b" " * 1024 for _ in range(1024))
+    answer = client.post("/runs", content=parts)
+    assert (answer.status_code, answer.json()["code"]) == (413, "request_entity_too_large")
+    assert "65536 bytes" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        {"end": "0001-01-01T00:00:00Z"},
+        {"end": "0001-01-01T00:00:00+14:00"},
+        {"start": "0001-01-01T00:00:00+14:00", "end": "2026-03-01T00:00:00Z"},
+        {"start": "2026-03-01T00:00:00Z", "end": "9999-12-31T23:59:59-14:00"},
+    ],
+)
+def test_a_span_outside_the_calendar_is_a_422(client: TestClient, span: dict[str, str]) -> None:
+    answer = client.post("/runs", json=span)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+def test_a_span_of_all_times_is_a_span(client: TestClient) -> None:
+    answer = client.post("/runs", json={"start": "0001-01-01T00:00:00Z", "end": "9999-12-31T23:59:59Z"})
+    assert (answer.status_code, answer.json()["verdict"]) == (201, "too_few_rows")
+
+
+def test_no_page_of_the_service_asks_another_server(client: TestClient) -> None:
+    assert [client.get(path).status_code for path in ("/docs", "/redoc", "/openapi.json")] == [404, 404, 200]
+
+
 @pytest.mark.parametrize("path", ["/reports/latest", "/reports/latest.json", "/reports/7", "/reports/x.json", "/nothing"])
 def test_what_is_not_there_is_a_404(client: TestClient, path: str) -> None:
     answer = client.get(path)

@@ -63,6 +63,12 @@ def test_an_id_from_the_future_is_refused_but_for_a_clock_that_is_a_day_ahead(ru
     assert outcomes(running) == {"new": 1, "unknown_prediction": 1}
 
 
+@pytest.mark.parametrize("wrong", [{"source": "agent\n"}, {"source": "a gent"}, {"prediction_id": new_id() + "\n"}])
+def test_a_line_break_at_the_end_is_no_part_of_an_id_or_of_a_source(running_once: Running, wrong: dict[str, str]) -> None:
+    body = {"prediction_id": new_id(), "label": "refund", "source": "agent"} | wrong
+    assert running_once.http.post("/feedback", json=body).status_code == 422
+
+
 @pytest.mark.parametrize("text", ["", "no id", "019ca92d-8a00-4000-8000-000000000001"])
 def test_only_an_id_of_ours_has_a_moment(text: str) -> None:
     assert moment_of(text) is None

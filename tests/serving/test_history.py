@@ -89,3 +89,9 @@ def test_another_query_is_refused_and_told_what_is_allowed(running_once: Running
     answer = running_once.http.get(f"/history?{query}")
     assert answer.status_code == 422
     assert "hours (to 168) and steps (1 to 240)" in answer.json()["detail"]
+
+
+def test_a_refused_query_is_not_repeated(running_once: Running) -> None:
+    answer = running_once.http.get("/history?zebra=1")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "zebra" not in answer.text

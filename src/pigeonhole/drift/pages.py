@@ -1,19 +1,22 @@
 """The routes that only the page asks for: versions and their rows, comparison, the log over time. They read and move nothing."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, get_args
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 
+from pigeonhole.drift.asked import read_query
 from pigeonhole.drift.held_out import Cell
 from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.traffic import traffic
 from pigeonhole.drift.versions import Versions
-from pigeonhole.errors import ConfigError
 
-Most = Annotated[int, msgspec.Meta(ge=1, le=500)]
+MOST_ROWS, MOST_HOURS, MOST_STEPS = 500, 8760, 240
+Most = Annotated[int, msgspec.Meta(ge=1, le=MOST_ROWS)]
+ROWS_ALLOWED = f"true_label, label, cell ({', '.join(get_args(Cell))}) and n (1 to {MOST_ROWS})"
+COMPARE_ALLOWED = f"before, after, label and n (1 to {MOST_ROWS})"
+TRAFFIC_ALLOWED = f"hours (to {MOST_HOURS}) and steps (1 to {MOST_STEPS})"
 
 
 class RowsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,11 +38,8 @@ class CompareQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrafficQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 24
-    steps: Annotated[int, msgspec.Meta(ge=1, le=240)] = 48
-
-
-Query = TypeVar("Query")
+    hours: Annotated[float, msgspec.Meta(gt=0, le=MOST_HOURS)] = 24
+    steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)] = 48
 
 
 def add_pages(app: FastAPI, settings: Settings) -> None:
@@ -55,30 +55,19 @@ def add_pages(app: FastAPI, settings: Settings) -> None:
 
     @app.get("/versions/{version}/rows")
     def rows(version: str, request: Request) -> Response:
-        asked = _read(request.query_params, RowsQuery)
+        asked = read_query(request.query_params, RowsQuery, ROWS_ALLOWED)
         return _json(versions.rows(version, asked.true_label, asked.label, asked.cell, asked.n))
 
     @app.get("/compare")
     def compared(request: Request) -> Response:
-        asked = _read(request.query_params, CompareQuery)
+        asked = read_query(request.query_params, CompareQuery, COMPARE_ALLOWED)
         return _json(versions.compared(asked.before, asked.after, asked.label, asked.n))
 
     @app.get("/traffic")
     def over_time(request: Request) -> Response:
-        asked = _read(request.query_params, TrafficQuery)
+        asked = read_query(request.query_params, TrafficQuery, TRAFFIC_ALLOWED)
         end = datetime.now(UTC) + timedelta(seconds=1)
         return _json(traffic(settings.log, end - timedelta(hours=asked.hours), end, end, asked.steps))
-
-
-def _read(query: Mapping[str, str], shape: type[Query]) -> Query:
-    try:
-        return msgspec.convert(dict(query), shape, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"the query: {error}; allowed are {_allowed(shape)}") from error
-
-
-def _allowed(shape: type[Any]) -> str:
-    return ", ".join(field.name for field in msgspec.structs.fields(shape))
 
 
 def _json(body: dict[str, Any]) -> Response:

@@ -21,6 +21,7 @@ from pigeonhole.bundle import open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.drift import report as reporting
 from pigeonhole.drift.alarm import Alarm, Sender
+from pigeonhole.drift.asked import read_body, read_query
 from pigeonhole.drift.detectors import DETECTORS
 from pigeonhole.drift.feedback import live_accuracy
 from pigeonhole.drift.pages import add_pages
@@ -42,6 +43,9 @@ LINKS = {
     "health": "/health",
     "metrics": "/metrics",
 }
+MAX_BODY_BYTES = 64 << 10
+SPAN_ALLOWED = 'nothing, {"hours": 24} or {"start": …, "end": …}'
+PAGE_ALLOWED = "n (1 to 200) and hours (to 8760)"
 HELP = f"""usage: [VARIABLE=value ...] uv run drift [--help]
 
 Watch the prediction log for drift: POST /runs, GET /reports/latest /reports/latest.json /reports/N /stats /health /metrics.
@@ -150,8 +154,11 @@ class Watch:
     def _span(self, asked: Span) -> tuple[datetime, datetime]:
         if asked.hours is not None and asked.start is not None:
             raise ConfigError("hours and start exclude each other; give hours, or start and end")
-        end = asked.end or datetime.now(UTC) + timedelta(seconds=1)
-        start = asked.start or end - timedelta(hours=asked.hours or self.settings.window_hours)
+        try:
+            end = (asked.end or datetime.now(UTC) + timedelta(seconds=1)).astimezone(UTC)
+            start = (asked.start or end - timedelta(hours=asked.hours or self.settings.window_hours)).astimezone(UTC)
+        except OverflowError as error:
+            raise ConfigError("start and end have to lie in the years from 1 to 9999, in UTC") from error
         if start >= end:
             raise ConfigError(f"start={start.isoformat()} is not before end={end.isoformat()}")
         return start, end
@@ -195,7 +202,8 @@ class Telemetry:
 def create_app(settings: Settings) -> FastAPI:
     watch = Watch(settings)
     handlers: dict[Any, Any] = {PigeonholeError: _refuse, HTTPException: _refuse}
-    app = FastAPI(title="Pigeonhole: drift", exception_handlers=handlers)
+    # FastAPI's own pages fetch their scripts from a stranger's server; /openapi.json says the same.
+    app = FastAPI(title="Pigeonhole: drift", docs_url=None, redoc_url=None, exception_handlers=handlers)
     _add_runs(app, watch)
     _add_reports(app, watch.reports)
     add_pages(app, settings)
@@ -212,7 +220,8 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/review")
     def review(request: Request) -> Response:
         """Predictions for a person to look at; the answer to each is feedback with its `source`."""
-        return Response(msgspec.json.encode(watch.review(_read_page(request.query_params))), media_type="application/json")
+        page = read_query(request.query_params, Page, PAGE_ALLOWED)
+        return Response(msgspec.json.encode(watch.review(page)), media_type="application/json")
 
     @app.get("/health")
     def health() -> dict[str, str]:
@@ -229,29 +238,18 @@ def _add_runs(app: FastAPI, watch: Watch) -> None:
     @app.post("/runs", status_code=201)
     def run(body: Annotated[bytes, Depends(_body)]) -> Response:
         """Compare a window of the log with the live bundle's reference; answers with the report once it is kept."""
-        report = watch.run(_read_span(body))
+        report = watch.run(read_body(body, Span, SPAN_ALLOWED))
         headers = {"location": f"/reports/{report['number']}"}
         return Response(msgspec.json.encode(report), 201, headers, media_type="application/json")
 
 
 async def _body(request: Request) -> bytes:
-    return await request.body()
-
-
-def _read_span(body: bytes) -> Span:
-    if not body.strip():
-        return Span()
-    try:
-        return msgspec.json.decode(body, type=Span)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f'the body: {error}; allowed is nothing, {{"hours": 24}} or {{"start": …, "end": …}}') from error
-
-
-def _read_page(query: Mapping[str, str]) -> Page:
-    try:
-        return msgspec.convert(dict(query), Page, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"the query: {error}; allowed are n (1 to 200) and hours") from error
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a body has at most {MAX_BODY_BYTES} bytes")
+    return body
 
 
 def _add_reports(app: FastAPI, reports: Reports) -> None:
@@ -285,17 +283,19 @@ def _number(text: str) -> int:
 async def _refuse(_: Request, error: Exception) -> Response:
     """Problem+json (RFC 9457); what the asker cannot mend is a 500 whose cause is in the service's own log."""
     if isinstance(error, HTTPException):
-        status, detail = error.status_code, f"there is: {', '.join(LINKS.values())}"
+        status, code = error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        detail = f"there is: {', '.join(LINKS.values())}" if status in (404, 405) else error.detail
     elif isinstance(error, NotFoundError):
-        status, detail = 404, "there is no such report, or version"
+        status, code, detail = 404, "not_found", "there is no such report, or version"
     elif isinstance(error, BusyError):
-        status, detail = 409, str(error)
+        status, code, detail = 409, "busy", str(error)
     elif isinstance(error, ConfigError):
-        status, detail = 422, str(error)
+        status, code, detail = 422, "invalid_request", str(error)
     else:
         say(f"error: {error}")
-        status, detail = 500, "the run failed; the service's own log says why"
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+        status, code, detail = 500, "failed", "this failed; the service's own log says why"
+    kind = f"urn:pigeonhole:problem:{code}"
+    body = {"type": kind, "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
     return Response(msgspec.json.encode(body), status, media_type="application/problem+json")
 
 

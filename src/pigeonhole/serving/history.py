@@ -78,7 +78,9 @@ def read_span(query: Mapping[str, str]) -> Span:
     try:
         return msgspec.convert(dict(query), Span, strict=False)
     except msgspec.ValidationError as error:
-        detail = f"the query: {str(error).replace('$.', '')}; allowed are hours (to {MOST_HOURS}) and steps (1 to {MOST_STEPS})"
+        # msgspec repeats the name of an unknown field.
+        said = "there is an unknown field" if "unknown field" in str(error) else str(error).replace("$.", "")
+        detail = f"the query: {said}; allowed are hours (to {MOST_HOURS}) and steps (1 to {MOST_STEPS})"
         raise Problem(422, "invalid_request", detail) from error
 
 

@@ -36,8 +36,8 @@ revoke  take a key away
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is known of a key. expires_at None: never."""
 
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{8}$")]
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    id: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}\Z")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)]
     rate_per_s: Annotated[float, Meta(gt=0, le=1e6)]
     created_at: Annotated[datetime.datetime, Meta(tz=True)]

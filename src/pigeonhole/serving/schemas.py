@@ -78,9 +78,10 @@ class ExplainRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class FeedbackRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The true label of a prediction, or its true labels, and who says so (no person's name: a role, or a system)."""
 
-    prediction_id: Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
+    # Python's $ would let a line break follow.
+    prediction_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$(?!\n)")]
     label: Label | UnsetType = UNSET
-    source: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", examples=["agent"])]
+    source: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$(?!\n)", examples=["agent"])]
     labels: Annotated[list[Label], Meta(max_length=1000)] | UnsetType = UNSET
 
     @property

@@ -1,0 +1,35 @@
+"""What a request asks for, as a checked struct; a refusal names the field and the limit, and never repeats what was sent."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from pigeonhole.errors import ConfigError
+
+Asked = TypeVar("Asked")
+
+
+def read_query(query: Mapping[str, str], shape: type[Asked], allowed: str) -> Asked:
+    """Raises ConfigError; `allowed` is what it says may stand there."""
+    try:
+        return msgspec.convert(dict(query), shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the query: {_said(error)}; allowed are {allowed}") from error
+
+
+def read_body(body: bytes, shape: type[Asked], allowed: str) -> Asked:
+    """Nothing at all is what `{}` is. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(body.strip() or b"{}", type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the body: {_said(error)}; allowed is {allowed}") from error
+
+
+def _said(error: Exception) -> str:
+    said = str(error)
+    if "unknown field" in said:
+        return "there is an unknown field"
+    if said.startswith("Invalid enum value"):
+        return "a value is none of those that are allowed"
+    return said.replace("$.", "")
