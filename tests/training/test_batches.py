@@ -50,3 +50,8 @@ def test_a_batch_carries_the_labels_and_all_windows_of_its_rows() -> None:
     assert batch.packed.input_ids.tolist() == [4, 2, 3, 9, 8, 7]
     assert rows.counts() == [1, 3, 1]
     assert rows.lengths().tolist() == [1, 5, 1]
+
+
+def test_runs_are_of_windows_that_are_equally_long_and_follow_each_other() -> None:
+    rows = TokenizedRows([[1, 2], [3, 4], [5], [6, 7]], np.zeros(4, np.int64))
+    assert rows.pack(np.arange(4)).runs == [(2, 2), (1, 1), (1, 2)]

@@ -23,18 +23,21 @@ class Packed:
     """Windows one after the other, as training/packed.py says.
 
     input_ids: (n,) int64, the tokens of all w windows; view: (w, t) int64, which token stands at which place of its window, -1
-    where there is none; place: (n,) int64, where each token stands in the flattened view.
+    where there is none; place: (n,) int64, where each token stands in the flattened view; runs: how many windows
+    follow each other with how many tokens each.
     """
 
     input_ids: Tensor
     view: Tensor
     place: Tensor
+    runs: list[tuple[int, int]]
 
     def to(self, device: torch.device) -> "Packed":
-        return Packed(*(value.to(device, non_blocking=True) for value in (self.input_ids, self.view, self.place)))
+        input_ids, view, place = (value.to(device, non_blocking=True) for value in (self.input_ids, self.view, self.place))
+        return Packed(input_ids, view, place, self.runs)
 
     def pin(self) -> "Packed":
-        return Packed(*(value.pin_memory() for value in (self.input_ids, self.view, self.place)))
+        return Packed(self.input_ids.pin_memory(), self.view.pin_memory(), self.place.pin_memory(), self.runs)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class TokenizedRows:
         view = np.full(len(windows) * width, -1, np.int64)
         view[place] = np.arange(len(place))
         input_ids = self._tokens[np.repeat(self._starts[windows], lengths) + position]
-        return Packed(*map(torch.from_numpy, (input_ids, view.reshape(-1, width), place)))
+        arrays = torch.from_numpy(input_ids), torch.from_numpy(view.reshape(-1, width)), torch.from_numpy(place)
+        return Packed(*arrays, _runs(lengths))
 
     def counts(self) -> list[int]:
         """How many windows each text has."""
@@ -117,6 +121,12 @@ class TokenizedRows:
 
     def _windows(self) -> list[Sequence[int]]:
         return [window for row, ids in enumerate(self.input_ids) for window in (ids, *self.more.get(row, ()))]
+
+
+def _runs(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
+    starts = np.flatnonzero(np.diff(lengths, prepend=-1))
+    windows = np.diff(starts, append=len(lengths))
+    return list(zip(windows.tolist(), lengths[starts].tolist(), strict=True))
 
 
 def merge_windows(windows: Tensor, counts: Sequence[int], rule: WindowRule) -> Tensor:

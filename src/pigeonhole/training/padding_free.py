@@ -15,6 +15,7 @@ from transformers import BertForSequenceClassification
 from transformers.models.bert.modeling_bert import BertLayer
 
 from pigeonhole.training.batches import Packed
+from pigeonhole.training.bert_layer import forward_layer, is_plain
 from pigeonhole.training.dropout import attend
 from pigeonhole.training.model import TextClassifier
 
@@ -47,13 +48,18 @@ def _embed(body: BertForSequenceClassification, packed: Packed) -> Tensor:
     position_ids = (packed.place % width)[None]
     token_types = torch.zeros_like(position_ids)
     x = bert.embeddings(input_ids=packed.input_ids[None], position_ids=position_ids, token_type_ids=token_types)[0]  # (n, d)
-    full = len(packed.place) == packed.view.numel()
-    mask = None if full else (packed.view >= 0)[:, None, None]  # (b, 1, 1, t)
-    *layers, last = cast(list[BertLayer], bert.encoder.layer)
-    for layer in layers:
-        x = _layer(layer, x, x, packed, mask)
-    first = x.index_select(0, packed.view[:, 0])  # (b, d): of the last layer, only what the pooler reads
-    x = _layer(last, first, x, packed, mask)
+    stack = cast(list[BertLayer], bert.encoder.layer)
+    *layers, last = stack
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling() and all(map(is_plain, stack)):
+        for layer in layers:
+            x = forward_layer(layer, x, x, packed.runs)
+        x = forward_layer(last, x.index_select(0, packed.view[:, 0]), x, packed.runs)
+    else:
+        full = len(packed.place) == packed.view.numel()
+        mask = None if full else (packed.view >= 0)[:, None, None]  # (b, 1, 1, t)
+        for layer in layers:
+            x = _layer(layer, x, x, packed, mask)
+        x = _layer(last, x.index_select(0, packed.view[:, 0]), x, packed, mask)  # only what the pooler reads
     return cast(Tensor, body.dropout(cast(nn.Module, bert.pooler)(x[:, None])))
 
 
