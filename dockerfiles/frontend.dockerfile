@@ -2,7 +2,7 @@
 # Another base: --build-arg BASE=NAME@sha256:DIGEST, the digest as `docker buildx imagetools inspect NAME` prints it.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
-FROM ${BASE} AS lock
+FROM ${BASE} AS builder
 RUN pip install --no-cache-dir uv==0.13.8
 ENV UV_CACHE_DIR=/cache UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PROJECT_ENVIRONMENT=/venv UV_PYTHON=python3.11 UV_PYTHON_DOWNLOADS=never
 WORKDIR /build
@@ -12,7 +12,7 @@ RUN --mount=type=cache,target=/cache uv sync --locked --only-group frontend
 
 FROM ${BASE}
 RUN groupadd --gid 10001 pigeonhole && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin pigeonhole
-COPY --from=lock /venv /venv
+COPY --from=builder /venv /venv
 COPY frontend /app/frontend
 # The root may be read-only: uploads stay in memory, Streamlit's own files go to /tmp.
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp HOST=0.0.0.0 PORT=8080

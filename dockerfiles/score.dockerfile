@@ -2,15 +2,13 @@
 # Another base: --build-arg BASE=NAME@sha256:DIGEST, the digest as `docker buildx imagetools inspect NAME` prints it.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
-FROM ${BASE} AS lock
+FROM ${BASE} AS builder
 RUN pip install --no-cache-dir uv==0.13.8
 ENV UV_CACHE_DIR=/cache UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PROJECT_ENVIRONMENT=/venv UV_PYTHON=python3.11 UV_PYTHON_DOWNLOADS=never
 WORKDIR /build
 # The lock first: a change of the code leaves this layer, the large one, as it is.
 COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/cache uv sync --locked --no-default-groups --group score-cluster --no-install-project
-
-FROM lock AS builder
 COPY README.md LICENSE ./
 COPY configs configs
 COPY src src

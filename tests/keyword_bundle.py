@@ -1,6 +1,6 @@
 """A real sealed bundle whose skill is chosen: an ONNX graph that adds up what each word says for each label."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from pigeonhole.bundle import GOLDEN, TOKENIZER, Bundle, Golden, Manifest, Windowing, open_bundle, seal
+from pigeonhole.bundle import GOLDEN, REFERENCE, TOKENIZER, Bundle, Golden, Manifest, Windowing, open_bundle, seal
 from pigeonhole.classifier import Classifier
+from pigeonhole.training.reference import write_reference
 
 QUEUES = {
     "invoice": "billing",
@@ -33,8 +34,12 @@ def keyword_bundle(
     weight: float = 3.0,
     provenance: dict[str, Any] | None = None,
     windowing: Windowing | None = None,
+    held_out: Sequence[tuple[str, str]] = (),
 ) -> Bundle:
-    """Knows the labels of `words` and answers each word with its label; `weight` is how sure it is."""
+    """Knows the labels of `words` and answers each word with its label; `weight` is how sure it is.
+
+    `held_out`: texts and labels that drift compares with.
+    """
     labels = tuple(sorted(set(words.values())))
     vocabulary = {"[UNK]": 0, **{word: number for number, word in enumerate(words, 1)}}
     table = np.zeros((len(vocabulary), len(labels)), np.float32)
@@ -68,6 +73,9 @@ def keyword_bundle(
     text = " ".join(words)
     golden = [Golden(text, {"fp32": [float(logit) for logit in classifier.predict([text])[0].logits]})]
     (folder / GOLDEN).write_bytes(msgspec.json.encode(golden))
+    if held_out:
+        texts, answers = [text for text, _ in held_out], [label for _, label in held_out]
+        write_reference(folder / REFERENCE, texts, answers, classifier.predict(texts), manifest.task)
     seal(folder, manifest)
     return open_bundle(str(folder))
 

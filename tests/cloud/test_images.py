@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from dockerfiles import build, engine
 
-from pigeonhole.errors import RunError
+from pigeonhole.errors import ConfigError, RunError
 
 ROOT = Path(__file__).parents[2]
 BAKED = ROOT / "dockerfiles/serve_baked.dockerfile"  # on top of serve; its context is a bundle
@@ -58,6 +58,49 @@ def test_a_program_that_does_not_end_is_ended_and_told(monkeypatch: pytest.Monke
     monkeypatch.setattr(engine, "LONGEST_BUILD_S", 0.1)
     with pytest.raises(RunError, match=r"still runs after 0\.1 s, and was ended"):
         engine.do(["sleep", "60"])
+
+
+@pytest.fixture
+def no_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine that has all the tools and whose kernel lets nobody make a container."""
+    for name in ("buildah", "mmdebstrap"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
+    for file in tmp_path.iterdir():
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    engine._storage_driver.cache_clear()
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+def test_where_no_container_can_be_made_the_images_are_skipped_by_name_and_only_if_that_is_allowed(
+    no_containers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = build.run(["serve", "drift", "skip=allowed"])
+    assert told == {
+        "engine": "buildah",
+        "images": [],
+        "skipped": ["serve", "drift"],
+        "reason": "bwrap: No permissions to create new namespace",
+    }
+    assert "SKIPPED the images serve, drift: no container can be made here: bwrap: No perm" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no container can be made here"):
+        build.run(["serve"])
+    (no_containers / "mmdebstrap").unlink()
+    with pytest.raises(ConfigError, match="apt-get install buildah mmdebstrap bubblewrap"):
+        build.run(["serve", "skip=allowed"])
+
+
+def test_a_word_that_is_no_image_and_a_folder_that_is_no_bundle_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="imagse: expected some of serve, drift"):
+        build.run(["imagse"])
+    with (
+        pytest.raises(ConfigError, match=r"has no manifest\.json; give the folder of a bundle, or none"),
+        build._bundle(str(tmp_path)),
+    ):
+        pass
 
 
 def test_a_bill_of_materials_that_lacks_what_an_image_holds_is_refused(tmp_path: Path) -> None:

@@ -1,3 +1,7 @@
+import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -54,8 +58,40 @@ def test_check_runs_every_check_once_in_order() -> None:
 
 def test_ci_runs_check_in_an_environment_made_from_the_lock() -> None:
     script = (ROOT / ".ci/run").read_text().splitlines()
-    assert script[-2:] == ["uv sync --locked", "uv run invoke check"]
+    assert script.index("uv sync --locked") < script.index("uv run invoke check || failed=$?")
+    assert script[-1] == 'exit "$failed"'
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+@pytest.mark.parametrize(("check", "images", "code"), [(0, 0, 0), (4, 0, 4), (0, 3, 3)])
+def test_ci_fails_where_the_checks_or_the_images_do_and_tells_of_the_images(
+    check: int, images: int, code: int, tmp_path: Path
+) -> None:
+    """`.ci/run` as CI runs it, with an uv and an apt-get that only end as they are told."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci")
+    (tmp_path / ".ci/tools").write_text("echo tools")
+    programs = {
+        "uv": f'case "$*" in "run invoke check") exit {check};; "run invoke images --skip") echo asked; exit {images};; esac',
+        "apt-get": "",
+        "id": "echo 0",
+    }
+    for name, lines in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CI": "true"}
+    ran = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (code, "tools\nasked\n")
+    apart = subprocess.run(
+        ["bash", ".ci/run"], cwd=tmp_path, env=environment | {"CI": ""}, capture_output=True, text=True, check=False
+    )
+    assert (apart.returncode, apart.stdout[:18]) == (check, "SKIPPED all images")
+
+
+def test_ci_installs_what_builds_images() -> None:
+    tools = (ROOT / ".ci/tools").read_text(encoding="utf-8")
+    assert re.search(r"^packages=\(.*\bbuildah mmdebstrap bubblewrap\)$", tools, re.MULTILINE)
 
 
 def test_pre_commit_hooks_run_the_lines_of_check_in_order() -> None:
