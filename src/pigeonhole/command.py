@@ -38,7 +38,7 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
             _print(error.result)
         if os.environ.get("PIGEONHOLE_TRACEBACK"):
             traceback.print_exc()
-        say(f"error: {error}")
+        say(f"error: {_printable(str(error))}")
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "interrupted")
@@ -50,6 +50,11 @@ def _print(result: Any) -> None:
     if result is not None and is_first_process():
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
         sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """On one line: a path that someone typed may hold line breaks, and what a terminal takes for orders."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def say(line: str) -> None:

@@ -50,6 +50,8 @@ def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
         print(help_text(schema, name))
         raise SystemExit(0)
     shown = _take_option(arguments, "--cfg")
+    if shown not in (None, "job"):
+        raise ConfigError(f"--cfg {shown}: expected --cfg job")
     folder = _take_option(arguments, "--config-dir")
     settings = {found.key: found for found in settings_of(schema)}
     own = _own_files(folder) if folder is not None else {}
@@ -138,16 +140,27 @@ def _own_files(folder: str) -> dict[str, list[str]]:
 
 
 def _check_file(path: Path, group: str) -> None:
-    """What Hydra would hang on or misread: not text, a bomb of aliases (nine lines stand for 9**9 values), no package line."""
+    """What Hydra would hang on, fail at or misread: no text, no mapping, a bomb of aliases (nine lines stand for 9**9 values)."""
     try:
         content = path.read_text(encoding="utf-8")
         aliases = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader))
+        found = {} if aliases else yaml.safe_load(content)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start + 1})") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is nested too deeply") from error
+    except ValueError as error:  # a number of more digits than Python reads, a month 13
+        raise ConfigError(f"{path}: a value cannot be read: {str(error).partition(':')[0]}") from error
     if aliases:
         raise ConfigError(f"{path}: holds a YAML alias (*name); write the values out")
+    if not isinstance(found, dict | None):
+        raise ConfigError(f"{path}: holds {type(found).__name__}; keys with values are needed")
+    if found and "hydra" in found:
+        raise ConfigError(f"{path}: hydra's own keys are not to be set")
     if group == "experiment" and not content.startswith(PACKAGE_LINE):
         raise ConfigError(f"{path}: the first line has to be {PACKAGE_LINE!r}: an experiment sets the keys of all groups")
 

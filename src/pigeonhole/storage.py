@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -58,14 +59,14 @@ def read(url: str) -> bytes:
     """Raises NotFoundError, StorageError."""
     path = local_path(url)
     with _explained(url):
-        return path.read_bytes() if path else bytes(_filesystem(url).cat_file(url))
+        return _regular(path).read_bytes() if path else bytes(_filesystem(url).cat_file(url))
 
 
 @contextlib.contextmanager
 def open_read(url: str) -> Iterator[IO[bytes]]:
     """Stream a file that may be larger than memory."""
     path = local_path(url)
-    with _explained(url), path.open("rb") if path else _filesystem(url).open(url, "rb") as stream:
+    with _explained(url), _regular(path).open("rb") if path else _filesystem(url).open(url, "rb") as stream:
         # fsspec's own files know no readline with a bound.
         yield cast(IO[bytes], stream if path else io.BufferedReader(stream, REMOTE_BUFFER_BYTES))
 
@@ -206,6 +207,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _regular(path: Path) -> Path:
+    """A pipe would be waited for, /dev/zero read for ever, and nothing is read twice from either."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(0, "is a pipe or a device, a file is needed")
+    return path
+
+
 def _package_path(url: str) -> Path:
     module, _, inside = url.removeprefix("package://").partition("/")
     if not module.isidentifier() or ".." in inside.split("/"):
@@ -237,7 +245,17 @@ def _filesystem_of(scheme: str) -> "fsspec.AbstractFileSystem":
 
 
 def _filesystem(url: str) -> "fsspec.AbstractFileSystem":
-    return _filesystem_of(url.split("://", 1)[0])
+    scheme = url.split("://", 1)[0]
+    if scheme in ("http", "https") and not _has_host(url):
+        raise StorageError(f"{url}: expected {scheme}://HOST/PATH")
+    return _filesystem_of(scheme)
+
+
+def _has_host(url: str) -> bool:
+    try:
+        return bool((urlsplit(url).hostname or "").encode("idna"))
+    except ValueError:
+        return False
 
 
 @contextlib.contextmanager

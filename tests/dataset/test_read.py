@@ -188,6 +188,13 @@ def test_broken_parquet_is_refused(columns: dict[str, object], said: str, tmp_pa
     assert said in str(raised.value)
 
 
+def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["x"])]
+    pq.write_table(pa.table(columns, names=["text", "text", "label"]), tmp_path / "data.parquet")
+    with pytest.raises(DataError, match="duplicate column 'text'"):
+        list(read_rows(DataConfig(path=str(tmp_path / "data.parquet"))))
+
+
 def test_cut_off_parquet_is_refused(tmp_path: Path) -> None:
     config = _parquet(tmp_path, {"text": ["a"], "label": ["x"]})
     path = Path(config.path)

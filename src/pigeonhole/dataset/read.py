@@ -239,7 +239,11 @@ def _parquet_values(url: str, columns: Columns) -> Iterator[Values]:
         refuse_other_formats(url, stream.read(HEAD_BYTES), "Parquet")
         try:
             file = pyarrow.parquet.ParquetFile(stream)
-            text, label = columns.find(url, file.schema_arrow.names)
+            names = file.schema_arrow.names
+            text, label = columns.find(url, names)
+            for name in (text, label):
+                if names.count(name) > 1:
+                    raise DataError(f"{url}: duplicate column {shown(name)}; every column needs its own name")
             for name in (text, label):
                 _refuse_arrow_type(url, name, file.schema_arrow.field(name).type, lists=columns.several and name == label)
             row = 0
