@@ -145,6 +145,12 @@ def test_a_manifest_that_means_nothing_is_refused(tiny_bundle: Path, changes: di
         open_bundle(str(tiny_bundle))
 
 
+def test_a_manifest_that_is_nested_without_end_is_refused(tiny_bundle: Path) -> None:
+    (tiny_bundle / MANIFEST).write_bytes(b'{"metrics":' + b'{"a":' * 100_000)
+    with pytest.raises(BundleError, match=r"manifest\.json: maximum recursion depth"):
+        open_bundle(str(tiny_bundle))
+
+
 def test_not_a_number_is_no_threshold(tiny_bundle: Path) -> None:
     text = (tiny_bundle / MANIFEST).read_text()
     (tiny_bundle / MANIFEST).write_text(text.replace('"temperature": ', '"temperature": NaN, "was": ', 1))

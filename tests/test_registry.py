@@ -90,9 +90,10 @@ def test_of_racing_writers_that_saw_the_same_state_exactly_one_wins(registry: Re
     assert len(registry.alias("tiny", "production").history) == 1
 
 
-def test_an_alias_file_that_is_no_alias_is_refused_with_its_url(registry: Registry, version: str) -> None:
+@pytest.mark.parametrize("data", [b'{"version": 3}', b'{"model": "\xff"}'])
+def test_an_alias_file_that_is_no_alias_is_refused_with_its_url(registry: Registry, version: str, data: bytes) -> None:
     url = storage.join(registry.url, "models/tiny/aliases/production.json")
-    storage.write(url, b'{"version": 3}')
+    storage.write(url, data)
     with pytest.raises(RegistryError, match=r"production\.json"):
         registry.alias("tiny", "production")
 

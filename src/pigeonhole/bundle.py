@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from pigeonhole import storage
-from pigeonhole.errors import BundleError, NotFoundError
+from pigeonhole.errors import NOT_AS_TYPED, BundleError, NotFoundError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -181,7 +181,7 @@ def read_manifest(url: str) -> Manifest:
         raise BundleError(f'{url}: {MANIFEST} is missing; a bundle is the folder that `train` printed as "bundle"') from error
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_AS_TYPED as error:
         raise BundleError(f"{url}: {MANIFEST}: {error}") from error
     unsealed = data.replace(manifest.seal.encode(), _UNSEALED.encode())
     if hashlib.sha256(unsealed).hexdigest() != manifest.seal:
@@ -273,7 +273,7 @@ def read_golden(bundle: Bundle) -> list[Golden]:
     """Raises BundleError for a file that is not a list of probes with one logit a label."""
     try:
         probes = msgspec.json.decode(bundle.path(GOLDEN).read_bytes(), type=list[Golden])
-    except msgspec.DecodeError as error:
+    except NOT_AS_TYPED as error:
         raise BundleError(f"{bundle.url}: {GOLDEN}: {error}") from error
     count = len(bundle.manifest.labels)
     if not probes or any(len(logits) != count for probe in probes for logits in probe.logits.values()):

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 
-from pigeonhole.errors import ConfigError, ServiceError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError, ServiceError
 
 MAX_TEXTS = 256  # of one request
 AGAIN = (429, 502, 503, 504)
@@ -168,7 +168,7 @@ class Client:
         while True:
             try:
                 return msgspec.json.decode(attempt(until - time.monotonic()), type=shape)
-            except msgspec.DecodeError as error:
+            except NOT_AS_TYPED as error:
                 raise ServiceError(f"the answer is not what this client knows: {error}", None, "unknown") from error
             except _NoAnswer as none:
                 wait_s = max(none.retry_after_s, random.uniform(0, pause_s))  # full jitter: callers that fail together part
@@ -220,7 +220,7 @@ def _problem(data: bytes) -> _Problem:
     """Of a proxy's page too, which is no problem+json."""
     try:
         return msgspec.json.decode(data, type=_Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_AS_TYPED:
         return _Problem()
 
 

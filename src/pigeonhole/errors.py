@@ -19,6 +19,11 @@ PigeonholeError
 └── GateError                  4   a gate said no
 """
 
+from msgspec import DecodeError
+
+NOT_AS_TYPED = (DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON that was asked for: another shape, no UTF-8, nested too deeply."""
+
 
 class PigeonholeError(Exception):
     """The root; its text says what was found, what is allowed and the next step."""

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from pigeonhole import storage
 from pigeonhole.bundle import MANIFEST, Manifest
-from pigeonhole.errors import NotFoundError, RegistryError
+from pigeonhole.errors import NOT_AS_TYPED, NotFoundError, RegistryError
 
 Alias = Literal["production", "candidate", "shadow"]
 ALIASES: tuple[Alias, ...] = get_args(Alias)
@@ -172,7 +172,7 @@ class Registry:
             return AliasState(1, name, alias, ()), token
         try:
             return msgspec.json.decode(data, type=AliasState), token
-        except msgspec.DecodeError as error:
+        except NOT_AS_TYPED as error:
             raise RegistryError(f"{url}: {error}") from error
 
 

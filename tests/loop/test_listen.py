@@ -106,7 +106,19 @@ def test_pubsubs_push_is_an_alarm_too(client: TestClient, tmp_path: Path) -> Non
     ended(client)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"id": 3}', b'{"message": {"data": "%%%"}}', b'{"message": 3}', b"x" * 200_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"id": 3}',
+        b'{"id": "\xff"}',
+        b'{"a":' * 50_000,
+        b'{"message": {"data": "%%%"}}',
+        b'{"message": 3}',
+        b"x" * 200_000,
+    ],
+)
 def test_what_is_no_alarm_is_a_422(client: TestClient, body: bytes) -> None:
     assert post(client, body, authorization="Bearer key").status_code == 422
 

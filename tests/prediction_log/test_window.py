@@ -85,10 +85,12 @@ def test_torn_and_changed_lines_are_counted_and_left_out(tmp_path: Path, make_re
     no_head = with_checksum(b'{"schema_version":"one"')
     not_json = with_checksum(b"{nonsense")
     changed = bad.replace(b'"score":0.75', b'"score":0.99')
-    lines = [bad[:50] + b"\n", changed, b"\n", wrong_shape, no_head, not_json, good]
+    too_deep = with_checksum(b'{"schema_version":1,"more":' + b"[" * 100_000)
+    not_utf8 = with_checksum(b'{"schema_version":1,"id":"\xff"')
+    lines = [bad[:50] + b"\n", changed, b"\n", wrong_shape, no_head, not_json, too_deep, not_utf8, good]
     put(tmp_path, gzip.compress(b"".join(lines)))
     window = read_window(str(tmp_path), NOON, NOON + HOUR)
-    assert (len(window.records), window.counts.torn) == (1, 6)
+    assert (len(window.records), window.counts.torn) == (1, 8)
 
 
 def test_damage_in_the_spool_is_counted_but_an_unfinished_line_is_not(tmp_path: Path, make_record: MakeRecord) -> None:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 
 Asked = TypeVar("Asked")
 
@@ -22,7 +22,7 @@ def read_body(body: bytes, shape: type[Asked], allowed: str) -> Asked:
     """Nothing at all is what `{}` is. Raises ConfigError."""
     try:
         return msgspec.json.decode(body.strip() or b"{}", type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_AS_TYPED as error:
         raise ConfigError(f"the body: {_said(error)}; allowed is {allowed}") from error
 
 

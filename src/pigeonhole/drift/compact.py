@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pigeonhole import storage
 from pigeonhole.command import command, say
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
-from pigeonhole.errors import ConfigError, NotFoundError, RunError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, RunError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Kind, is_intact, partition_of
 from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError
 
@@ -158,7 +158,7 @@ def _sound_lines(url: str, partition: str) -> list[tuple[Head, bytes]] | None:
     try:
         lines = list(compacted_lines(url)) if url.endswith(COMPACTED) else _unpacked(url)
         found = [(msgspec.json.decode(line, type=Head), line) for line in lines if is_intact(line)]
-    except (OSError, EOFError, zlib.error, DamagedObjectError, msgspec.DecodeError, NotFoundError):
+    except (OSError, EOFError, zlib.error, DamagedObjectError, NotFoundError, *NOT_AS_TYPED):
         return None
     sound = all(head.schema_version <= SCHEMA_VERSION and partition_of(head.at) == partition for head, _ in found)
     return found if sound and found and len(found) == len(lines) else None

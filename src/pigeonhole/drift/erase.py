@@ -22,7 +22,7 @@ from pigeonhole import storage
 from pigeonhole.command import command, say
 from pigeonhole.drift.compact import compacted_lines, create_compacted
 from pigeonhole.environment import describe_variables, read_variables, variable
-from pigeonhole.errors import ConfigError, NotFoundError, RunError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.prediction_log.record import Kind, is_intact
@@ -213,7 +213,7 @@ def _lines(url: str, tally: Tally) -> list[bytes] | None:
 def _head(line: bytes) -> Line | None:
     if not is_intact(line):
         return None
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(*NOT_AS_TYPED):
         return msgspec.json.decode(line, type=Line)
     return None
 

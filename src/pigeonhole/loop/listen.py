@@ -30,7 +30,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from pigeonhole.command import command, say
 from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 from pigeonhole.loop.retrain import split_arguments
 
 KEPT_JOBS = 100
@@ -96,7 +96,7 @@ class Jobs:
         with self._lock:
             try:
                 job.result = msgspec.json.decode(printed, type=dict[str, Any]) if printed.strip() else None
-            except msgspec.DecodeError:
+            except NOT_AS_TYPED:
                 job.result = None
             job.exit_code, job.ended = process.returncode, _now()
         say(f"retrain ended with {process.returncode}: {(job.result or {}).get('decision', 'no result')}")
@@ -163,7 +163,7 @@ def read_alarm(body: bytes) -> Alarm:
         if b'"message"' in body:
             body = base64.b64decode(str(msgspec.json.decode(body, type=_Push).message.get("data", "")), validate=True)
         return msgspec.json.decode(body, type=Alarm)
-    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error) as error:
+    except (*NOT_AS_TYPED, binascii.Error) as error:
         raise ValueError(f"not an alarm: {error}") from error
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 from pigeonhole.personal_data import redacted
 
 SCHEMA_VERSION = 1
@@ -141,7 +141,7 @@ def read_head(line: bytes) -> Head | None:
         return None
     try:
         return msgspec.json.decode(line, type=Head)
-    except msgspec.DecodeError:
+    except NOT_AS_TYPED:
         return None
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any, Generic, Literal, TypeVar, overload
 import msgspec
 
 from pigeonhole import storage
-from pigeonhole.errors import ConfigError, NotFoundError, StorageError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, StorageError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Kind, Record, is_intact, partition_of, read_head, span_of
 
 COMPACTED = ".parquet"  # objects of compacted hours; this module cannot read them, and says so
@@ -107,7 +107,7 @@ class Window(Generic[RecordT]):
                 record = self._decoder.decode(line)
                 if 1 <= record.schema_version <= SCHEMA_VERSION:
                     return record
-        except msgspec.DecodeError:
+        except NOT_AS_TYPED:
             pass  # the head says whether a newer release wrote it
         head = read_head(line)
         if head is None or 1 <= head.schema_version <= SCHEMA_VERSION:

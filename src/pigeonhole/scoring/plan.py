@@ -15,7 +15,7 @@ import msgspec
 
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, Precision, Task
-from pigeonhole.errors import ConfigError, NotFoundError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError
 from pigeonhole.scoring.config import ScoreConfig
 from pigeonhole.scoring.source import Mark, Source, Span, Wanted
 
@@ -250,7 +250,7 @@ def _added_columns(config: ScoreConfig, taken: Sequence[str], task: Task) -> dic
 def _decode(url: str, data: bytes) -> Plan:
     try:
         return msgspec.json.decode(data, type=Plan)
-    except msgspec.DecodeError as error:
+    except NOT_AS_TYPED as error:
         raise ConfigError(f"{url}: not the manifest of a scoring job ({error}); choose another output") from error
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pigeonhole import storage
 from pigeonhole.dataset.sniff import HEAD_BYTES, refuse_other_formats
-from pigeonhole.errors import DataError
+from pigeonhole.errors import NOT_AS_TYPED, DataError
 
 Format = Literal["parquet", "csv", "jsonl"]
 
@@ -373,7 +373,7 @@ def _jsonl_records(url: str, stream: IO[bytes], mark: Mark) -> Iterator[tuple[in
 def _json_object(raw: bytes) -> dict[str, Any] | str:
     try:
         value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_AS_TYPED:
         return "not a JSON object in UTF-8"
     return value if isinstance(value, dict) else f"a JSON {type(value).__name__} in place of an object"
 

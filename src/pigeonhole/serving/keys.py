@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from pigeonhole import storage
 from pigeonhole.command import command
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 
 Scope = Literal["predict", "feedback", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -85,7 +85,7 @@ def _read(url: str) -> tuple[KeyList, str]:
         raise ConfigError(f"PIGEONHOLE_KEYS={url}: there is no list of keys; make one with `uv run keys new keys={url}`")
     try:
         return msgspec.json.decode(data, type=KeyList), token
-    except msgspec.DecodeError as error:
+    except NOT_AS_TYPED as error:
         raise ConfigError(f"PIGEONHOLE_KEYS={url}: this is no list of keys: {error}") from error
 
 
