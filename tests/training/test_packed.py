@@ -95,18 +95,32 @@ def test_int8_stays_near_fp32_and_an_answer_is_the_same_in_any_company(tmp_path:
     assert np.abs(found["int8"] - found["fp32"]).max() < 0.05 * np.abs(found["fp32"]).max()
 
 
-def test_channels_that_are_loud_in_every_text_do_not_drown_the_others_in_int8(tmp_path: Path) -> None:
+def differences(model: TextClassifier, samples: list[list[int]], folder: Path) -> NDArray[np.float32]:
+    """Of int8's logits from those of fp32, where texts differ by 1; `samples` tell int8 its ranges."""
+    weights = read_weights(model)
+    assert weights is not None
+    write_packed(weights, folder / "fp32.onnx", "fp32", samples)
+    write_packed(weights, folder / "int8.onnx", "int8", samples)
+    fp32, int8 = (logits_of(folder / f"{precision}.onnx", ROWS) for precision in ("fp32", "int8"))
+    return np.asarray(np.abs(int8 - fp32) / fp32.std(axis=0).mean(), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "most"),
+    [
+        (1.0, 3.0, 0.017),  # 0.022 where channels are not centred
+        (4.0, 0.0, 0.027),  # 0.029 where loud channels are not softened
+    ],
+)
+def test_a_channel_that_is_loud_in_every_text_does_not_drown_the_others_in_int8(
+    weight: float, bias: float, most: float, tmp_path: Path
+) -> None:
     model = random_classifier(FAMILIES["bert"])
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if "LayerNorm.weight" in name:
-                value[3] = 40.0
-    weights = read_weights(model)
-    assert weights is not None
-    write_packed(weights, tmp_path / "fp32.onnx", "fp32", ROWS)
-    write_packed(weights, tmp_path / "int8.onnx", "int8", ROWS)
-    fp32, int8 = (logits_of(tmp_path / f"{precision}.onnx", ROWS) for precision in ("fp32", "int8"))
-    assert np.abs(int8 - fp32).mean() < 4e-5 * fp32.std()  # 7e-5 where they are not softened
+            if "LayerNorm" in name and "layer.1.output" not in name:
+                value[3] = weight if name.endswith("weight") else bias
+    assert differences(model, ROWS, tmp_path).mean() < most
 
 
 @pytest.mark.parametrize(

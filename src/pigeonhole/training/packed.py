@@ -5,14 +5,15 @@ Inputs (n tokens, b texts, t places a text; classifier.py makes them): `input_id
 in the flattened view. A row of a linear layer is computed by itself and attention text by text, so an answer is the same, bit for
 bit, in any company, as long as the view has the same width.
 
-In int8 a linear layer has a scale for each output and, computed as it runs, for each token: sums of integers, exact in any order.
-A token's scale is that of its largest number, so two things are done for the others: the few channels of a layer norm that are
-loud in every text are softened and their weights multiplied instead (SmoothQuant; Xiao et al. 2023), and what GELU gives has all
-256 steps, for it is never far below 0. On tickets the mean difference of a logit falls from 0.33 to 0.20 (they spread by 13).
+In int8 a linear layer has a scale for each output, and its sums are of integers, exact in any order. What a layer norm or the
+attention gives keeps to a range that some sample texts tell, so its scale is part of the graph: a layer norm's channels are
+centred, which the biases behind it take back, and those that are loud in every text are softened and their weights multiplied
+instead (SmoothQuant; Xiao et al. 2023). What GELU gives keeps to no range, and has a scale for each token, computed as it runs.
 """
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,34 @@ OPSET = 21  # the first whose QuantizeLinear takes a scale for each row at int8
 # Added to the attention paid to a place without a token: exp(-60) is lost in any sum with 1, and no denormal number, which a CPU
 # computes with a hundred times more slowly (22 % of int8's time with -1e9).
 NEVER = -60.0
-GELU_LEAST = 0.17  # gelu(x) >= -0.17
+GELU_LEAST = np.float32(0.17)  # gelu(x) >= -0.17
+# Of the range that the samples tell: what is cut off costs more than coarser steps (0.8: five times the difference of a logit).
+MARGIN = np.float32(1.15)
+SOFTNESS = 0.65  # the share of a channel's loudness that its weights take over; 0.5 and 0.8 are 10 % farther from fp32
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What linear layers read: a name in the graph, and in int8 how its numbers are to be understood.
+
+    A number is (the whole number - zero) * scale * loud of its channel + centre of its channel.
+    """
+
+    name: str
+    scale: np.float32
+    zero: str = ""
+    loud: Array | float = 1.0  # (i,)
+    centre: Array | float = 0.0  # (i,)
+
+
+Range = tuple[Array, Array]
+"""The least and the largest number of each channel, (i,) each."""
 
 
 def write_packed(weights: Weights, path: Path, precision: Precision, samples: Sequence[Sequence[int]]) -> None:
-    """Into a new file, and its weights into another one beside it. In int8 `samples`, token ids, tell what is loud."""
+    """Into a new file, and its weights into another one beside it. In int8 `samples`, token ids, tell what is usual."""
     size = weights.attention_heads, weights.words.shape[1]
-    graph = _Graph(*size) if precision == "fp32" else _Int8Graph(*size, _loudness(weights, samples))
+    graph = _Graph(*size) if precision == "fp32" else _Int8Graph(*size, _ranges(weights, samples))
     embedding = _embedding_of(graph, weights)  # (b, d)
     graph.node("Identity", embedding, output="text_embedding")
     graph.node(
@@ -52,16 +74,16 @@ def write_packed(weights: Weights, path: Path, precision: Precision, samples: Se
     graph.save(path, outputs)
 
 
-def _loudness(weights: Weights, samples: Sequence[Sequence[int]]) -> list[Array]:
-    """The largest size of each channel, (d,), after each layer norm, in the order in which they come."""
+def _ranges(weights: Weights, samples: Sequence[Sequence[int]]) -> list[Range]:
+    """Of what `_Graph.norm` and `_Graph.attended` are asked for, in the order in which they are."""
     graph = _Listening(weights.attention_heads, weights.words.shape[1])
     _embedding_of(graph, weights)
     inputs = Packed().inputs(samples, max(map(len, samples)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "listening.onnx"
         graph.save(path, {name: [graph.d] for name in graph.heard})
-        heard = ort.InferenceSession(path).run(graph.heard, dict(inputs))
-    return [np.asarray(found, np.float32) for found in heard]
+        heard = [np.asarray(found, np.float32) for found in ort.InferenceSession(path).run(graph.heard, dict(inputs))]
+    return list(zip(heard[::2], heard[1::2], strict=True))
 
 
 def _embedding_of(graph: "_Graph", weights: Weights) -> str:
@@ -69,50 +91,40 @@ def _embedding_of(graph: "_Graph", weights: Weights) -> str:
     x = graph.add(graph.words(weights.words), graph.node("Gather", graph.constant(weights.positions), places.position))
     x = graph.norm(x, weights.norm)  # (n, d)
     for layer in weights.layers[:-1]:
-        read, loud = _read(graph, layer, x)
-        attended = places.back(_attend(graph, places, layer, places.heads(_query(graph, layer, read, loud)), read, loud))
-        x = _rest(graph, layer, graph.product(attended, layer.attended.weight), x)
+        heard = _query(graph, layer), layer.key, layer.value
+        query, key, value = places.views(graph.dense(graph.read(x, *heard), *heard), 3)
+        attended = places.back(_attend(graph, places, query, key, value))
+        y = graph.dense(graph.attended(attended), layer.attended, beside=x)
+        x = _rest(graph, layer, y, x)
     last = weights.layers[-1]
-    first = graph.node("Gather", x, places.first)  # (b, d): of the last layer, only what the pooler reads
-    read, loud = _read(graph, last, x)
-    query = places.one_place(_query(graph, last, graph.node("Gather", read, places.first), loud))
-    attended = places.join(_attend(graph, places, last, query, read, loud))
+    asked = _query(graph, last)
+    read = graph.read(x, asked, last.key, last.value)
+    query = places.one_place(graph.dense(graph.rows(read, places.first), asked))  # of the last layer, only what the pooler reads
+    key, value = places.views(graph.dense(read, last.key, last.value), 2)
+    attended = places.join(_attend(graph, places, query, key, value))
     # A row a text costs next to nothing in fp32, and an averaging layer has all that it heard in here: half of int8's difference.
-    x = _rest(graph, last, graph.node("MatMul", attended, graph.constant(last.attended.weight)), first)
+    x = graph.residual_rows(x, places.first)
+    x = _rest(graph, last, graph.exact(attended, last.attended, beside=x), x)
     return graph.node(weights.pooler_activation, graph.exact(x, weights.pooler))
 
 
-def _read(graph: "_Graph", layer: Layer, x: str) -> tuple[str, Array]:
-    """What queries, keys and values are made of."""
-    return graph.softened(x, np.concatenate([layer.query.weight, layer.key.weight, layer.value.weight], axis=1))
-
-
-def _query(graph: "_Graph", layer: Layer, read: str, loud: Array) -> str:
+def _query(graph: "_Graph", layer: Layer) -> Dense:
     """With the scale of the attention in its weights."""
     scale = np.float32(1 / np.sqrt(graph.d / graph.heads))
-    return graph.dense(read, Dense(layer.query.weight * loud * scale, layer.query.bias * scale))
+    return Dense(layer.query.weight * scale, layer.query.bias * scale)
 
 
-def _attend(graph: "_Graph", places: "_Places", layer: Layer, query: str, read: str, loud: Array) -> str:
-    """-> (b, h, t or 1, d/h).
-
-    The values' bias goes through the average as it is: `_rest` adds it. The keys' bias changes nothing: it adds the same to all
-    that a query is compared with.
-    """
-    weight = np.concatenate([layer.key.weight, layer.value.weight], axis=1) * loud
-    key, value = places.keys_and_values(graph.product(read, weight))
+def _attend(graph: "_Graph", places: "_Places", query: str, key: str, value: str) -> str:
+    """-> (b, h, t or 1, d/h)."""
     scores = graph.node("FusedMatMul", query, key, domain=MICROSOFT, transB=1)
     share = graph.node("Softmax", graph.add(scores, places.mask), axis=-1)
     return graph.node("MatMul", share, value)
 
 
 def _rest(graph: "_Graph", layer: Layer, attended: str, x: str) -> str:
-    bias = layer.attended.bias + layer.value.bias @ layer.attended.weight
-    x = graph.norm_of_sum(attended, x, bias, layer.attended_norm)
-    read, loud = graph.softened(x, layer.up.weight)
-    up = graph.node("BiasGelu", graph.product(read, layer.up.weight * loud), graph.constant(layer.up.bias), domain=MICROSOFT)
-    down, bias = graph.product_of_gelu(up, layer.down)
-    return graph.norm_of_sum(down, x, bias, layer.norm)
+    x = graph.norm(graph.add(attended, x), layer.attended_norm)
+    up = graph.node("Gelu", graph.dense(graph.read(x, layer.up), layer.up))
+    return graph.norm(graph.add(graph.dense_of_gelu(up, layer.down, beside=x), x), layer.norm)
 
 
 class _Graph:
@@ -140,33 +152,37 @@ class _Graph:
     def add(self, x: str, y: str) -> str:
         return self.node("Add", x, y)
 
+    def words(self, words: Array) -> str:
+        return self.node("Gather", self.constant(words, "words"), "input_ids")
+
     def norm(self, x: str, norm: Norm) -> str:
+        """ONNX Runtime's fused SkipLayerNormalization, which adds first, takes three times as long (300 against 100 us)."""
         return self.node(
             "LayerNormalization", x, self.constant(norm.weight), self.constant(norm.bias), axis=-1, epsilon=norm.epsilon
         )
 
-    def norm_of_sum(self, x: str, y: str, bias: Array, norm: Norm) -> str:
-        """Of x + y + bias; ONNX Runtime's fused SkipLayerNormalization takes three times as long (300 against 100 us)."""
-        return self.norm(self.add(self.add(x, self.constant(bias)), y), norm)
+    def read(self, x: str, *layers: Dense) -> Reading:
+        """A layer norm's x, for these layers."""
+        return Reading(x, np.float32(1))
 
-    def words(self, words: Array) -> str:
-        return self.node("Gather", self.constant(words, "words"), "input_ids")
+    def attended(self, x: str) -> Reading:
+        return Reading(x, np.float32(1))
 
-    def product(self, x: str, weight: Array) -> str:
-        return self.node("MatMul", x, self.constant(weight))
+    def rows(self, read: Reading, which: str) -> Reading:
+        return replace(read, name=self.node("Gather", read.name, which))
 
-    def product_of_gelu(self, x: str, dense: Dense) -> tuple[str, Array]:
-        """A product, and what has still to be added to it."""
-        return self.product(x, dense.weight), dense.bias
+    def residual_rows(self, x: str, which: str) -> str:
+        """Of a layer norm's x."""
+        return self.node("Gather", x, which)
 
-    def softened(self, x: str, weight: Array) -> tuple[str, Array]:
-        """A layer norm's x / loud, and loud (d, 1), which multiplies the weights that read it; `weight`: all of these."""
-        return x, np.ones((len(weight), 1), np.float32)
+    def dense(self, read: Reading, *layers: Dense, beside: str = "") -> str:
+        """The layers' outputs, one after the other; `beside`: the layer norm's x that they are going to be added to."""
+        return self.exact(read.name, _joined(layers), beside)
 
-    def dense(self, x: str, dense: Dense) -> str:
-        return self.add(self.product(x, dense.weight), self.constant(dense.bias))
+    def dense_of_gelu(self, x: str, dense: Dense, beside: str) -> str:
+        return self.exact(x, dense, beside)
 
-    def exact(self, x: str, dense: Dense) -> str:
+    def exact(self, x: str, dense: Dense, beside: str = "") -> str:
         return self.node("Gemm", x, self.constant(dense.weight), self.constant(dense.bias))
 
     def save(self, path: Path, outputs: Mapping[str, Sequence[int | str]]) -> None:
@@ -188,43 +204,33 @@ class _Graph:
 
 
 class _Listening(_Graph):
-    """The same, and `heard`: the largest size of each channel after each layer norm."""
+    """The same, and `heard`: by turns the least and the largest number of each channel."""
 
     def __init__(self, heads: int, d: int) -> None:
         super().__init__(heads, d)
         self.heard: list[str] = []
 
     def norm(self, x: str, norm: Norm) -> str:
-        found = super().norm(x, norm)
-        self.heard.append(self.node("ReduceMax", self.node("Abs", found), self.integers(0), keepdims=0))
-        return found
+        return self._hear(super().norm(x, norm))
+
+    def attended(self, x: str) -> Reading:
+        return super().attended(self._hear(x))
+
+    def _hear(self, x: str) -> str:
+        self.heard += [self.node(operator, x, self.integers(0), keepdims=0) for operator in ("ReduceMin", "ReduceMax")]
+        return x
 
 
 class _Int8Graph(_Graph):
-    """The same, with the word embeddings and the linear layers over tokens in int8."""
+    """The same, with the word embeddings and the linear layers over tokens in int8; a layer norm's x is less its centre."""
 
-    def __init__(self, heads: int, d: int, loudness: Sequence[Array]) -> None:
+    def __init__(self, heads: int, d: int, ranges: Sequence[Range]) -> None:
         super().__init__(heads, d)
-        self._loudness = iter(loudness)
-        self._loud: dict[str, Array] = {}
+        self._ranges = iter(ranges)
+        self._centres: dict[str, Array] = {}
+        self._loudness: dict[str, Array] = {}
         self._last = self.integers(-1)
-        self._least = self.constant(np.float32(1e-10))  # keeps a token of zeros from a division by zero
         self._one = self.constant(np.float32(1))
-        self._middle = self.constant(np.uint8(128))
-        self._middle_row = self.constant(np.array([128], np.uint8))
-        self._zero = self.constant(np.uint8(0))
-        self._quantized: dict[str, tuple[str, str]] = {}
-
-    def norm(self, x: str, norm: Norm) -> str:
-        found = super().norm(x, norm)
-        self._loud[found] = next(self._loudness)
-        return found
-
-    def softened(self, x: str, weight: Array) -> tuple[str, Array]:
-        """As far as makes a channel of x and its weights equally loud."""
-        loud = np.sqrt(np.maximum(self._loud[x], 1e-6) / np.maximum(np.abs(weight).max(axis=1), 1e-6))
-        loud /= np.exp(np.log(loud).mean())
-        return self.node("Mul", x, self.constant(1 / loud)), loud[:, None]
 
     def words(self, words: Array) -> str:
         scale = np.maximum(np.abs(words).max(axis=1, keepdims=True), 1e-10) / 127
@@ -232,40 +238,73 @@ class _Int8Graph(_Graph):
         scales = self.node("Gather", self.constant(scale.astype(np.float32)), "input_ids")
         return self.node("Mul", self.node("Cast", rows, to=TensorProto.FLOAT), scales)
 
-    def product(self, x: str, weight: Array) -> str:
-        """The numbers of x as uint8 around 128."""
-        if x not in self._quantized:  # once for the layers that read the same
-            scale, scales = self._scales(self.node("Max", self._largest(self.node("Abs", x)), self._least), 127)
-            middles = self.node("Expand", self._middle_row, self.node("Shape", scales))
-            self._quantized[x] = (self.node("QuantizeLinear", x, scales, middles, axis=0), scale)
-        quantized, scale = self._quantized[x]
-        return self._times(quantized, self._middle, scale, *_rounded(weight))
+    def norm(self, x: str, norm: Norm) -> str:
+        least, largest = next(self._ranges)
+        centre = (least + largest) / np.float32(2)
+        found = super().norm(x, Norm(norm.weight, norm.bias - centre, norm.epsilon))
+        self._centres[found], self._loudness[found] = centre, np.maximum(largest - centre, np.float32(1e-6))
+        return found
 
-    def product_of_gelu(self, x: str, dense: Dense) -> tuple[str, Array]:
-        """X + GELU_LEAST as uint8 from 0 on; what the products get too much is taken off the bias."""
-        raised = self.add(x, self.constant(np.float32(GELU_LEAST)))
-        scale, scales = self._scales(self._largest(raised), 255)
+    def read(self, x: str, *layers: Dense) -> Reading:
+        loudness = self._loudness[x]
+        loud = loudness**SOFTNESS / np.maximum(np.abs(_joined(layers).weight).max(axis=1), 1e-6) ** (1 - SOFTNESS)
+        scale = MARGIN * (loudness / loud).max() / np.float32(127)
+        softened = self.node("Mul", x, self.constant((1 / (loud * scale)).astype(np.float32)))
+        zero = self.constant(np.uint8(128))
+        return Reading(self.node("QuantizeLinear", softened, self._one, zero), scale, zero, loud, self._centres[x])
+
+    def attended(self, x: str) -> Reading:
+        least, largest = next(self._ranges)
+        low, high = min(least.min(), np.float32(-1e-6)) * MARGIN, max(largest.max(), np.float32(1e-6)) * MARGIN
+        scale = (high - low) / np.float32(255)
+        zero = self.constant(np.uint8(np.round(-low / scale)))
+        return Reading(self.node("QuantizeLinear", x, self.constant(scale), zero), scale, zero)
+
+    def residual_rows(self, x: str, which: str) -> str:
+        found = super().residual_rows(x, which)
+        self._centres[found] = self._centres[x]
+        return found
+
+    def dense(self, read: Reading, *layers: Dense, beside: str = "") -> str:
+        dense = _joined(layers)
+        loud, centre = (np.broadcast_to(each, len(dense.weight)) for each in (read.loud, read.centre))
+        weight, scale = _rounded(dense.weight * loud[:, None])
+        bias = dense.bias + (centre @ dense.weight).astype(np.float32) + self._centre(beside)
+        return self._times(read.name, read.zero, weight, scale * read.scale, bias)
+
+    def dense_of_gelu(self, x: str, dense: Dense, beside: str) -> str:
+        """Of x + GELU_LEAST as uint8 from 0 on; what the products get too much is taken off the bias."""
+        raised = self.add(x, self.constant(GELU_LEAST))
+        steps = self.constant(np.float32(1 / 255))
+        scale = self.node("Mul", self.node("ReduceMax", raised, self._last, keepdims=1), steps)  # (n, 1)
+        quantized = self.node("QuantizeLinear", raised, self.node("Squeeze", scale, self._last), axis=0)
         weight, weight_scale = _rounded(dense.weight)
-        product = self._times(self.node("QuantizeLinear", raised, scales, axis=0), self._zero, scale, weight, weight_scale)
-        return product, dense.bias - np.float32(GELU_LEAST) * weight.sum(axis=0, dtype=np.float32) * weight_scale
+        product = self._times(quantized, self.constant(np.uint8(0)), weight, weight_scale)
+        bias = dense.bias - GELU_LEAST * weight.sum(axis=0, dtype=np.float32) * weight_scale + self._centre(beside)
+        return self.add(self.node("Mul", product, scale), self.constant(bias))
 
-    def _largest(self, x: str) -> str:
-        """(n, i) -> (n, 1)."""
-        return self.node("ReduceMax", x, self._last, keepdims=1)
+    def exact(self, x: str, dense: Dense, beside: str = "") -> str:
+        centre = self._centre(x, len(dense.weight)) @ dense.weight
+        return super().exact(x, Dense(dense.weight, dense.bias + centre + self._centre(beside)))
 
-    def _scales(self, largest: str, steps: int) -> tuple[str, str]:
-        """(n, 1) -> largest / steps, also as (n,)."""
-        scale = self.node("Mul", largest, self.constant(np.float32(1 / steps)))
-        return scale, self.node("Squeeze", scale, self._last)
+    def _centre(self, x: str, i: int = 1) -> Array:
+        """(i,): what a layer norm's x is short of; zeros for anything else."""
+        return self._centres.get(x, np.zeros(i, np.float32))
 
-    def _times(self, quantized: str, zero: str, scale: str, weight: NDArray[np.int8], weight_scale: Array) -> str:
-        inputs = (quantized, self.constant(weight), self._one, self.constant(weight_scale), zero)
-        return self.node("Mul", self.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT), scale)
+    def _times(self, x: str, zero: str, weight: NDArray[np.int8], scale: Array, bias: Array | None = None) -> str:
+        """(x - zero) @ weight * scale + bias."""
+        behind = [] if bias is None else ["", self.constant(bias.astype(np.float32))]
+        inputs = x, self.constant(weight), self._one, self.constant(scale.astype(np.float32)), zero, *behind
+        return self.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
+
+
+def _joined(layers: Sequence[Dense]) -> Dense:
+    return Dense(np.concatenate([each.weight for each in layers], axis=1), np.concatenate([each.bias for each in layers]))
 
 
 def _rounded(weight: Array) -> tuple[NDArray[np.int8], Array]:
     """(i, o) -> as int8, and the scale of each output (o,)."""
-    scale = np.maximum(np.abs(weight).max(axis=0), np.float32(1e-10)) / np.float32(127)
+    scale = (np.maximum(np.abs(weight).max(axis=0), 1e-10) / 127).astype(np.float32)
     return np.round(weight / scale).astype(np.int8), scale
 
 
@@ -285,25 +324,25 @@ class _Places:
         self.mask = node("Unsqueeze", mask, graph.integers(1, 2))  # (b, 1, 1, t)
         # A place without a token shows its own text's first one: nothing of another text is near an answer, not even times 0.
         token = node("Unsqueeze", node("Where", no_token, beginning, "view"), one)  # (b, 1, t)
-        head = np.arange(heads, dtype=np.int64)
-        self._to_view = node("Add", node("Mul", token, count), graph.constant(head[None, :, None]))  # (b, h, t) of (n h)
-        keys = node("Add", node("Mul", token, graph.constant(np.int64(2 * heads))), graph.constant(head[None, :, None]))
-        self._to_keys, self._to_values = keys, node("Add", keys, count)  # (b, h, t) of (n 2 h)
-        text_and_head = node("Add", node("Unsqueeze", node("Mul", text, count), one), graph.constant(head[None]))
+        head = np.arange(heads, dtype=np.int64)[None]
+        self._token, self._head = token, head[:, :, None]
+        text_and_head = node("Add", node("Unsqueeze", node("Mul", text, count), one), graph.constant(head))
         self._to_tokens = node(
             "Add", node("Mul", text_and_head, width), node("Unsqueeze", self.position, one)
         )  # (n, h) of (b h t)
         self._pieces, self._whole = graph.integers(-1, graph.d // heads), graph.integers(-1, graph.d)
         self._one_place = graph.integers(-1, heads, 1, graph.d // heads)
+        self._to_views: dict[int, list[str]] = {}
 
-    def heads(self, x: str) -> str:
-        """(n, d) -> (b, h, t, d/h)."""
-        return self._graph.node("Gather", self._graph.node("Reshape", x, self._pieces), self._to_view)
-
-    def keys_and_values(self, x: str) -> tuple[str, str]:
-        """(n, 2 d), the keys first -> twice (b, h, t, d/h)."""
-        pieces = self._graph.node("Reshape", x, self._pieces)
-        return self._graph.node("Gather", pieces, self._to_keys), self._graph.node("Gather", pieces, self._to_values)
+    def views(self, x: str, count: int) -> list[str]:
+        """(n, count d) -> `count` times (b, h, t, d/h)."""
+        node, constant = self._graph.node, self._graph.constant
+        pieces = node("Reshape", x, self._pieces)  # (n count h, d/h)
+        if count not in self._to_views:
+            token = node("Mul", self._token, constant(np.int64(count * self._graph.heads)))
+            heads = [constant(self._head + number * self._graph.heads) for number in range(count)]
+            self._to_views[count] = [node("Add", token, each) for each in heads]  # (b, h, t) of (n count h)
+        return [node("Gather", pieces, to_view) for to_view in self._to_views[count]]
 
     def back(self, x: str) -> str:
         """(b, h, t, d/h) -> (n, d)."""
