@@ -16,6 +16,7 @@ from pigeonhole.prediction_log.record import (
     kept_text,
     moment_of,
     new_id,
+    random_bits,
 )
 from pigeonhole.prediction_log.sketch import sketch
 from pigeonhole.prediction_log.spool import Durability
@@ -39,6 +40,7 @@ __all__ = [
     "kept_text",
     "moment_of",
     "new_id",
+    "random_bits",
     "read_window",
     "sketch",
 ]

@@ -28,6 +28,8 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # any other word
 # Of a header that stands twice, a proxy in front may have read the other one.
 SINGLE_HEADERS = (b"content-type", b"content-encoding", b"idempotency-key", b"x-canary-key", b"x-request-timeout-ms")
 
+HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+
 logger = logging.getLogger(__name__)
 
 
@@ -123,7 +125,10 @@ def check_head(scope: Scope) -> None:
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     if scope["http_version"] not in ("1.0", "1.1"):
         raise Problem(400, "invalid_http", "HTTP/1.1 is spoken here", {"connection": "close"})
-    if not all(re.fullmatch(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*", host) for host in _values(headers, b"host")):
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        values.setdefault(name, []).append(value)
+    if not all(map(HOST.fullmatch, values.get(b"host", []))):
         raise Problem(
             400, "invalid_header", "host is a name or an address, with a port or without", {"connection": "close"}
         )  # RFC 9112 3.2
@@ -132,16 +137,21 @@ def check_head(scope: Scope) -> None:
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         limit = f"at most {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes of them"
         raise Problem(431, "headers_too_large", limit, {"connection": "close"})
-    lengths, encodings = _values(headers, b"content-length"), _values(headers, b"transfer-encoding")
+    lengths, encodings = values.get(b"content-length", []), values.get(b"transfer-encoding", [])
     if encodings and (lengths or scope["http_version"] == "1.0"):
         # RFC 9112 6.1: a proxy may have read the other one, and the rest of the body as a request of its own.
         detail = "content-length, HTTP/1.0 and transfer-encoding exclude each other"
         raise Problem(400, "ambiguous_length", detail, {"connection": "close"})
     for name in SINGLE_HEADERS:
-        if len(_values(headers, name)) > 1:
+        if len(values.get(name, [])) > 1:
             raise Problem(400, "invalid_header", f"{name.decode()} stands there more than once")
     if lengths and int(lengths[0]) > MAX_BODY_BYTES:
         raise _too_large()
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """As Starlette's `Headers`, where the first of several counts; it walks through all of them each time it is asked."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
 def check_content(headers: Mapping[str, str]) -> None:

@@ -7,13 +7,14 @@ that somebody sent.
 import datetime
 import logging
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+
+from pigeonhole.prediction_log import random_bits
 
 Form = Literal["text", "json"]
 
@@ -64,7 +65,7 @@ def traceparent_of(headers: Sequence[tuple[bytes, bytes]]) -> Traceparent | None
 
 
 def new_trace_id() -> str:
-    return secrets.token_hex(16)
+    return f"{random_bits():032x}"
 
 
 class _Text(logging.Formatter):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec import UNSET
 
 from pigeonhole.classifier import Classifier, Prediction
@@ -49,12 +50,12 @@ class Recorder:
 
     def record(self, asked: Sequence[AskedText], predictions: Sequence[Prediction]) -> None:
         now = time.perf_counter()
-        pairs = zip(asked, predictions, strict=True)
-        records = [self._record(*pair, now) for pair in pairs if is_sampled(pair[0].prediction_id, self._share)]
-        if records:
-            self._log.append(records)
+        pairs = [pair for pair in zip(asked, predictions, strict=True) if is_sampled(pair[0].prediction_id, self._share)]
+        if pairs:
+            sketches = sketch(np.stack([prediction.embedding for _, prediction in pairs])).tolist()
+            self._log.append([self._record(*pair, drawn, now) for pair, drawn in zip(pairs, sketches, strict=True)])
 
-    def _record(self, asked: AskedText, prediction: Prediction, now: float) -> Record:
+    def _record(self, asked: AskedText, prediction: Prediction, drawn: list[float], now: float) -> Record:
         manifest = asked.classifier.manifest
         return Record(
             prediction_id=asked.prediction_id,
@@ -71,7 +72,7 @@ class Recorder:
                 unknown_tokens=prediction.unknown_tokens,
                 truncated=prediction.truncated,
                 max_logit=float(prediction.logits.max()),
-                sketch=sketch(prediction.embedding[None, :])[0].tolist(),
+                sketch=drawn,
             ),
             label=prediction.label,
             labels=list(prediction.labels) if manifest.task == "multi_label" else UNSET,

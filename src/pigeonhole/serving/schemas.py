@@ -331,7 +331,7 @@ def _lone_surrogate(place: str) -> Problem:
 
 def answer(prediction: Prediction, manifest: Manifest, prediction_id: str, top_k: int | None) -> Answer:
     labels, probabilities = manifest.labels, prediction.probabilities.tolist()
-    ranked = sorted(range(len(labels)), key=lambda label_id: -probabilities[label_id])[:top_k]
+    ranked = (-prediction.probabilities).argsort(kind="stable")[:top_k].tolist()
     return Answer(
         label=prediction.label,
         labels=list(prediction.labels) if manifest.task == "multi_label" else UNSET,

@@ -44,6 +44,7 @@ def make_server(app: Starlette) -> uvicorn.Server:
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a request came from
         backlog=TAKEN_AT_ONCE,
         timeout_graceful_shutdown=GRACE_S,
     )
