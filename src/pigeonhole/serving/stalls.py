@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 
-EVERY_S = 0.02
+EVERY_S = 0.05
 
 
 class StallWatch:
