@@ -8,7 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import Backlog
-from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge
+from pigeonhole.serving.edge import MAX_BODY_BYTES, Accounts, Edge
 from pigeonhole.serving.telemetry import Telemetry
 
 App = Callable[[Scope, Receive, Send], Any]
@@ -36,7 +36,7 @@ def answers(app: App, classifier: Classifier, *messages: Message, **scope: objec
         "headers": [],
         **scope,
     }
-    asyncio.run(Edge(app, telemetry)(full, receive, send))
+    asyncio.run(Edge(app, Accounts(telemetry))(full, receive, send))
     return sent
 
 

@@ -23,17 +23,17 @@ from pigeonhole.serving import docs, openapi
 from pigeonhole.serving.access import Access, caller_of
 from pigeonhole.serving.canary import KEY_HEADER
 from pigeonhole.serving.door import Door
-from pigeonhole.serving.edge import MAX_BODY_BYTES, Edge, check_content, deadline_asked, headers_of, idempotency_key
+from pigeonhole.serving.edge import MAX_BODY_BYTES, Accounts, Edge, check_content, deadline_asked, headers_of, idempotency_key
 from pigeonhole.serving.history import read_span
 from pigeonhole.serving.keys import SCOPES
 from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.quick import Quick
 from pigeonhole.serving.rollout import Canary, Production, Rollout, Seat, Shadowed
 from pigeonhole.serving.routing import Routes
 from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_explain, read_feedback, read_question
 from pigeonhole.serving.service import Service
 from pigeonhole.serving.settings import Settings
-from pigeonhole.serving.shortcut import Shortcut
 from pigeonhole.serving.stalls import StallWatch
 from pigeonhole.serving.tracing import Tracing
 
@@ -53,6 +53,7 @@ def create_app(
     """
     tracing = Tracing() if settings.traces == "otlp" else None
     service = Service(settings, classifier, log, feedback, tracing)
+    accounts = Accounts(service.telemetry, tracing)
     stalls = StallWatch(service.telemetry.stall)
     identity = identity_of(settings)
     access = Access(settings.keys, share=settings.workers, identity=identity)
@@ -73,7 +74,8 @@ def create_app(
         stalls.start()
         for poller in pollers:
             poller.start()
-        yield {"door": Door(lambda: service.is_full(stalls.late_s), service.telemetry.turned_away)}
+        door = Door(lambda: service.is_full(stalls.late_s), service.telemetry.turned_away)
+        yield {"door": door, "quick": Quick(service, settings, access, accounts, route="/predict")}
         for poller in pollers:
             poller.stop()
         await service.stop()
@@ -90,10 +92,7 @@ def create_app(
     app = Starlette(
         routes=everything,
         lifespan=lifespan,
-        middleware=[
-            Middleware(Edge, telemetry=service.telemetry, tracing=tracing),
-            Middleware(Shortcut, predict=routes.at("/predict")),
-        ],
+        middleware=[Middleware(Edge, accounts=accounts)],
         exception_handlers={HTTPException: _refuse},
     )
     app.router.redirect_slashes = False  # the target would be made of the caller's own host header

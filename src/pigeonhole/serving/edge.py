@@ -8,7 +8,9 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,18 +30,67 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # any other word
 # Of a header that stands twice, a proxy in front may have read the other one.
 SINGLE_HEADERS = (b"content-type", b"content-encoding", b"idempotency-key", b"x-canary-key", b"x-request-timeout-ms")
 
+GONE = 499  # nobody is left to answer; nginx's number for it
 HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+OUR_MISTAKE = Problem(500, "internal_error", "this is our mistake; the request id leads to it in the log")
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Exchange:
+    """One request and what became of it."""
+
+    method: str
+    request_id: str
+    began: float  # time.perf_counter()
+    span: "Span | None"
+    status: int = 0
+    code: str = ""  # of the problem that was the answer
+    route: str = "other"  # never the path itself: a client could invent a million
+
+
+class Accounts:
+    """What is written down of every exchange, whichever way it takes: metrics, a span, a line of the journal."""
+
+    def __init__(self, telemetry: Telemetry, tracing: Tracing | None = None) -> None:
+        self._telemetry = telemetry
+        self._tracing = tracing
+
+    def begin(self, method: str, headers: Sequence[tuple[bytes, bytes]]) -> Exchange:
+        """In the task that answers: what it logs from now on carries the request's ids."""
+        method = method if method in METHODS else "other"
+        parent = traceparent_of(headers)
+        span = self._tracing.request(method, parent) if self._tracing else None
+        exchange = Exchange(method, _request_id(headers), time.perf_counter(), span)
+        trace_id = f"{span.get_span_context().trace_id:032x}" if span else parent.trace_id if parent else new_trace_id()
+        current.set(Request(exchange.request_id, trace_id))
+        span_of_request.set(span)
+        self._telemetry.in_flight.inc()
+        return exchange
+
+    def end(self, exchange: Exchange) -> None:
+        self._telemetry.in_flight.dec()
+        seconds, overloaded = time.perf_counter() - exchange.began, exchange.code == OVERLOADED_CODE
+        self._telemetry.request(exchange.method, exchange.route, exchange.status, seconds, overloaded)
+        if self._tracing and exchange.span:
+            self._tracing.end_request(exchange.span, exchange.method, exchange.route, exchange.status)
+        if requests.isEnabledFor(logging.INFO):
+            ms = round(seconds * 1000, 3)
+            fields = {"method": exchange.method, "route": exchange.route, "status": exchange.status, "ms": ms}
+            requests.info("%s %s %d", exchange.method, exchange.route, exchange.status, extra={"fields": fields})
 
 
 class Edge:
     """ASGI middleware. Leaves `request_id` and `began` (time.perf_counter) in the scope's state."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, tracing: Tracing | None = None) -> None:
+    def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
         self._app = app
-        self._telemetry = telemetry
-        self._tracing = tracing
+        self._accounts = accounts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,47 +98,34 @@ class Edge:
             return
         if scope["method"] == "HEAD":  # RFC 9110 9.3.2: as GET; the server leaves the body out
             scope = {**scope, "method": "GET"}
-        exchange = _Exchange(scope, receive, send)
-        parent = traceparent_of(scope["headers"])
-        span = self._tracing.request(exchange.method, parent) if self._tracing else None
-        trace_id = f"{span.get_span_context().trace_id:032x}" if span else parent.trace_id if parent else new_trace_id()
-        current.set(Request(exchange.request_id, trace_id))
-        span_of_request.set(span)
-        with self._telemetry.in_flight.track_inprogress():
-            await self._answer(exchange)
-        route = getattr(exchange.scope.get("route"), "path", "other")  # never the path itself: a client could invent a million
-        seconds = time.perf_counter() - exchange.began
-        self._telemetry.request(exchange.method, route, exchange.status, seconds, exchange.code == OVERLOADED_CODE)
-        if self._tracing and span:
-            self._tracing.end_request(span, exchange.method, route, exchange.status)
-        if requests.isEnabledFor(logging.INFO):
-            fields = {"method": exchange.method, "route": route, "status": exchange.status, "ms": round(seconds * 1000, 3)}
-            requests.info("%s %s %d", exchange.method, route, exchange.status, extra={"fields": fields})
-
-    async def _answer(self, exchange: "_Exchange") -> None:
+        exchange = self._accounts.begin(scope["method"], scope["headers"])
+        scope.setdefault("state", {}).update(request_id=exchange.request_id, began=exchange.began)
         try:
-            check_head(exchange.scope)
-            await self._app(exchange.scope, exchange.receive, exchange.send)
+            await self._answer(_Way(scope, receive, send, exchange))
+        finally:
+            exchange.route = getattr(scope.get("route"), "path", "other")
+            self._accounts.end(exchange)
+
+    async def _answer(self, way: "_Way") -> None:
+        exchange = way.exchange
+        try:
+            check_head(way.scope)
+            await self._app(way.scope, way.receive, way.send)
         except Problem as problem:
-            await exchange.refuse(problem)
+            await way.refuse(problem)
         except (ClientDisconnect, asyncio.CancelledError):
-            exchange.status = 499  # nobody is left to answer; nginx's number for it
+            exchange.status = GONE
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
-            await exchange.refuse(Problem(500, "internal_error", "this is our mistake; the request id leads to it in the log"))
+            await way.refuse(OUR_MISTAKE)
 
 
-class _Exchange:
-    """One request and its answer."""
+class _Way:
+    """An exchange on its way through ASGI."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         self.scope = scope
-        self.method = scope["method"] if scope["method"] in METHODS else "other"
-        self.status = 0
-        self.code = ""  # of the problem that was the answer
-        self.request_id = _request_id(scope["headers"])
-        self.began = time.perf_counter()
-        scope.setdefault("state", {}).update(request_id=self.request_id, began=self.began)
+        self.exchange = exchange
         self._receive = receive
         self._send = send
         self._received_bytes = 0
@@ -101,23 +139,29 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            own = {b"x-request-id": self.request_id.encode(), b"x-content-type-options": b"nosniff"}
+            self.exchange.status = message["status"]
             door: Door | None = self.scope["state"].get("door")
-            if door is not None and door.is_ending:
-                own[b"connection"] = b"close"
-            message["headers"] = [*message["headers"], *own.items()]
+            close = [(b"connection", b"close")] if door is not None and door.is_ending else []
+            message["headers"] = [*message["headers"], *headers_of_all(self.exchange.request_id), *close]
         await self._send(message)
 
     async def refuse(self, problem: Problem) -> None:
-        if self.status:
+        if self.exchange.status:
             return  # half an answer is on its way already; the server closes the connection
-        self.code = problem.code
-        body = problem.body(self.request_id)
-        headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **problem.headers}
-        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": problem.status, "headers": encoded})
+        self.exchange.code = problem.code
+        body = problem.body(self.exchange.request_id)
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": headers_of_problem(problem, body)})
         await self.send({"type": "http.response.body", "body": body})
+
+
+def headers_of_all(request_id: str) -> list[tuple[bytes, bytes]]:
+    """What every answer carries."""
+    return [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+
+
+def headers_of_problem(problem: Problem, body: bytes) -> list[tuple[bytes, bytes]]:
+    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **problem.headers}
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
 def check_head(scope: Scope) -> None:

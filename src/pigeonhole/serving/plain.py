@@ -1,20 +1,21 @@
 """The commonest request, without a parser: one whole `POST /predict` in one piece, with none but well-known headers, each once.
 
-h11 takes as long for a request as all the rest of the way to the batcher. Whatever is unusual in any way is left to it (`read`
-gives None), so what is refused, and how, is decided in one place. The application sees the same scope on both ways.
+h11 takes as long for a request as all the rest of the way to the batcher. Whatever is unusual in any way is left to it and to the
+edge (`read` gives None), so what is refused of a head, and how, is decided in one place. quick.py answers what is plain.
 """
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.flow_control import FlowControl
 
-REQUEST_LINES = {b"POST /predict HTTP/1.1": "/predict", b"POST /v1/predict HTTP/1.1": "/v1/predict"}
+from pigeonhole.serving.door import Door
+from pigeonhole.serving.edge import HOST, MAX_BODY_BYTES, MAX_HEADER_BYTES
+
+REQUEST_LINES = (b"POST /predict HTTP/1.1", b"POST /v1/predict HTTP/1.1")
 HEADERS = frozenset(
     {
         b"accept",
@@ -34,14 +35,11 @@ HEADERS = frozenset(
 VISIBLE = bytes(range(0x20, 0x7F))
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Plain:
-    """A request as ASGI has it: names in lower case, values without spaces around them."""
+    """A request as ASGI has it: names in lower case, each once, values without spaces around them."""
 
-    path: str
     headers: list[tuple[bytes, bytes]]
     body: bytes
 
@@ -49,8 +47,7 @@ class Plain:
 def read(data: bytes) -> Plain | None:
     head, end, body = data.partition(b"\r\n\r\n")
     line, *lines = head.split(b"\r\n")
-    path = REQUEST_LINES.get(line)
-    if not end or path is None:
+    if not end or line not in REQUEST_LINES or len(head) > MAX_HEADER_BYTES or len(body) > MAX_BODY_BYTES:
         return None
     headers = {}
     for line in lines:
@@ -61,69 +58,54 @@ def read(data: bytes) -> Plain | None:
         headers[name] = value
     length = headers.get(b"content-length", b"")
     is_whole = length.isdigit() and len(length) <= 7 and int(length) == len(body)
-    if not is_whole or b"host" not in headers or headers.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+    if (
+        not is_whole
+        or not HOST.fullmatch(headers.get(b"host", b"\0"))
+        or headers.get(b"connection", b"keep-alive").lower() != b"keep-alive"
+    ):
         return None
-    return Plain(path, list(headers.items()), body)
+    return Plain(list(headers.items()), body)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    def on_the_wire(self, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        lines = b"".join([b"%b: %b\r\n" % header for header in (*default_headers, *self.headers)])
+        return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (self.status, PHRASES[self.status], lines, self.body)
 
 
 class PlainCycle:
     """A request and its answer: what uvicorn's own cycle is to h11, for an answer that goes out in one piece."""
 
-    def __init__(
-        self,
-        scope: Scope,
-        body: bytes,
-        transport: asyncio.Transport,
-        flow: FlowControl,
-        default_headers: Iterable[tuple[bytes, bytes]],
-        on_response: Callable[[], None],
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, flow: FlowControl, on_response: Callable[[], None]) -> None:
         self.response_complete = False
         self.disconnected = False
         self.keep_alive = True
-        self.message_event = asyncio.Event()  # set when there is nothing more to wait for
-        self._scope = scope
-        self._body: bytes | None = body
+        self.message_event = asyncio.Event()  # uvicorn sets it when the connection is lost
         self._transport = transport
         self._flow = flow
-        self._default_headers = default_headers
         self._on_response = on_response
-        self._head = b""
-        self._pieces: list[bytes] = []
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self, answer: Awaitable[Answer], default_headers: Iterable[tuple[bytes, bytes]], door: Door) -> None:
         try:
-            await app(self._scope, self._receive, self._send)
-        except Exception:
-            logger.exception("a request failed outside the edge")
+            found = await answer
+            if self._flow.write_paused:
+                with contextlib.suppress(ConnectionError):
+                    await self._flow.drain()
+            if self.disconnected:
+                return
+            is_last = door.is_ending or not self.keep_alive
+            if is_last:
+                found.headers.append((b"connection", b"close"))
+            self._transport.write(found.on_the_wire(default_headers))
+            self.response_complete = True
         finally:
             if not self.response_complete and not self.disconnected:
                 self._transport.close()
-
-    async def _receive(self) -> Message:
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self.message_event.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Message) -> None:
-        if self.disconnected:
-            return
-        if message["type"] == "http.response.start":
-            headers = [*self._default_headers, *message["headers"], *([] if self.keep_alive else [(b"connection", b"close")])]
-            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-            self._head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (message["status"], PHRASES.get(message["status"], b""), lines)
-            return
-        self._pieces.append(message.get("body", b""))
-        if message.get("more_body"):
-            return
-        if self._flow.write_paused:
-            with contextlib.suppress(ConnectionError):
-                await self._flow.drain()
-        self._transport.write(self._head + b"".join(self._pieces))
-        self.response_complete = True
-        self.message_event.set()
-        if not self.keep_alive:
+        if is_last:
             self._transport.close()
         self._on_response()

@@ -111,25 +111,11 @@ class Protocol(H11Protocol):
     def _answer(self, request: Plain) -> None:
         """As handle_events of uvicorn's protocol does."""
         self._unset_keepalive_if_required()
-        scope = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": "1.1",
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "method": "POST",
-            "root_path": self.root_path,
-            "path": self.root_path + request.path,
-            "raw_path": (self.root_path + request.path).encode(),
-            "query_string": b"",
-            "headers": request.headers,
-            "state": self.app_state.copy(),
-        }
-        headers = self.server_state.default_headers
-        cycle = PlainCycle(scope, request.body, self.transport, self.flow, headers, self.on_response_complete)
+        cycle = PlainCycle(self.transport, self.flow, self.on_response_complete)
         self.cycle = cycle  # type: ignore[assignment]  # has all that uvicorn asks of one
-        self._plain = task = self.loop.create_task(cycle.run(self.app))
+        answer = self.app_state["quick"].answer(request)
+        way = cycle.run(answer, self.server_state.default_headers, self.app_state["door"])
+        self._plain = task = self.loop.create_task(way)
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
