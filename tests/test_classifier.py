@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -255,3 +258,19 @@ def test_golden_answers_of_the_served_precision_are_required(tiny_bundle: Path) 
     seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))
     with pytest.raises(BundleError, match=r"golden\.json has no answers for int8"):
         Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_onnxruntime_starts_no_thread_that_tells_of_us(sealed_bundle: Path) -> None:
+    """Its telemetry is a thread of its own, which looks up a name of Microsoft's five seconds after the start."""
+    lines = [
+        "import os, pigeonhole, onnxruntime as ort",
+        "options = ort.SessionOptions()",
+        "options.intra_op_num_threads = options.inter_op_num_threads = 1",
+        f"session = ort.InferenceSession({str(sealed_bundle / 'model.onnx')!r}, options)",
+        "print(len(os.listdir('/proc/self/task')))",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", "\n".join(lines)]
+    assert subprocess.run(line, env=environment | threads, capture_output=True, text=True, check=True).stdout == "1\n"
