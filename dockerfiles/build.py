@@ -148,7 +148,7 @@ def ask(
     given = {"PORT": str(port), "HOST": "127.0.0.1", "PIGEONHOLE_LOG": "/tmp/log", **variables}  # noqa: S108
     with engine.run(build, [], given, mounts) as container:
         began = time.perf_counter()
-        while (answer := _get(f"http://127.0.0.1:{port}{path}", question)) is None:
+        while (answer := ask_once(f"http://127.0.0.1:{port}{path}", question)) is None:
             if container.process.poll() is not None or time.perf_counter() - began > PATIENCE_S:
                 container.process.kill()
                 raise RunError(f"{build.name} gave no answer: {container.process.communicate()[0][-1000:]}")
@@ -162,7 +162,7 @@ def ask(
     return {"seconds_to_first_answer": round(seconds, 2), **chosen, "after_sigterm": code}
 
 
-def _get(url: str, question: Answer | None) -> Answer | None:
+def ask_once(url: str, question: Answer | None) -> Answer | None:
     """The answer, or None where nobody is there yet. Raises RunError for a no."""
     body = None if question is None else json.dumps(question).encode()
     request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310  our own port

@@ -134,7 +134,7 @@ class Buildah:
     name = "buildah"
 
     def __init__(self) -> None:
-        self._base = ["buildah", "--storage-driver", _storage_driver()]
+        self._base = ["buildah", "--storage-driver", storage_driver()]
 
     def refused(self) -> str:
         """What chroot isolation needs, bubblewrap needs too: namespaces, and mounts in them."""
@@ -148,6 +148,9 @@ class Buildah:
         self._make_stand_in()
         # One layer a stage: a copy of all files after each line takes longer than the lines.
         do([*self._base, "build", "--isolation", "chroot", "--layers=false", *build.words(BASE=STAND_IN)])
+
+    def has(self, build: Build) -> bool:
+        return self._holds(build.reference)
 
     def over_base_mb(self, build: Build) -> float:
         return round((self._size_bytes(build.reference) - self._size_bytes(STAND_IN)) / 1e6, 1)
@@ -192,9 +195,13 @@ class Buildah:
         finally:
             do([*self._base, "rm", container])
 
+    def _holds(self, reference: str) -> bool:
+        line = [*self._base, "inspect", "--type", "image", reference]
+        return subprocess.run(line, capture_output=True, check=False).returncode == 0
+
     def _make_stand_in(self) -> None:
         """Debian bookworm with its own Python 3.11, called `python` as in the official image, and this host's roots of trust."""
-        if subprocess.run([*self._base, "inspect", STAND_IN], capture_output=True, check=False).returncode == 0:
+        if self._holds(STAND_IN):
             return
         say("making the stand-in base by mmdebstrap")
         with tempfile.TemporaryDirectory() as scratch:
@@ -224,7 +231,7 @@ def _names(found: str) -> frozenset[str]:
 
 
 @functools.cache
-def _storage_driver() -> str:
+def storage_driver() -> str:
     """`overlay` where the kernel lets us; `vfs`, a full copy a layer, works everywhere."""
     probe = subprocess.run(
         ["buildah", "--storage-driver", "overlay", "from", "scratch"], capture_output=True, text=True, check=False
@@ -257,13 +264,11 @@ def _ended(process: "subprocess.Popen[str]") -> Iterator[None]:
             process.kill()
 
 
-def do(line: Sequence[str]) -> str:
+def do(line: Sequence[str], cwd: Path = ROOT, variables: Mapping[str, str] | None = None) -> str:
     """Run a program; what it prints on stdout. Raises RunError with the end of what it said, and where it does not end."""
-    environment = {**os.environ, "BUILDAH_FORMAT": "oci"}
+    environment = {**os.environ, "BUILDAH_FORMAT": "oci", **(variables or {})}
     try:
-        ran = subprocess.run(
-            line, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=LONGEST_BUILD_S
-        )
+        ran = subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=LONGEST_BUILD_S)
     except subprocess.TimeoutExpired as error:
         raise RunError(f"{' '.join(line[:6])} … still runs after {LONGEST_BUILD_S} s, and was ended") from error
     if ran.returncode:

@@ -70,7 +70,7 @@ def no_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
-    engine._storage_driver.cache_clear()
+    engine.storage_driver.cache_clear()
     return tmp_path
 
 

@@ -62,9 +62,9 @@ def test_the_page_is_told_where_the_services_are() -> None:
 
 
 def test_prometheus_scrapes_both_by_the_committed_rules() -> None:
-    config = yaml.safe_load(COMPOSE["configs"]["prometheus"]["content"])
+    mounted = [volume.split(":")[0] for volume in COMPOSE["services"]["prometheus"]["volumes"]]
+    config = yaml.safe_load((ROOT / mounted[0]).read_text(encoding="utf-8"))
     targets = [job["static_configs"][0]["targets"][0] for job in config["scrape_configs"]]
     assert targets == ["serve:8080", "drift:8080"]
-    mounted = [volume.split(":")[0] for volume in COMPOSE["services"]["prometheus"]["volumes"]]
-    assert [Path(file).name for file in mounted] == ["alert_rules.yaml", "recording_rules.yaml"]
+    assert [Path(file).name for file in mounted[1:]] == config["rule_files"][::-1] == ["alert_rules.yaml", "recording_rules.yaml"]
     assert all((ROOT / file).is_file() for file in mounted)
