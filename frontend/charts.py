@@ -10,6 +10,7 @@ from frontend.view import percent
 BLUE = "#3d85c6"
 GREY = "#808080"
 ROW_PX = 30
+FRAME_PX = 24  # Streamlit fits a picture and its margins into the height: without this, one bar alone is cut in half
 TALL = 280
 SERIES = [BLUE, "#d9822b", "#9b6fc4", "#2e8b57"]  # read on white and on black
 WHEN = alt.Tooltip("time:T", title="from (UTC)", format="%d %b %H:%M")
@@ -42,7 +43,7 @@ def probability_bars(probabilities: Mapping[str, float], most: int = 10) -> alt.
         color=alt.condition("datum.first", alt.value(BLUE), alt.value("#9db8d2"))
     )
     words = base.mark_text(align="left", dx=6, fontSize=13, color="#808080").encode(text="share:N")
-    chart: alt.LayerChart = (bars + words).properties(height=ROW_PX * len(top))
+    chart: alt.LayerChart = (bars + words).properties(height=ROW_PX * len(top) + FRAME_PX)
     return chart
 
 
@@ -61,7 +62,7 @@ def count_bars(counts: Mapping[str, float], most: int = 15) -> alt.LayerChart:
     )
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.7}, color=BLUE)
     words = base.mark_text(align="left", dx=6, fontSize=13, color="#808080").encode(text="words:N")
-    chart: alt.LayerChart = (bars + words).properties(height=ROW_PX * len(rows))
+    chart: alt.LayerChart = (bars + words).properties(height=ROW_PX * len(rows) + FRAME_PX)
     return chart
 
 

@@ -18,6 +18,18 @@ RETRIES = 2
 PAUSE_S = 0.25
 DRIFT_TIMEOUT_S = 240.0  # a run that lets Evidently draw takes half a minute, and up to three
 NOT_NOW = frozenset({502, 503, 504})
+FIELDS: Mapping[str, Mapping[str, type]] = {
+    "/ready": {"model": str, "model_version": str},
+    "/model": {"model": str, "model_version": str, "labels": list, "metrics": dict, "limits": dict},
+    "/openapi.json": {"paths": dict},
+    "/history": {"steps": list, "since": str},
+    "/versions": {"versions": list, "aliases": dict, "history": list},
+    "/traffic": {"steps": list, "labels": list},
+    "/review": {"items": list},
+    "/stats": {"reports": list, "live_accuracy": dict},
+    "/reports/latest.json": {"verdict": str, "findings": list},
+}
+"""What an answer has that is the service's own, and not another program's at its address."""
 
 
 class Down(Exception):  # noqa: N818  a state of the service, not a mistake
@@ -63,7 +75,11 @@ class Service:
         self._http.close()
 
     def get(self, path: str, **query: str | int | float) -> dict[str, Any]:
-        return _object(self._send("GET", path, query=query))
+        found = _object(self._send("GET", path, query=query))
+        wrong = [name for name, kind in FIELDS.get(path, {}).items() if not isinstance(found.get(name), kind)]
+        if wrong:
+            raise Refused(200, f"the answer has no {' and no '.join(wrong)}: is this the address of the service?")
+        return found
 
     def text(self, path: str) -> str:
         return self._send("GET", path).text

@@ -277,6 +277,8 @@ def _rows(found: dict[str, Any], narrowed: bool) -> None:
         view.count(found["found"], "text") + ("" if narrowed else " with a wrong label") + ", the surest first."
         + (f" The first {SHOWN} of them:" if found["found"] > SHOWN else "")
     )  # fmt: skip
+    if not found["rows"]:
+        return
     if not found["has_texts"]:
         st.info("Their texts are not kept in the registry (`export.test_texts`), so only labels and lengths are here.")
     beside = "text" if found["has_texts"] else "n_words"

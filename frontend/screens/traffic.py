@@ -394,7 +394,7 @@ def _report() -> None:
             "verdict": each["verdict"].replace("_", " "),
             "held out": each["reference"],
             "now": each["window"],
-            "effect": each["effect"],
+            "effect": None if each["effect"] is None else round(each["effect"], 3) + 0.0,  # never -0.000
             "counts from": each["least_effect"],
             "by chance": each["p"],
         }

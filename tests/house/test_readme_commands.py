@@ -50,11 +50,12 @@ ERASE_OLD = "uv run log-erase days=90"
 LIST_KEYS = "uv run keys list keys=keys.json"
 LABEL_ERRORS = "uv run label-errors data.path=my.csv data.text=message data.label=queue"
 CHECK_TAXONOMY = "uv run check-data data=my.csv data.text=message data.label=queue data.taxonomy=labels.yaml"
+IMPORT = "uv run import-model model=FOLDER_OR_HUB_ID data=new.csv text=message label=queue"
 EVALUATE_FP32 = "uv run evaluate bundle=BUNDLE precision=fp32"
 ELSEWHERE = {
     "uv run pytest": "this is it",
     "uv run demo": "tests/loop/test_demo.py runs its short form",
-    "uv run import-model model=FOLDER_OR_HUB_ID data=new.csv": "tests/training/test_import_model.py, with a folder",
+    IMPORT: "tests/training/test_import_model.py, with a folder",
     "uv run sweep sweep=learning_rates data.path=my.csv data.text=message data.label=queue": "tests/training/test_sweep.py, tiny",
     "uv run train --config-dir sweeps/learning_rates experiment=best": "tests/training/test_sweep.py composes it",
     f"{TRAIN_OWN} data.patch=label-errors.csv": "tests/dataset/test_patch.py",

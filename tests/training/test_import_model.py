@@ -97,6 +97,9 @@ def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, t
     data.write_text("text,label\nhello,weather\n")
     with pytest.raises(DataError, match="1 of its labels are unseen"):
         run(arguments)
+    data.write_text("message,label\nhello,weather\n")
+    with pytest.raises(DataError, match=r"found the columns 'message', 'label'; name the right one with text="):
+        run(arguments)
 
 
 @pytest.mark.parametrize(

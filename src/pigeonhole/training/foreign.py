@@ -5,6 +5,7 @@ a calibration) is left out, and the model card says so.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from pigeonhole import storage
 from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Task, Windowing, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, thresholds_of
 from pigeonhole.metrics import score_metrics
 from pigeonhole.registry import Registry
@@ -54,7 +55,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     model, labels, task = _load(pretrained, options)
     tokenizer = load_tokenizer(pretrained, [])
     columns = RowsConfig(text=options.text, label=options.label, label_separator=options.label_separator)
-    rows = read_labelled(options.data, columns, task) if options.data else None
+    rows = _labelled(options.data, columns, task) if options.data else None
     true_ids = label_ids(rows, labels) if rows else None
     texts = rows.texts if rows else list(export.PROBES)
     say(f"model: {type(model.body).__name__}, {len(labels)} labels; compared with torch over {len(texts)} texts")
@@ -146,6 +147,14 @@ def _torch_logits(model: TextClassifier, encoder: Encoder, texts: Sequence[str])
     """(n, c)."""
     input_ids = [found.input_ids for found in encoder.encode(texts)]
     return trainer.predict_logits(model, TokenizedRows(input_ids, np.zeros(len(texts), np.int64)))
+
+
+def _labelled(path: str, columns: RowsConfig, task: Task) -> Labelled:
+    """As `read_labelled`, whose words for a column that is not there name the keys of `train`."""
+    try:
+        return read_labelled(path, columns, task)
+    except DataError as error:
+        raise DataError(re.sub(r"\bdata\.(text|label)\b", r"\1", str(error))) from error
 
 
 def _origin(options: ImportOptions, rows: Labelled | None) -> dict[str, Any]:
