@@ -39,7 +39,7 @@ def test_a_page_without_the_service_says_so_and_offers_to_try_again(open_page: O
 
 
 def test_a_text_gets_its_label_its_decision_in_words_and_its_place_in_the_history(open_page: OpenPage, served: str) -> None:
-    app = classify(open_page(served), "where is my parcel, the courier has not come")
+    app = classify(open_page(served), "is the parcel still the old one")
     assert not app.exception
     assert app.subheader[0].value == "delivery"
     assert "Calibrated" in words_of(app)
