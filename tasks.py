@@ -207,6 +207,12 @@ def cost(context: Context, assume: str = "") -> None:
     cloud(context, " ".join(["cost", *map(shlex.quote, assume.split())]))
 
 
+@task(name="check", help={"images": "the images to build, of serve drift frontend score train"})
+def cloud_check(context: Context, images: str = "serve drift frontend") -> None:
+    """Check every cloud file on the ground, really run what can be run here, and print how each was checked."""
+    show(context, f"uv run python -m tests.cloud images={shlex.quote(images)}")
+
+
 @task
 def secrets(context: Context) -> None:
     """Look for secrets in every line that was ever committed (offline)."""
@@ -326,6 +332,6 @@ def ci(context: Context) -> None:
 namespace = Collection(
     lint, format_, types, contracts, docs, test, check, ci, train, serve, up, images, rules, secrets, sbom, audit, torch, fuzz,
     load, release, alarm,
-    data=Collection(write, status, remote, change), cloud=Collection(setup, preflight, teardown, cost),
+    data=Collection(write, status, remote, change), cloud=Collection(setup, preflight, teardown, cost, cloud_check),
     chaos=Collection(chaos_log, chaos_scoring),
 )  # fmt: skip

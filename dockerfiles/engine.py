@@ -176,7 +176,12 @@ class Buildah:
             line += ["setpriv", "--reuid", user, "--regid", group, "--clear-groups", "--no-new-privs"]
             process = _start([*line, *config["Entrypoint"], *words], pass_fds=(about.fileno(),))
             with _ended(process):
-                yield Container(process, _first_process(process, about.fileno()))
+                pid = _first_process(process, about.fileno())
+                try:
+                    yield Container(process, pid)
+                finally:
+                    if process.poll() is None:  # bubblewrap's death does not end who has changed to another user
+                        os.kill(pid, signal.SIGKILL)
 
     def _config(self, reference: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(do([*self._base, "inspect", "--type", "image", reference]))["OCIv1"]["config"]
