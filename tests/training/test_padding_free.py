@@ -7,7 +7,7 @@ import torch
 from tests.training.test_trainer import fresh_model, rows
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from pigeonhole.training import trainer
+from pigeonhole.training import padding_free, trainer
 from pigeonhole.training.batches import Packed, TokenizedRows
 from pigeonhole.training.model import TextClassifier, take_apart
 from pigeonhole.training.padding_free import PaddingFree, pad
@@ -40,8 +40,10 @@ def test_the_answer_is_that_of_the_padded_model(make: Callable[[], TextClassifie
     torch.testing.assert_close(logits, expected_logits, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["written out", "module by module"])
 @pytest.mark.parametrize("texts", [TEXTS, TokenizedRows([[2, 5, 9, 3], [2, 6, 8, 3]], np.array([0, 1]))], ids=["ragged", "full"])
-def test_the_gradients_are_those_of_the_padded_model(texts: TokenizedRows) -> None:
+def test_the_gradients_are_those_of_the_padded_model(texts: TokenizedRows, plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padding_free, "is_plain", lambda layer: plain)  # a GPU and adapters take the second way
     windows = texts.pack(np.arange(len(texts)))
     model = fresh_model().eval()
     gradients = []

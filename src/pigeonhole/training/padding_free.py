@@ -1,8 +1,8 @@
 """The forward pass over windows without padding: linear layers see real tokens only, attention a view of them.
 
-A BERT body is walked module by module with its own weights and dropout; another family gets its rows padded and is called as it
-is. Same answer as the body's own forward pass, to rounding. In training it saves what padding costs and, beside that, the work on
-attention masks: 56 -> 64 texts a CPU-second (MiniLM, banking77, batches of 32).
+A BERT body is walked layer by layer: on a CPU by bert_layer.py, elsewhere and with adapters module by module; another family gets
+its rows padded and is called as it is. Same answer as the body's own forward pass, to rounding. In training it saves what padding
+costs and, beside that, the work on attention masks: 56 -> 64 texts a CPU-second (MiniLM, banking77, batches of 32).
 """
 
 from typing import Any, cast
@@ -50,7 +50,7 @@ def _embed(body: BertForSequenceClassification, packed: Packed) -> Tensor:
     x = bert.embeddings(input_ids=packed.input_ids[None], position_ids=position_ids, token_type_ids=token_types)[0]  # (n, d)
     stack = cast(list[BertLayer], bert.encoder.layer)
     *layers, last = stack
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling() and all(map(is_plain, stack)):
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and all(map(is_plain, stack)):
         for layer in layers:
             x = forward_layer(layer, x, x, packed.runs)
         x = forward_layer(last, x.index_select(0, packed.view[:, 0]), x, packed.runs)
