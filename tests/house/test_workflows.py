@@ -237,3 +237,18 @@ def test_a_planted_fault_is_caught_by_actionlint(right: str, wrong: str, tmp_pat
     assert right in text
     (tmp_path / "images.yaml").write_text(text.replace(right, wrong, 1), encoding="utf-8")
     assert ran(ACTIONLINT, tmp_path / "images.yaml").returncode == 1
+
+
+def test_every_file_has_an_owner_and_main_asks_for_review_and_for_the_jobs_of_check() -> None:
+    lines = [line for line in (FOLDER.parent / "CODEOWNERS").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert lines[0].startswith("* @")
+    ruleset = json.loads((FOLDER.parent / "ruleset.json").read_text(encoding="utf-8"))
+    rules = {rule["type"]: rule.get("parameters", {}) for rule in ruleset["rules"]}
+    assert (ruleset["enforcement"], ruleset["conditions"]["ref_name"]["include"]) == ("active", ["~DEFAULT_BRANCH"])
+    assert {"deletion", "non_fast_forward"} <= set(rules)
+    assert rules["pull_request"]["required_approving_review_count"] >= 1
+    assert rules["pull_request"]["require_code_owner_review"]
+    jobs = yaml.safe_load((FOLDER / "check.yaml").read_text(encoding="utf-8"))["jobs"]
+    matrix = jobs.pop("check")["strategy"]["matrix"]
+    named = {f"check ({system}, {python})" for system in matrix["os"] for python in matrix["python"]} | set(jobs)
+    assert {check["context"] for check in rules["required_status_checks"]["required_status_checks"]} == named
