@@ -211,8 +211,10 @@ def deadline_asked(headers: Mapping[str, str]) -> float:
     value = headers.get("x-request-timeout-ms")
     if value is None:
         return math.inf
-    if not re.fullmatch("[0-9]{1,9}", value):
-        raise Problem(400, "invalid_header", "x-request-timeout-ms is a whole number of milliseconds")
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", value) or len(value) > 9:
+        raise Problem(
+            400, "invalid_header", "x-request-timeout-ms is a whole number of milliseconds, 1 at least, of 9 digits at most"
+        )
     return int(value) / 1000
 
 
