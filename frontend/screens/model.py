@@ -204,7 +204,7 @@ def _behaviour(metrics: dict[str, Any]) -> None:
 
 
 def _share(share: float, interval: list[float]) -> str:
-    return f"{share:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]"
+    return f"{share:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]".replace("%", " %")
 
 
 def _errors(found: dict[str, Any]) -> None:
