@@ -146,11 +146,14 @@ class Buildah:
 
     def build(self, build: Build) -> None:
         self._make_stand_in()
+        before = self._image(build.reference)
         # One layer a stage: a copy of all files after each line takes longer than the lines.
-        do([*self._base, "build", "--isolation", "chroot", "--layers=false", *build.words(BASE=STAND_IN)])
+        do([*self._base, "build", "--isolation", "chroot", "--layers=false", "--force-rm", *build.words(BASE=STAND_IN)])
+        if before not in ("", self._image(build.reference)):  # or each run would leave its gigabytes behind
+            subprocess.run([*self._base, "rmi", before], capture_output=True, check=False)
 
     def has(self, build: Build) -> bool:
-        return self._holds(build.reference)
+        return bool(self._image(build.reference))
 
     def over_base_mb(self, build: Build) -> float:
         return round((self._size_bytes(build.reference) - self._size_bytes(STAND_IN)) / 1e6, 1)
@@ -200,13 +203,14 @@ class Buildah:
         finally:
             do([*self._base, "rm", container])
 
-    def _holds(self, reference: str) -> bool:
-        line = [*self._base, "inspect", "--type", "image", reference]
-        return subprocess.run(line, capture_output=True, check=False).returncode == 0
+    def _image(self, reference: str) -> str:
+        """Its id; empty where there is none."""
+        line = [*self._base, "inspect", "--type", "image", "--format", "{{.FromImageID}}", reference]
+        return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
 
     def _make_stand_in(self) -> None:
         """Debian bookworm with its own Python 3.11, called `python` as in the official image, and this host's roots of trust."""
-        if self._holds(STAND_IN):
+        if self._image(STAND_IN):
             return
         say("making the stand-in base by mmdebstrap")
         with tempfile.TemporaryDirectory() as scratch:
