@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def test_a_failure_in_a_worker_is_the_runs_failure(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         curve(classifier(), tmp_path / "run", criterion)
+
+
+def test_the_threads_end_with_the_training(tmp_path: Path) -> None:
+    before = threading.active_count()
+    curve(classifier(), tmp_path / "run")
+    assert threading.active_count() == before
 
 
 def test_a_compiled_model_has_one_worker() -> None:

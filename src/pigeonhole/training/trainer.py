@@ -105,7 +105,11 @@ def train(
     when one text does not fit into memory. Of several processes only the first one touches `folder`, calls `on_epoch` and ends
     with the best epoch's weights.
     """
-    return _Run(model, rows, validation, recipe, folder, fingerprint, on_epoch, criterion).train()
+    run = _Run(model, rows, validation, recipe, folder, fingerprint, on_epoch, criterion)
+    try:
+        return run.train()
+    finally:
+        run.workers.close()
 
 
 class _Run:

@@ -27,6 +27,10 @@ class Workers:
         self.count = min(threads, MOST) if several else 1
         self._pool = ThreadPoolExecutor(self.count, "worker", torch.set_num_threads, (threads // self.count,))
 
+    def close(self) -> None:
+        """Its threads end; one that is never asked for anything has none."""
+        self._pool.shutdown()
+
     def map(self, work: Callable[[int, Part], Result], parts: Sequence[Part]) -> list[Result]:
         """`work(number, part)` of every part, in their order; all at the same time where there are several workers."""
         if self.count == 1:
