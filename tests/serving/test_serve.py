@@ -104,7 +104,8 @@ def test_help_names_every_variable_and_costs_nothing(capsys: pytest.CaptureFixtu
             {"PIGEONHOLE_BUNDLE": "nowhere"},
             'nowhere: manifest.json is missing; a bundle is the folder that `train` printed as "bundle"',
         ),
-        ([], {"HOST": "192.0.2.1"}, "cannot listen there"),
+        ([], {"HOST": "192.0.2.1", "PIGEONHOLE_PUBLIC": "true"}, "cannot listen there"),
+        ([], {"HOST": "0.0.0.0"}, "is reached from other machines: name PIGEONHOLE_KEYS"),
     ],
 )
 def test_what_cannot_be_served_is_one_line_and_exit_code_2(

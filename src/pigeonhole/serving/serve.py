@@ -70,6 +70,7 @@ def run_worker(arguments: list[str]) -> None:
 
 def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigError, BundleError, RegistryError, StorageError before the port is opened."""
+    require_closed(settings)
     sys.setswitchinterval(SWITCH_S)
     for name in unknown_variables(environment):
         logger.info("ignored: %s is no variable of serve; see uv run serve --help", name)
@@ -90,6 +91,16 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
                 logger.info("open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it")
             settle()
             server.run(app, listener)
+
+
+def require_closed(settings: Settings) -> None:
+    """Raises ConfigError where strangers could ask and nobody said that they may; Vertex AI itself lets in none of them."""
+    own = settings.host.startswith("127.") or settings.host in ("localhost", "::1")
+    if not (own or settings.keys or settings.oidc_issuer or settings.predict_route or settings.public == "true"):
+        raise ConfigError(
+            f"HOST={settings.host!r} is reached from other machines: name PIGEONHOLE_KEYS (uv run keys --help) or "
+            "PIGEONHOLE_OIDC_ISSUER, or set PIGEONHOLE_PUBLIC=true where whoever reaches it may ask"
+        )
 
 
 def _open_beside(settings: Settings) -> "Future[Classifier]":

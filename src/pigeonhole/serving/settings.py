@@ -70,7 +70,13 @@ class Settings:
     max_waiting: int = variable("PIGEONHOLE_MAX_WAITING", 1024, "texts that may wait; beyond: 503", whole_number(256, 1_000_000))
     deadline_s: float = variable("PIGEONHOLE_DEADLINE_S", 10.0, "longest wait for an answer; beyond: 503", seconds(0.1, 300))
     keys: str | None = variable(
-        "PIGEONHOLE_KEYS", None, "URL of the list of API keys (uv run keys); without it the service is open"
+        "PIGEONHOLE_KEYS", None, "URL of the list of API keys (uv run keys); without it the service is for this machine alone"
+    )
+    public: Literal["false", "true"] = variable(
+        "PIGEONHOLE_PUBLIC",
+        "false",
+        "true: whoever reaches the service may ask, without a key, from other machines too",
+        one_of("false", "true"),
     )
     predict_route: str | None = variable("AIP_PREDICT_ROUTE", None, "one more path of /predict, as Vertex AI sets it", route)
     health_route: str | None = variable("AIP_HEALTH_ROUTE", None, "one more path of /ready, as Vertex AI sets it", route)
