@@ -129,6 +129,13 @@ ROWS = (
         "a run on GitHub; macOS, Windows, Python 3.12 to 3.14",
     ),
     Row(
+        ".github/ruleset.json",
+        ("own test",),
+        "its required checks are the jobs of check.yaml, for each system and Python",
+        ("tests/house/test_workflows.py",),
+        "GitHub's own reading of it",
+    ),
+    Row(
         ".ci/run .ci/tools .pre-commit-config.yaml",
         ("real run",),
         "run with programs that end as told",
