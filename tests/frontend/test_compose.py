@@ -52,7 +52,7 @@ def test_the_services_know_every_variable_that_they_are_given(name: str, setting
     assert set(given) <= {found.name for _, found in variables(settings)}
     mounted = {volume.split(":")[0]: volume.split(":")[1] for volume in COMPOSE["services"][name]["volumes"]}
     defaults = {found.name: field.default for field, found in variables(settings)}
-    folders = {variable: value for variable, value in given.items() if value}
+    folders = {variable: value for variable, value in given.items() if value.startswith("/")}
     assert {f"./{defaults[variable]}": value for variable, value in folders.items()} == mounted
 
 
