@@ -1,11 +1,14 @@
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
 
 import pytest
 from tests.serving.conftest import Running
+from uvicorn.protocols.http.flow_control import FlowControl
 
-from pigeonhole.serving.plain import read
+from pigeonhole.serving.door import Door
+from pigeonhole.serving.plain import Answer, Plain, PlainCycle, read
 
 HEADERS = {"Host": "localhost", "Content-Type": "application/json", "Accept": "*/*", "Connection": "keep-alive"}
 
@@ -54,6 +57,26 @@ def test_a_whole_request_is_read_as_asgi_has_it() -> None:
 )
 def test_what_is_unusual_in_any_way_is_left_to_the_parser(data: bytes) -> None:
     assert read(data) is None
+
+
+def test_a_question_whose_caller_left_at_once_is_never_begun() -> None:
+    begun: list[Plain] = []
+
+    async def answer(request: Plain) -> Answer:
+        begun.append(request)
+        return Answer(200, [], b"")
+
+    async def ask() -> bool:
+        transport = asyncio.Transport()
+        cycle = PlainCycle(transport, FlowControl(transport), lambda: None)
+        door = Door(lambda: False, lambda: None)
+        task = asyncio.get_running_loop().create_task(cycle.run(answer, Plain([], b""), [], door))
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert asyncio.run(ask())  # a coroutine made before would be one that nobody awaits
+    assert begun == []
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from pigeonhole.serving import docs, openapi
 from pigeonhole.serving.access import Access, caller_of
 from pigeonhole.serving.canary import KEY_HEADER
 from pigeonhole.serving.door import Door
-from pigeonhole.serving.edge import MAX_BODY_BYTES, Accounts, Edge, check_content, deadline_asked, headers_of, idempotency_key
+from pigeonhole.serving.edge import MAX_BODY_BYTES, Accounts, Edge, check_content, deadline_asked, idempotency_key
 from pigeonhole.serving.history import read_span
 from pigeonhole.serving.keys import SCOPES
 from pigeonhole.serving.poller import Poller
@@ -114,18 +114,17 @@ def identity_of(settings: Settings) -> "Identity | None":
 def _add_predict(routes: Routes, service: Service, settings: Settings, access: Access) -> None:
     needed = [access.needs("predict")]
 
-    def deadline_s(headers: Mapping[str, str]) -> float:
-        return min(settings.deadline_s, deadline_asked(headers))
+    def deadline_s(request: Request) -> float:
+        return min(settings.deadline_s, deadline_asked(request.headers))
 
     @routes.post("/predict", dependencies=needed, responses=openapi.PREDICT_RESPONSES, openapi_extra=openapi.PREDICT_BODY)
     @routes.post("/predict/batch", dependencies=needed, include_in_schema=False)
     async def predict(request: Request) -> Response:
         """One text, many texts, Hugging Face's `inputs` or Vertex AI's `instances`."""
-        headers = headers_of(request.scope)
-        check_content(headers)
-        limit_s = deadline_s(headers)
-        key = idempotency_key(headers)
-        canary_key = headers.get(KEY_HEADER, "")
+        check_content(request.headers)
+        limit_s = deadline_s(request)
+        key = idempotency_key(request.headers)
+        canary_key = request.headers.get(KEY_HEADER, "")
         body = await request.body()
         question = read_question(body)
 
@@ -144,7 +143,7 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         """What each word does to the probability of a label; the first words only, and never logged."""
         check_content(request.headers)
         question = read_explain(await request.body())
-        return _json(await service.explain(question, request.state.request_id, deadline_s(request.headers)))
+        return _json(await service.explain(question, request.state.request_id, deadline_s(request)))
 
 
 def _add_feedback(routes: Routes, service: Service, access: Access) -> None:

@@ -78,6 +78,9 @@ class Answer:
         return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (self.status, PHRASES[self.status], lines, self.body)
 
 
+Way = Callable[[Plain], Awaitable[Answer]]
+
+
 class PlainCycle:
     """A request and its answer: what uvicorn's own cycle is to h11, for an answer that goes out in one piece."""
 
@@ -90,9 +93,9 @@ class PlainCycle:
         self._flow = flow
         self._on_response = on_response
 
-    async def run(self, answer: Awaitable[Answer], default_headers: Iterable[tuple[bytes, bytes]], door: Door) -> None:
+    async def run(self, answer: Way, request: Plain, default_headers: Iterable[tuple[bytes, bytes]], door: Door) -> None:
         try:
-            found = await answer
+            found = await answer(request)
             if self._flow.write_paused:
                 with contextlib.suppress(ConnectionError):
                     await self._flow.drain()

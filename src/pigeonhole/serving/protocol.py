@@ -113,9 +113,9 @@ class Protocol(H11Protocol):
         self._unset_keepalive_if_required()
         cycle = PlainCycle(self.transport, self.flow, self.on_response_complete)
         self.cycle = cycle  # type: ignore[assignment]  # has all that uvicorn asks of one
-        answer = self.app_state["quick"].answer(request)
-        way = cycle.run(answer, self.server_state.default_headers, self.app_state["door"])
-        self._plain = task = self.loop.create_task(way)
+        quick, door = self.app_state["quick"], self.app_state["door"]
+        answering = cycle.run(quick.answer, request, self.server_state.default_headers, door)
+        self._plain = task = self.loop.create_task(answering)
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
