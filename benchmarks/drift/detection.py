@@ -178,7 +178,10 @@ def draw_rates(result: dict[str, Any]) -> bytes:
     """The share of runs that alarmed, with its interval, by number of texts: one panel a kind."""
     kinds = result["kinds"]
     figure = Figure(figsize=(12, 2.3 * -(-len(kinds) // 4)), layout="constrained")
-    for panel, (name, rates) in zip(figure.subplots(-(-len(kinds) // 4), 4, squeeze=False).flat, kinds.items(), strict=False):
+    panels = list(figure.subplots(-(-len(kinds) // 4), 4, squeeze=False).flat)
+    for empty in panels[len(kinds) :]:
+        empty.set_axis_off()
+    for panel, (name, rates) in zip(panels, kinds.items(), strict=False):
         sizes = [int(size) for size in rates]
         low, high = np.array([rate["interval"] for rate in rates.values()]).T
         panel.fill_between(sizes, low, high, alpha=0.25)

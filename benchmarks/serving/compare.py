@@ -385,10 +385,10 @@ def _draw(path: Path, median: Mapping[str, Any]) -> None:
     names = list(median)
     for place, count in enumerate(CONNECTIONS):
         rates = [median[name]["closed"][str(count)]["requests_per_s"] for name in names]
-        axes.bar([number + 0.27 * (place - 1) for number in range(len(names))], rates, 0.25, label=f"{count} connections")
+        axes.bar([number + 0.27 * (place - 1) for number in range(len(names))], rates, 0.25, label=str(count))
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("requests/s on one core")
-    axes.legend()
+    axes.legend(title="connections")
     figure.savefig(path, dpi=110)
 
 
