@@ -1,7 +1,10 @@
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from pigeonhole.configuration import Allowed, compose, config_folder, groups, settings_of, to_flat
 from pigeonhole.errors import ConfigError
@@ -29,7 +32,18 @@ def test_every_experiment_changes_what_it_says(name: str) -> None:
     assert lines[0] == "# @package _global_"
     assert lines[1].startswith(f"# uv run train experiment={name}")
     plain, changed = to_flat(compose_train()), to_flat(compose_train(f"experiment={name}"))
-    assert {key for key in plain if plain[key] != changed[key]}
+    said = dict(_leaves(yaml.safe_load("\n".join(lines))))
+    assert {key: changed[key] for key in said} == said
+    assert {key for key in plain if plain[key] != changed[key]} <= said.keys()
+    assert {key for key in said if plain[key] != said[key]}
+
+
+def _leaves(nested: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 @pytest.mark.parametrize("name", groups()["model"])

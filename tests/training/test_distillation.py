@@ -1,10 +1,10 @@
+import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.conftest import tiny_rows, train_arguments
+from tests.conftest import tiny_rows, train_arguments, write_rows
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
@@ -48,10 +48,17 @@ def test_the_loss_is_hintons_formula() -> None:
     assert alike.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_an_encoder_that_hears_the_teacher_alone_learns_its_answers(
-    tiny_run: dict[str, Any], tiny_data: Path, sealed_bundle: Path, tmp_path: Path
+def test_an_encoder_that_hears_the_teacher_alone_learns_its_answers_and_not_the_labels(
+    sealed_bundle: Path, tmp_path: Path
 ) -> None:
-    found = run([*train_arguments(tmp_path, tiny_data), f"trainer.teacher={sealed_bundle}", "trainer.teacher_share=1"])
-    assert found["test"]["accuracy"] > 0.8
+    wrong = {"account": "billing", "billing": "delivery", "delivery": "account"}
+    rows, right = [(text, wrong[label]) for text, label in tiny_rows()[::2]], tiny_rows()[1::2]
+    data, validation = write_rows(tmp_path / "wrong.csv", rows), write_rows(tmp_path / "right.csv", right)
+    arguments = [*train_arguments(tmp_path, data), "data.val=0", f"data.validation_path={validation}"]
+    arguments += ["trainer.fit_head_first=false", f"trainer.teacher={sealed_bundle}", "trainer.teacher_share=1"]
+    found = run(arguments)
+    history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    assert max(epoch["validation_accuracy"] for epoch in history) > 0.8
+    assert found["test"]["accuracy"] < 0.2
     with np.load(tmp_path / "run" / CACHE, allow_pickle=False) as cached:
-        assert cached["logits"].shape == (90, 3)
+        assert cached["logits"].shape == (60, 3)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from tests.training.test_trainer import RECIPE, fresh_model, rows
@@ -29,6 +31,17 @@ def test_each_layer_learns_so_many_times_as_fast_as_the_one_above() -> None:
 def test_without_decay_there_is_one_rate_and_every_parameter_has_it() -> None:
     assert set(groups(1.0).values()) == {1.0}
     assert len(groups(1.0)) == len(list(fresh_model().body.parameters()))
+
+
+def test_a_lower_layer_moves_less_where_the_rates_decay(tmp_path: Path) -> None:
+    before = {name: value.detach().clone() for name, value in fresh_model().named_parameters()}
+    model = fresh_model()
+    recipe = trainer.Recipe(**{**RECIPE.__dict__, "epochs": 1, "layer_decay": 0.1})
+    trainer.train(model, rows(24), rows(24, seed=1), recipe, tmp_path, "this run", lambda history: None)
+    way = {name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()}
+    furthest = [max(found for name, found in way.items() if f"layer.{layer}." in name) for layer in range(3)]
+    assert furthest[0] == pytest.approx(furthest[2] / 100, rel=0.5)
+    assert furthest[1] == pytest.approx(furthest[2] / 10, rel=0.5)
 
 
 def test_frozen_layers_stay_as_they_were_and_the_others_move(tmp_path_factory: pytest.TempPathFactory) -> None:

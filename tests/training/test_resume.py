@@ -70,13 +70,19 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_weights(
     process = fork_server.start(PROGRAM, tmp_path / "log", str(tmp_path), KILL_IN_SAVE=str(save))
     assert fork_server.wait(process) == -signal.SIGKILL
     assert fork_server.wait(fork_server.start(PROGRAM, tmp_path / "log", str(tmp_path))) == 0, (tmp_path / "log").read_text()
+    assert ("going on from epoch" in (tmp_path / "log").read_text()) == (save > 1)
     assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
 
 
 @pytest.mark.parametrize("step", range(1, 22))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_after_any_step_goes_on_to_the_same_weights(
-    tmp_path: Path, uninterrupted: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, number: int, step: int
+    tmp_path: Path,
+    uninterrupted: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    step: int,
 ) -> None:
     obeyed = StopSignals.obey
     seen = 0
@@ -94,6 +100,8 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_weights(
         with pytest.raises(StoppedError if number == signal.SIGTERM else KeyboardInterrupt, match="stopped at epoch"):
             run(tmp_path)
     _, history = run(tmp_path)
+    ends = step // 7  # six steps an epoch and its end
+    assert f"going on from epoch {1 + ends}, step {step - ends}" in capsys.readouterr().err
     assert [epoch.number for epoch in history] == list(range(1, RECIPE.epochs + 1))
     assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
 

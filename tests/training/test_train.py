@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from tests.conftest import tiny_rows, train_arguments, write_rows
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
+from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.corridor import make_recipe
 from pigeonhole.training.train import run
 
 
@@ -96,6 +100,15 @@ def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
 def test_a_mistake_is_told_before_any_work(tiny_data: Path, tmp_path: Path, argument: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run([*train_arguments(tmp_path, tiny_data), argument])
+
+
+def test_every_number_of_the_recipe_follows_its_key() -> None:
+    keys = ["seed=7", "trainer.sampling=balanced", "trainer.precision=fp32", "trainer.compile=true", "trainer.epochs=9"]
+    keys += ["trainer.batch_size=7", "trainer.learning_rate=7e-4", "trainer.head_learning_rate=7e-4", "trainer.weight_decay=0.7"]
+    keys += ["trainer.warmup=0.7", "trainer.max_grad_norm=7", "trainer.patience=7", "trainer.freeze_word_embeddings=false"]
+    keys += ["trainer.average_decay=0.7", "trainer.layer_decay=0.7", "trainer.frozen_layers=7"]
+    plain, changed = (asdict(make_recipe(compose(TrainConfig, "train", given))) for given in ([], keys))
+    assert not [name for name in plain if plain[name] == changed[name]]
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

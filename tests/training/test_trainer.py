@@ -1,5 +1,8 @@
+import itertools
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from safetensors.torch import load_file
 from pigeonhole.errors import DivergedError, RunError, StoppedError
 from pigeonhole.training import optim, trainer
 from pigeonhole.training.batches import TokenizedRows
-from pigeonhole.training.checkpoint import Epoch
+from pigeonhole.training.checkpoint import Epoch, Progress, save_progress
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_model, load_tokenizer
 from pigeonhole.training.stop_signals import StopSignals
@@ -88,6 +91,23 @@ def test_the_model_leaves_with_the_weights_of_its_best_epoch(tmp_path: Path) -> 
 def test_training_stops_early_when_nothing_gets_better(tmp_path: Path) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "epochs": 50, "learning_rate": 1e-12, "head_learning_rate": 1e-12, "patience": 2})
     assert [epoch.number for epoch in run(tmp_path / "best", recipe)[1]] == [1, 2, 3]
+
+
+def test_a_minute_of_work_is_all_that_a_kill_can_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a step takes seven seconds."""
+    clock, saved = itertools.count(0.0, 7.0), [0.0]
+
+    def note(path: Path, fingerprint: str, progress: Progress, *rest: Any) -> None:
+        saved.append(progress.seconds)
+        save_progress(path, fingerprint, progress, *rest)
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(trainer, "save_progress", note)
+    recipe = Recipe(**{**RECIPE.__dict__, "batch_size": 2, "epochs": 1})
+    run(tmp_path / "run", recipe)
+    assert saved[-1] >= 24 * 7
+    assert max(np.diff(saved)) <= 60
+    assert len(saved) < 12  # and not after every step
 
 
 def test_frozen_word_embeddings_stay_as_they_were(tmp_path: Path) -> None:
