@@ -1,43 +1,49 @@
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import run_v2
 from google.cloud.run_v2.services.services.transports import ServicesRestTransport
+from msgspec import Meta, Struct
 from tests.cloud.conftest import Answer, StandIn
 
 from pigeonhole.cloud import deploy
 from pigeonhole.cloud.project import Project
+from pigeonhole.cloud.refusals import refusals
 from pigeonhole.errors import ConfigError, GateError, RunError
 
 PROJECT = Project("some-project", "europe-west4")
 SHA = "0123456789abcdef0123456789abcdef01234567"
 FILE = Path(__file__).parents[2] / deploy.FOLDER / "serve.yaml"
 NAME = "projects/some-project/locations/europe-west4/services/pigeonhole-serve"
-URL = "https://candidate---pigeonhole-serve.invalid"
 LATEST = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST"
 REVISION = "TRAFFIC_TARGET_ALLOCATION_TYPE_REVISION"
 
 
-def found_service(*, first: bool) -> Answer:
-    """Cloud Run, as far as a deployment asks: a service with one revision, or none yet."""
+def found_service(*, first: bool, host: str = "https://pigeonhole-serve.invalid", unready: str = "") -> Answer:
+    """Cloud Run, as far as a deployment asks: a service with one revision, or none yet. `unready`: why a new one is none."""
     service = {
         "name": NAME,
-        "uri": "https://pigeonhole-serve.invalid",
+        "uri": host,
         "latestReadyRevision": f"{NAME}/revisions/serve-00001",
         "latestCreatedRevision": f"{NAME}/revisions/serve-00002",
         "trafficStatuses": [
             {"type": LATEST, "percent": 100},
-            {"type": LATEST, "tag": "candidate", "uri": URL},
+            {"type": LATEST, "tag": "candidate", "uri": f"{host}/candidate"},
         ],
     }
+    reasons = iter([unready])
 
     def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
         if method == "GET":
             return (404, {"error": {"code": 404, "message": "no", "status": "NOT_FOUND"}}) if first else (200, service)
+        if reason := next(reasons, ""):
+            return 200, {"name": f"{NAME}/operations/1", "done": True, "error": {"code": 9, "message": reason}}
         kind = {"@type": "type.googleapis.com/google.cloud.run.v2.Service", **service}
         return 200, {"name": f"{NAME}/operations/1", "done": True, "response": kind}
 
@@ -96,6 +102,7 @@ def test_a_full_spool_and_two_versions_fit_into_the_memory_that_files_are_kept_i
         ("dependsOn: [serve]", "dependsOn: [server]", "collector depends on server"),
         ("name: run-monitoring\n      secret", "name: monitoring\n      secret", "collector mounts run-monitoring"),
         ("secret: ${METRICS_SECRET}", "secret: ${METRICS_SECRETS}", "no value for"),
+        ("secret: ${METRICS_SECRET}", "secret: some-other-secret", "pigeonhole-serve may not read a secret some-other-secret"),
         ("      ports:\n        - name: http1\n          containerPort: 8080\n", "", "0 containers have a port"),
     ],
 )
@@ -108,30 +115,75 @@ def test_a_planted_fault_is_caught_before_anything_is_sent(right: str, wrong: st
         deploy.read_service(file, PROJECT, SHA, "tickets", {})
 
 
-def test_a_revision_that_answers_gets_the_traffic(stand_in: Callable[[Answer], StandIn]) -> None:
-    server = stand_in(found_service(first=False))
-    asked: list[str] = []
-    assert deploy.deploy(client(server), PROJECT, "serve", wanted(), asked.append)["revision"] == "serve-00001"
-    assert asked == [URL]
-    assert traffic_of(server) == [[("latest", 0), ("serve-00001", 100)], [("latest", 100)]]
+STARTED = [("latest", 0), ("serve-00001", 100)]
+MOVED, BACK = [("latest", 100)], [("serve-00001", 100)]
 
 
-def test_a_revision_that_does_not_answer_gets_none(stand_in: Callable[[Answer], StandIn]) -> None:
-    server = stand_in(found_service(first=False))
+@pytest.mark.parametrize(
+    ("candidate", "service", "moves", "told"),
+    [
+        (200, 200, [STARTED, MOVED], ""),
+        (500, 200, [STARTED, BACK], r"/candidate/predict answered 500; the traffic is where it was: 100 % at serve-00001"),
+        (200, 500, [STARTED, MOVED, BACK], r"\d/predict answered 500; the traffic is where it was: 100 % at serve-00001"),
+    ],
+)
+def test_traffic_follows_an_answer_and_goes_back_without_one(
+    candidate: int, service: int, moves: Any, told: str, stand_in: Callable[[Answer], StandIn]
+) -> None:
+    """The question is really put, to a revision and a service that answer over HTTP as they are told."""
 
-    def refuse(url: str) -> None:
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if path.endswith("/predict"):
+            return (candidate if "/candidate/" in path else service), {"label": "billing"}
+        return cloud_run(method, path, body)
+
+    server = stand_in(answer)
+    host = f"http://{server.host}"
+    cloud_run = found_service(first=False, host=host)
+    audiences: list[str] = []
+
+    def check(url: str, audience: str) -> None:
+        audiences.append(audience)
+        deploy.ask(url, "token", *deploy.QUESTIONS["serve"])
+
+    if told:
+        with pytest.raises(GateError, match=told):
+            deploy.deploy(client(server), PROJECT, "serve", wanted(), check)
+    else:
+        assert deploy.deploy(client(server), PROJECT, "serve", wanted(), check)["revision"] == "serve-00001"
+    assert traffic_of(server) == moves
+    assert set(audiences) == {host}  # a token for a tag's address alone is refused
+
+
+def test_a_revision_that_does_not_start_gets_no_traffic_and_the_reason_is_told(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(found_service(first=False, unready="the container failed to listen on port 8080"))
+    with pytest.raises(GateError, match=r"Cloud Run said no: .*failed to listen on port 8080.*; the traffic is where it was"):
+        deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)
+    assert traffic_of(server) == [STARTED, BACK]
+
+
+def test_a_first_deployment_creates_the_service_and_has_nothing_to_go_back_to(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(found_service(first=True))
+    deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)
+    assert traffic_of(server) == [MOVED, MOVED]
+    assert "allowMissing=true" in server.asked[1][1]
+
+    def refuse(url: str, _: str) -> None:
         raise RunError(f"{url}/predict answered 500")
 
-    with pytest.raises(GateError, match="answered 500; the traffic stays where it was"):
+    with pytest.raises(GateError, match="answered 500; this was the first revision of pigeonhole-serve"):
         deploy.deploy(client(server), PROJECT, "serve", wanted(), refuse)
-    assert traffic_of(server) == [[("latest", 0), ("serve-00001", 100)], [("serve-00001", 100)]]
 
 
-def test_a_first_deployment_creates_the_service(stand_in: Callable[[Answer], StandIn]) -> None:
-    server = stand_in(found_service(first=True))
-    deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda _: None)
-    assert traffic_of(server) == [[("latest", 100)], [("latest", 100)]]
-    assert "allowMissing=true" in server.asked[1][1]
+def test_a_no_of_the_service_and_a_missing_account_are_told_without_a_traceback(
+    stand_in: Callable[[Answer], StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = stand_in(lambda *_: (403, {"error": {"code": 403, "message": "run.services.get denied", "status": "x"}}))
+    with pytest.raises(RunError, match=r"Cloud Run said no: .*run\.services\.get denied"), refusals("Cloud Run"):
+        deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "nowhere.json")
+    with pytest.raises(ConfigError, match="gcloud auth application-default login"), refusals("Cloud Run"):
+        run_v2.ServicesClient()
 
 
 @pytest.mark.parametrize(("status", "body"), [(500, {}), (200, {"label": ""}), (200, {})])
@@ -167,13 +219,54 @@ def test_the_command_prints_the_service_and_sends_nothing(
 
 
 def test_what_the_sidecar_scrapes_is_where_the_service_listens() -> None:
-    import yaml
+    assert scraped((FILE.parent / "run_monitoring.yaml").read_text()) == wanted_scrapes()
 
-    found = yaml.safe_load((FILE.parent / "run_monitoring.yaml").read_text())
+
+class Shape(Struct, forbid_unknown_fields=True, rename="camel"):
+    """RunMonitoring has no type that is published: these are its fields as the sidecar's documentation has them."""
+
+
+class Scraped(Shape):
+    port: int
+    path: Annotated[str, Meta(pattern="^/")]
+    interval: Annotated[str, Meta(pattern=r"^[0-9]+s$")]
+
+
+class Spec(Shape):
+    endpoints: list[Scraped]
+
+
+class RunMonitoring(Shape):
+    api_version: Literal["monitoring.googleapis.com/v1beta"]
+    kind: Literal["RunMonitoring"]
+    metadata: dict[Literal["name"], str]
+    spec: Spec
+
+
+def scraped(text: str) -> list[tuple[int, str]]:
+    return [(found.port, found.path) for found in msgspec.yaml.decode(text, type=RunMonitoring).spec.endpoints]
+
+
+def wanted_scrapes() -> list[tuple[int, str]]:
     (port,) = wanted().template.containers[0].ports
-    assert [(endpoint["port"], endpoint["path"]) for endpoint in found["spec"]["endpoints"]] == [
-        (port.container_port, "/metrics")
-    ]
+    return [(port.container_port, "/metrics")]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("endpoints:", "endpoint:"),
+        ("kind: RunMonitoring", "kind: PodMonitoring"),
+        ("port: 8080", "port: 8000"),
+        ("path: /metrics", "path: /metric"),
+        ("interval: 30s", "interval: often"),
+    ],
+)
+def test_a_planted_fault_in_what_the_sidecar_scrapes_is_caught(right: str, wrong: str) -> None:
+    text = (FILE.parent / "run_monitoring.yaml").read_text()
+    assert right in text
+    with contextlib.suppress(msgspec.ValidationError):
+        assert scraped(text.replace(right, wrong)) != wanted_scrapes()
 
 
 @pytest.mark.parametrize("name", sorted(deploy.QUESTIONS))

@@ -12,7 +12,7 @@ from tests.cloud.conftest import StandIn, stand_in
 
 from pigeonhole.cloud.project import Project
 from pigeonhole.configuration import groups
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.training import vertex
 from pigeonhole.training.space import read_space
 from pigeonhole.training.vertex import VertexConfig, make_job, parse_job
@@ -167,3 +167,10 @@ def test_the_vendors_client_sends_the_job_that_was_printed(
     ((method, sent_to, body),) = server.asked
     assert (method, sent_to.partition("?")[0]) == ("POST", f"/v1/{PROJECT.parent}/{path}")
     assert kind.from_json(json.dumps(body), ignore_unknown_fields=False) == parse_job(printed)
+
+
+def test_a_no_of_vertex_is_told_without_a_traceback(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(lambda *_: (429, {"error": {"code": 429, "message": "Quota exceeded for cpus", "status": "x"}}))
+    transport = JobServiceRestTransport(host=server.host, url_scheme="http", credentials=AnonymousCredentials())
+    with pytest.raises(RunError, match=r"Vertex AI said no: .*Quota exceeded for cpus"):
+        vertex.submit(aiplatform_v1.JobServiceClient(transport=transport), PROJECT, job())

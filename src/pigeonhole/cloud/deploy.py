@@ -1,6 +1,7 @@
 """`uv run deploy image=COMMIT [service=NAME] [model=NAME]`: cloudrun/NAME.yaml becomes a revision that answers, or nothing moves.
 
 A new revision gets no traffic and the tag `candidate`; a question is put to the tag's address; only its answer moves the traffic.
+With the traffic the service itself is asked once more; where it gives no answer, the traffic goes back.
 """
 
 import json
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pigeonhole.cloud.project import METRICS_SECRET, Project, read_project, read_yaml
+from pigeonhole.cloud.refusals import refusals
+from pigeonhole.cloud.resources import SECRETS
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError, RunError
 
@@ -31,7 +34,8 @@ WAIT_S = 600
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] uv run deploy image=COMMIT [service=NAME] [model=NAME] [--dry-run]
 
 Deploy an image of a commit to Cloud Run (serve, or service=drift, frontend): without traffic, then a question, then the traffic.
-A revision that does not answer gets no traffic (exit 4). --dry-run prints the service and sends nothing.
+A revision that does not start or does not answer gets no traffic, or loses it again (exit 4). --dry-run prints the service and
+sends nothing.
 """
 
 
@@ -53,13 +57,13 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         return to_dict(read_service(path, project, image, model, {name: f"https://{name}.invalid" for name in ASKED}))
     from google.cloud import run_v2
 
-    services = run_v2.ServicesClient()
-    service = read_service(path, project, image, model, addresses(services, project) if name == "frontend" else {})
+    def check(url: str, audience: str) -> None:
+        ask(url, identity_token(project, audience), *QUESTIONS[name])
 
-    def check(url: str) -> None:
-        ask(url, identity_token(project, url), *QUESTIONS[name])
-
-    return deploy(services, project, name, service, check)
+    with refusals("Cloud Run"):
+        services = run_v2.ServicesClient()
+        service = read_service(path, project, image, model, addresses(services, project) if name == "frontend" else {})
+        return deploy(services, project, name, service, check)
 
 
 def addresses(services: "run_v2.ServicesClient", project: Project) -> dict[str, str]:
@@ -89,7 +93,9 @@ def read_service(path: Path, project: Project, image: str, model: str, urls: Map
         "API_URL": urls.get("serve", ""),
         "DRIFT_URL": urls.get("drift", ""),
     }
-    return parse_service(read_yaml(path, values), str(path))
+    service = parse_service(read_yaml(path, values), str(path))
+    _check_secrets(service, name, str(path))
+    return service
 
 
 def parse_service(content: Any, place: str) -> "run_v2.Service":
@@ -128,10 +134,28 @@ def _check_containers(service: "run_v2.Service", place: str) -> None:
                 )
 
 
+def _check_secrets(service: "run_v2.Service", role: str, place: str) -> None:
+    """A secret that is not there, or not for this account, is a revision that never starts."""
+    named = {volume.secret.secret for volume in service.template.volumes}
+    named |= {given.value_source.secret_key_ref.secret for container in service.template.containers for given in container.env}
+    allowed = {secret for secret, roles in SECRETS.items() if role in roles}
+    if missing := sorted(named - allowed - {""}):
+        raise ConfigError(
+            f"{place}: pigeonhole-{role} may not read a secret {missing[0]}; cloud.setup gives it {', '.join(allowed) or 'none'}"
+        )
+
+
 def deploy(
-    services: "run_v2.ServicesClient", project: Project, name: str, service: "run_v2.Service", check: Callable[[str], None]
+    services: "run_v2.ServicesClient",
+    project: Project,
+    name: str,
+    service: "run_v2.Service",
+    check: Callable[[str, str], None],
 ) -> dict[str, Any]:
-    """Raises GateError, the traffic being where it was, when `check` raises RunError."""
+    """`check` is given an address and the audience of a token for it: the service's own, for a tag's address too.
+
+    Raises GateError, the traffic being where it was, for a revision that does not start and where `check` raises RunError.
+    """
     from google.cloud import run_v2
 
     service.name = f"{project.parent}/services/pigeonhole-{name}"
@@ -139,16 +163,24 @@ def deploy(
     before = _traffic_now(services, service.name)
     service.traffic = [run_v2.TrafficTarget(type_=latest, percent=0 if before else 100, tag=TAG), *before]
     say(f"deploying {service.template.containers[0].image} {'without traffic' if before else 'for the first time'}")
-    made = services.update_service(run_v2.UpdateServiceRequest(service=service, allow_missing=True)).result(timeout=WAIT_S)
-    url = next(status.uri for status in made.traffic_statuses if status.tag == TAG)
     try:
-        check(url)
+        request = run_v2.UpdateServiceRequest(service=service, allow_missing=True)
+        with refusals("Cloud Run"):
+            made = services.update_service(request).result(timeout=WAIT_S)
+        url = next(status.uri for status in made.traffic_statuses if status.tag == TAG)
+        check(url, made.uri)
+        _move(services, service, [run_v2.TrafficTarget(type_=latest, percent=100, tag=TAG)])
+        check(made.uri, made.uri)
     except RunError as error:
-        if before:
-            _move(services, service, before)
-        raise GateError(f"{error}; the traffic stays where it was, the revision is {made.latest_created_revision}") from error
-    _move(services, service, [run_v2.TrafficTarget(type_=latest, percent=100, tag=TAG)])
+        if not before:
+            raise GateError(f"{error}; this was the first revision of pigeonhole-{name}, so no other one can answer") from error
+        _move(services, service, before)
+        raise GateError(f"{error}; the traffic is where it was: {_told(before)}") from error
     return {"service": made.uri, "revision": made.latest_ready_revision.rsplit("/", 1)[-1], "tag": url}
+
+
+def _told(traffic: list["run_v2.TrafficTarget"]) -> str:
+    return ", ".join(f"{target.percent} % at {target.revision}" for target in traffic)
 
 
 def _traffic_now(services: "run_v2.ServicesClient", name: str) -> list["run_v2.TrafficTarget"]:
@@ -174,7 +206,8 @@ def _move(services: "run_v2.ServicesClient", service: "run_v2.Service", traffic:
 
     changed = run_v2.Service(name=service.name, template=service.template, ingress=service.ingress, traffic=traffic)
     request = run_v2.UpdateServiceRequest(service=changed, update_mask={"paths": ["traffic"]})
-    services.update_service(request).result(timeout=WAIT_S)
+    with refusals("Cloud Run"):
+        services.update_service(request).result(timeout=WAIT_S)
 
 
 def ask(url: str, token: str, path: str, body: Mapping[str, str] | None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pigeonhole.cloud.project import WANDB_SECRET, Project, read_project
+from pigeonhole.cloud.refusals import refusals
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, help_text
 from pigeonhole.errors import ConfigError
@@ -151,16 +152,18 @@ def parse_job(job: Mapping[str, Any]) -> "aiplatform_v1.CustomJob | aiplatform_v
 def open_client(project: Project) -> "aiplatform_v1.JobServiceClient":
     from google.cloud import aiplatform_v1
 
-    return aiplatform_v1.JobServiceClient(client_options={"api_endpoint": f"{project.region}-aiplatform.googleapis.com"})
+    with refusals("Vertex AI"):
+        return aiplatform_v1.JobServiceClient(client_options={"api_endpoint": f"{project.region}-aiplatform.googleapis.com"})
 
 
 def submit(jobs: "aiplatform_v1.JobServiceClient", project: Project, job: Mapping[str, Any]) -> str:
     """Send it; the name that Vertex gave it."""
     parsed = parse_job(job)
-    if "studySpec" in job:
-        made = jobs.create_hyperparameter_tuning_job(parent=project.parent, hyperparameter_tuning_job=parsed)
-    else:
-        made = jobs.create_custom_job(parent=project.parent, custom_job=parsed)
+    with refusals("Vertex AI"):
+        if "studySpec" in job:
+            made = jobs.create_hyperparameter_tuning_job(parent=project.parent, hyperparameter_tuning_job=parsed)
+        else:
+            made = jobs.create_custom_job(parent=project.parent, custom_job=parsed)
     say(f"submitted: {made.name}")
     name: str = made.name
     return name
