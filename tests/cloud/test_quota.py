@@ -69,6 +69,23 @@ def test_an_image_of_another_platform_is_found_before_it_is_deployed(
     assert all(COMMIT in thing["line"] and thing["line"].startswith("gcloud builds submit") for thing in found)
 
 
+INDEX = [{"platform": {"os": system, "architecture": chip}} for system, chip in (("linux", "arm64"), ("unknown", "unknown"))]
+OURS = {"platform": {"os": "linux", "architecture": "amd64"}}
+
+
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [
+        (INDEX, ["is for linux/arm64, not for linux/amd64"]),
+        ([*INDEX, OURS], []),
+    ],
+)
+def test_an_index_of_images_is_read_by_what_it_lists(listed: list[Any], told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "IMAGES", ("serve",))
+    found = quota.images(SITE, COMMIT, lambda *_: {"manifests": listed})
+    assert [thing["what"].partition(COMMIT + " ")[2] for thing in found] == told
+
+
 def test_a_registry_that_says_no_is_told(stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(lambda *_: (403, {}))
     with pytest.raises(RunError, match=r"answered 403; does this account have roles/artifactregistry.reader"):

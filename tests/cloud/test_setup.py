@@ -14,21 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from pigeonhole.cloud import setup
+from pigeonhole.cloud import quota, setup
 from pigeonhole.cloud.project import Project
-from pigeonhole.cloud.resources import WRITES, Line, Site, read_site, steps
+from pigeonhole.cloud.resources import WRITES, Binding, Line, Site, Step, left_out, read_site, steps
 from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.loop import vertex_retrain
 from pigeonhole.training import vertex
 
 ROOT = Path(__file__).parents[2]
-SITE = Site(Project("some-project", "europe-west4"), "123456789012", "owner/name", "0A0A0A-0B0B0B-0C0C0C")
+SITE = Site(
+    Project("some-project", "europe-west4"), "123456789012", "owner/name", "0A0A0A-0B0B0B-0C0C0C", email="someone@example.org"
+)
 VARIABLES = {
     "PIGEONHOLE_PROJECT": "some-project",
     "PIGEONHOLE_REGION": "europe-west4",
     "PIGEONHOLE_GITHUB": "owner/name",
     "PIGEONHOLE_BILLING_ACCOUNT": "0A0A0A-0B0B0B-0C0C0C",
+    "PIGEONHOLE_EMAIL": "someone@example.org",
 }
 FAKE = """#!{python}
 import json, pathlib, sys
@@ -73,10 +77,18 @@ if verb == "names":
     end(0, "".join(name.removeprefix(what) + "\\n" for name in there if name.startswith(what)))
 if verb == "find":
     if what in there:
-        end(0, "found\\n")
+        end(0, what.replace(" ", "-") + "\\n")
     end(0) if "list" in line else end(1, error="ERROR: NOT_FOUND: it does not exist")
 end(2, error="ERROR: (gcloud) Invalid choice: " + " ".join(line))
 """
+
+
+def named(step: Step, line: Line) -> Line:
+    """A line with the names that the gcloud of this test gives to what it has made."""
+    names = {"FOUND": step.what.replace(" ", "-")}
+    for word, question in step.asked:
+        names[word] = next(each.what for each in steps(SITE, ROOT) if each.find == question).replace(" ", "-")
+    return tuple(re.sub("|".join(names), lambda found: names[found.group()], word) for word in line)
 
 
 @pytest.fixture
@@ -86,7 +98,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for step in steps(SITE, ROOT):
         for verb, line in (("find", step.find), ("make", step.make), ("delete", step.delete), ("find", step.needs)):
             if line:
-                known[" ".join(line[1:])] = (verb, step.what if line is not step.needs else "service")
+                known[" ".join(named(step, line)[1:])] = (verb, step.what if line is not step.needs else "service")
         if step.word:
             known[" ".join(step.find[1:])] = ("names", "API ")
     known["projects describe some-project --format=value(projectNumber)"] = ("answer", SITE.number)
@@ -149,14 +161,20 @@ def test_set_up_twice_makes_everything_once_and_teardown_leaves_what_holds_data(
     again = setup.run(["setup"])
     assert again is not None
     assert (again["made"], again["there"]) == ([], len(first["made"]))
+    told = (ROOT / "docs/how-to/google-cloud.md").read_text(encoding="utf-8")
+    for line in again["github"]:  # the documentation's own, with values
+        assert re.search(" ".join(line.split()[:3]).replace("repos/owner/name", "repos/OWNER/NAME"), told)
+    workflow = (ROOT / ".github/workflows/deploy.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"vars\.(\w+)", workflow)) == {line.split()[3] for line in again["github"] if "variable" in line}
+    assert "environment: production" in workflow
     kept = setup.run(["teardown"])
     assert kept is not None
     assert [what.split()[0] for what in kept["kept"]] == ["bucket", "image", "secret", "secret"]
     assert set(kept["kept"]) <= there(cloud).keys()
     gone = setup.run(["teardown", "--data"])
     assert gone is not None
-    stays = ("policy", "API", "lifecycle", "clean-up", "identity provider", "dashboard", "alert", "budget")
-    assert [what for what in there(cloud) if not what.startswith(stays)] == []
+    stays = ("policy", "API", "lifecycle", "clean-up", "identity")  # what is part of another thing goes with it
+    assert [what for what in there(cloud) if not (what.startswith(stays) or " tells " in what)] == []
     assert all(not policy["bindings"] for what, policy in there(cloud).items() if what.startswith("policy"))
 
 
@@ -179,6 +197,42 @@ def test_preflight_names_each_missing_thing_with_the_line_that_makes_it(cloud: P
     assert all(f"missing: {what}\n  {line}" in told for what, line in missing.items())
 
 
+class AllBut(setup.Memory):
+    """A gcloud in which all is there but one thing."""
+
+    def __init__(self, everything: list[Step], lacking: Step | None) -> None:
+        super().__init__()
+        self.lacking = lacking
+        self.asked_by: dict[Line, list[Step]] = {}
+        for step in everything:
+            for line in (step.find, step.needs):
+                self.asked_by.setdefault(line, []).append(step)
+
+    def __call__(self, line: Line) -> str:
+        steps_of = self.asked_by.get(line, [])
+        kept = [step for step in steps_of if step is not self.lacking]
+        if "quotas" in line:
+            return json.dumps([{"quotaId": "Q", "dimensionsInfos": [{"details": {"value": "-1"}}]}])
+        if any(step.binding for step in steps_of):
+            return json.dumps({"bindings": [bound(step.binding) for step in kept if step.binding]})
+        return "\n".join(step.word or step.what.replace(" ", "-") for step in kept)
+
+
+def bound(binding: Binding) -> dict[str, Any]:
+    condition = {"condition": {"title": binding.title}} if binding.title else {}
+    return {"role": binding.role, "members": [binding.member], **condition}
+
+
+def test_whatever_single_thing_is_missing_it_alone_is_named_with_its_line() -> None:
+    everything = list(steps(SITE, ROOT))
+    assert setup.preflight(SITE, AllBut(everything, None), {"machine": "spot"})["missing"] == []
+    for step in everything:
+        with pytest.raises(GateError) as refused:
+            setup.preflight(SITE, AllBut(everything, step), {"machine": "spot"})
+        result: Any = refused.value.result
+        assert result["missing"] == [{"what": step.what, "line": shlex.join(named(step, step.make))}]
+
+
 def test_an_account_that_may_not_look_is_told_so_and_nothing_is_made(cloud: Path) -> None:
     (cloud / "there.json").write_text('{"denied": true}')
     with pytest.raises(RunError, match="PERMISSION_DENIED"):
@@ -198,6 +252,7 @@ def test_without_gcloud_the_next_step_is_told(monkeypatch: pytest.MonkeyPatch, c
         ("PIGEONHOLE_GITHUB", "just-a-name", "expected OWNER/NAME"),
         ("PIGEONHOLE_BILLING_ACCOUNT", "12", "gcloud billing accounts list"),
         ("PIGEONHOLE_BUDGET", "a lot", "expected a whole amount"),
+        ("PIGEONHOLE_EMAIL", "someone", "expected an address"),
     ],
 )
 def test_a_variable_that_cannot_be_right_is_named(name: str, value: str, told: str) -> None:
@@ -217,7 +272,16 @@ def test_only_main_of_one_repository_may_deploy() -> None:
     assert "assertion.repository==" in provider
     assert "assertion.ref==" in provider
     assert "refs/heads/main" in provider
-    assert [step for step in steps(Site(SITE.project), ROOT) if step.what.startswith(("identity", "budget"))] == []
+    bare = Site(SITE.project)
+    assert [step for step in steps(bare, ROOT) if step.what.startswith(("identity", "budget", "notification"))] == []
+    assert list(left_out(bare)) == ["PIGEONHOLE_GITHUB", "PIGEONHOLE_BILLING_ACCOUNT", "PIGEONHOLE_EMAIL"]
+    assert left_out(SITE) == {}
+
+
+def test_what_is_left_out_is_told(cloud: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("PIGEONHOLE_EMAIL")
+    setup.run(["setup", "--dry-run"])
+    assert "left out, because PIGEONHOLE_EMAIL is not set: alert policies tell nobody" in capsys.readouterr().err
 
 
 def test_nobody_gets_a_role_that_can_do_anything() -> None:
@@ -244,6 +308,26 @@ def test_a_job_may_write_where_it_is_told_to() -> None:
     assert prefixes == set(WRITES["train"])
 
 
+def test_a_build_is_sent_by_one_who_may_act_as_its_account_and_write_its_source() -> None:
+    """The account that GitHub's workflow signs in as is the one that every build runs as."""
+    account = SITE.project.account("deploy").replace(SITE.project.id, "$PROJECT_ID")
+    for path in (ROOT / "cloudbuild").glob("*.yaml"):
+        build = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert build["serviceAccount"] == f"projects/$PROJECT_ID/serviceAccounts/{account}"
+    text = (ROOT / ".github/workflows/deploy.yaml").read_text(encoding="utf-8")
+    staged = re.findall(r'--gcs-source-staging-dir "gs://\$PIGEONHOLE_PROJECT-pigeonhole/(\w+)"', text)
+    assert len(staged) == text.count("gcloud builds submit")
+    assert set(staged) <= set(WRITES["deploy"])
+    bindings = {(step.binding.role, step.what.split()[2]) for step in steps(SITE, ROOT) if step.binding and is_for_deploy(step)}
+    assert ("roles/iam.serviceAccountUser", SITE.project.account("deploy")) in bindings
+    assert ("roles/storage.legacyBucketReader", f"gs://{SITE.project.bucket}") in bindings
+    assert ("roles/run.invoker", SITE.project.id) in bindings
+
+
+def is_for_deploy(step: Step) -> bool:
+    return step.what.endswith(SITE.project.account("deploy"))
+
+
 needs_gcloud = pytest.mark.skipif(not shutil.which("gcloud"), reason="needs gcloud" if sys.platform == "linux" else "needs Linux")
 
 
@@ -254,9 +338,32 @@ def linted(lines: list[Line], folder: Path) -> list[dict[str, Any]]:
     return [each for each in found if not each["success"]]
 
 
+def lines_of_files() -> list[Line]:
+    """Those of the workflows and of cloudbuild/, with a value for each variable."""
+    found = []
+    for path in (ROOT / ".github/workflows").glob("*.yaml"):
+        for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values():
+            found += [step["run"] for step in job["steps"] if step.get("run", "").startswith("gcloud ")]
+    for path in (ROOT / "cloudbuild").rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        found += [line.replace(" …", " _X=x") for line in re.findall(r"(?:: | && )(gcloud [^#\n]*)$", text, re.MULTILINE)]
+        for step in yaml.safe_load(text).get("steps", []):
+            found += [shlex.join(["gcloud", *step["args"]])] if step.get("entrypoint") == "gcloud" else []
+    return [tuple(re.sub(r"\$\{?\w+\}?|…", "x", word) for word in shlex.split(line)) for line in found]
+
+
 @needs_gcloud
 def test_every_line_is_one_that_gcloud_itself_takes_and_a_planted_fault_is_none(tmp_path: Path) -> None:
     lines = [line for step in steps(SITE, ROOT) for line in (step.find, step.make, step.delete, step.needs) if line]
+    asked: list[Line] = []
+
+    def none(line: Line) -> str:
+        asked.append(line)
+        return "[]"
+
+    missing = quota.missing(SITE, none, "spot")
+    missing += quota.images(SITE, "0" * 40, lambda *_: {})
+    lines += [*asked, *(tuple(shlex.split(thing["line"])) for thing in missing), *lines_of_files()]
     chosen = list({shape(line): line for line in lines}.values())
     wrong: list[Line] = [("gcloud", "run", "services", "describ", "x"), ("gcloud", "secrets", "create", "x", "--data-fil=y")]
     refused = linted([*chosen, *wrong], tmp_path)
@@ -270,4 +377,4 @@ def test_a_policy_keeps_what_is_needed(name: str) -> None:
         assert {"name": "latest", "action": {"type": "Keep"}, "mostRecentVersions": {"keepCount": 10}} in policy
         return
     deleted = [rule["condition"]["matchesPrefix"] for rule in policy["rule"] if rule["action"]["type"] == "Delete"]
-    assert sorted(prefix for prefixes in deleted for prefix in prefixes) == ["drift-reports/", "jobs/", "log/"]
+    assert sorted(prefix for prefixes in deleted for prefix in prefixes) == ["drift-reports/", "jobs/", "log/", "source/"]

@@ -60,18 +60,26 @@ def images(site: Site, commit: str, get: Get) -> list[Missing]:
     found = []
     for name in IMAGES:
         image = site.project.image(name, commit)
-        manifest = get(image, f"manifests/{commit}")
-        platform = _platform(get(image, f"blobs/{manifest['config']['digest']}")) if "config" in manifest else None
-        if platform != PLATFORM:
-            what = f"is for {'/'.join(platform)}, not for {'/'.join(PLATFORM)}" if platform else "is not there"
+        platforms = _platforms(image, commit, get)
+        if PLATFORM not in platforms:
+            those = ", ".join(map("/".join, platforms))
+            what = f"is for {those}, not for {'/'.join(PLATFORM)}" if platforms else "is not there"
             line = ["gcloud", "builds", "submit", "--config=cloudbuild/images.yaml", f"--region={site.project.region}"]
             line += [f"--project={site.project.id}", f"--substitutions=_REGION={site.project.region},COMMIT_SHA={commit}"]
+            line += [f"--gcs-source-staging-dir=gs://{site.project.bucket}/source"]
             found.append({"what": f"image {image} {what}", "line": shlex.join(line)})
     return found
 
 
-def _platform(config: Mapping[str, Any]) -> tuple[str, str]:
-    return str(config.get("os", "")), str(config.get("architecture", ""))
+def _platforms(image: str, commit: str, get: Get) -> list[tuple[str, str]]:
+    """Of an image, or of each that an index lists (where a build's attestation, which runs nowhere, has no platform)."""
+    manifest = get(image, f"manifests/{commit}")
+    if "manifests" in manifest:
+        told = [each.get("platform", {}) for each in manifest["manifests"]]
+    else:
+        told = [get(image, f"blobs/{manifest['config']['digest']}")] if "config" in manifest else []
+    platforms = [(str(each.get("os", "")), str(each.get("architecture", ""))) for each in told]
+    return [platform for platform in platforms if platform != ("unknown", "unknown")]
 
 
 def fetch(token: str, scheme: str = "https") -> Get:
@@ -80,7 +88,8 @@ def fetch(token: str, scheme: str = "https") -> Get:
     def get(image: str, part: str) -> dict[str, Any]:
         host, _, path = image.rpartition(":")[0].partition("/")
         url = f"{scheme}://{host}/v2/{path}/{part}"
-        accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+        oci, docker = "application/vnd.oci.image", "application/vnd.docker.distribution.manifest"
+        accept = f"{oci}.manifest.v1+json, {oci}.index.v1+json, {docker}.v2+json, {docker}.list.v2+json"
         request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}", "accept": accept})  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  the project's own registry

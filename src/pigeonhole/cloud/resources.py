@@ -17,6 +17,8 @@ Line = tuple[str, ...]
 REPOSITORY = "PIGEONHOLE_GITHUB"
 BILLING = "PIGEONHOLE_BILLING_ACCOUNT"
 BUDGET = "PIGEONHOLE_BUDGET"
+EMAIL = "PIGEONHOLE_EMAIL"
+FOUND = "FOUND"  # in a deleting line: each name that the finding line prints
 NUMBER = "PROJECT_NUMBER"  # what a dry run prints where the real one is asked for
 POOL = "pigeonhole-github"
 APIS = (
@@ -37,17 +39,23 @@ PROJECT_ROLES = {
     "drift": ("roles/logging.logWriter", "roles/monitoring.metricWriter"),
     "frontend": ("roles/logging.logWriter",),
     "train": ("roles/logging.logWriter",),
-    "deploy": ("roles/aiplatform.user", "roles/cloudbuild.builds.editor", "roles/logging.logWriter", "roles/run.developer"),
+    # It asks a service that it has just made for the first time, on which nobody could be given a role before.
+    "deploy": (
+        *("roles/aiplatform.user", "roles/cloudbuild.builds.editor", "roles/logging.logWriter", "roles/run.developer"),
+        *("roles/run.invoker", "roles/serviceusage.serviceUsageConsumer"),
+    ),
 }
 # What each account may write in the bucket, by prefix; all of them may read it.
-WRITES = {"serve": ("log",), "drift": ("drift-reports",), "train": ("registry", "jobs", "retrain"), "deploy": ("registry", "dvc")}
+WRITES = {
+    "serve": ("log",),
+    "drift": ("drift-reports",),
+    "train": ("registry", "jobs", "retrain"),
+    "deploy": ("registry", "dvc", "source"),
+}
 READS = ("serve", "drift", "train", "deploy")
 SECRETS = {METRICS_SECRET: ("serve", "drift"), WANDB_SECRET: ("train",)}
-ACTS_AS = ("serve", "drift", "frontend", "train")
-INVOKES = (
-    *(("schedule", "drift"), ("frontend", "drift"), ("frontend", "serve")),
-    *(("deploy", "serve"), ("deploy", "drift"), ("deploy", "frontend")),
-)
+ACTS_AS = ("serve", "drift", "frontend", "train", "deploy")  # the last for a build, which runs as it and is sent by it
+INVOKES = (("schedule", "drift"), ("frontend", "drift"), ("frontend", "serve"))
 SCHEDULE = "17 * * * *"  # a run an hour, as the hours of the log close
 LIFECYCLE = "cloudbuild/lifecycle.json"
 CLEANUP = "cloudbuild/cleanup.json"
@@ -62,6 +70,7 @@ class Site:
     repository: str = ""
     billing: str = ""
     budget: int = 100
+    email: str = ""
 
     def url(self, service: str) -> str:
         """Where a Cloud Run service will answer, before it is there."""
@@ -81,7 +90,8 @@ class Binding:
 class Step:
     """`find` prints something where the thing is there: a line `word`, or a policy (JSON) with `binding`, where they are set.
 
-    `delete` is empty for what stays; `by_hand`: only a person can make it; `holds_data`: deleting it loses something.
+    `delete` is empty for what stays; `by_hand`: only a person can make it; `holds_data`: deleting it loses something. `asked`:
+    words of `make` that stand for what another line prints, such as a name that Google gave.
     """
 
     what: str
@@ -91,6 +101,7 @@ class Step:
     binding: "Binding | None" = None
     word: str = ""
     needs: Line = ()  # prints something where the step can be done at all
+    asked: tuple[tuple[str, Line], ...] = ()
     by_hand: bool = False
     holds_data: bool = False
 
@@ -98,14 +109,26 @@ class Step:
 def read_site(environment: Mapping[str, str], number: str = NUMBER) -> Site:
     """Raises ConfigError naming the variable and what is allowed."""
     repository, billing = environment.get(REPOSITORY, ""), environment.get(BILLING, "")
-    budget = environment.get(BUDGET, "") or "100"
+    budget, email = environment.get(BUDGET, "") or "100", environment.get(EMAIL, "")
     if repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"{REPOSITORY}={repository!r}: expected OWNER/NAME of the repository that may deploy, or nothing")
     if billing and not re.fullmatch(r"[0-9A-F]{6}(-[0-9A-F]{6}){2}", billing):
         raise ConfigError(f"{BILLING}={billing!r}: expected XXXXXX-XXXXXX-XXXXXX; see `gcloud billing accounts list`")
     if not re.fullmatch(r"[1-9][0-9]{0,6}", budget):
         raise ConfigError(f"{BUDGET}={budget!r}: expected a whole amount a month, in the account's currency")
-    return Site(read_project(environment), number, repository, billing, int(budget))
+    if email and not re.fullmatch(r"[\w.+-]+@[\w-]+(\.[\w-]+)+", email):
+        raise ConfigError(f"{EMAIL}={email!r}: expected an address that alerts are sent to, or nothing")
+    return Site(read_project(environment), number, repository, billing, int(budget), email)
+
+
+def left_out(site: Site) -> dict[str, str]:
+    """Variables that are not set, with what is not looked at and not made for want of them."""
+    given = {
+        REPOSITORY: (site.repository, "no workflow of GitHub may deploy"),
+        BILLING: (site.billing, "no budget alert"),
+        EMAIL: (site.email, "alert policies tell nobody"),
+    }
+    return {name: what for name, (value, what) in given.items() if not value}
 
 
 def steps(site: Site, folder: Path) -> Iterator[Step]:
@@ -212,6 +235,8 @@ def _roles(site: Site) -> Iterator[Step]:
             yield _binding(site, ("projects",), project.id, account, role)
     for account in READS:
         yield _binding(site, ("storage", "buckets"), f"gs://{project.bucket}", account, "roles/storage.objectViewer")
+    # `gcloud builds submit` looks at the bucket before it puts the source there.
+    yield _binding(site, ("storage", "buckets"), f"gs://{project.bucket}", "deploy", "roles/storage.legacyBucketReader")
     for account, prefixes in WRITES.items():
         for prefix in prefixes:
             start = f"projects/_/buckets/{project.bucket}/objects/{prefix}/"
@@ -264,11 +289,11 @@ def _github(site: Site) -> Iterator[Step]:
     if not site.repository:
         return
     pools = ("iam", "workload-identity-pools")
+    # It stays: Google keeps the name of a deleted one for thirty days, in which none can be made.
     yield Step(
         f"identity pool {POOL}",
         _gcloud(site, *pools, "describe", POOL, location="global", format="value(name)"),
         _gcloud(site, *pools, "create", POOL, location="global", display_name="GitHub"),
-        _gcloud(site, *pools, "delete", POOL, "--quiet", location="global"),
     )
     place = {"location": "global", "workload_identity_pool": POOL}
     yield Step(
@@ -289,6 +314,17 @@ def _github(site: Site) -> Iterator[Step]:
     yield _member_binding(site, ("iam", "service-accounts"), account, member, "roles/iam.workloadIdentityUser")
 
 
+def for_github(site: Site) -> Iterator[str]:
+    """The lines of GitHub's own command line that let the workflows of the repository use what is set up here."""
+    repository, of = site.repository, f"--repo {site.repository}"
+    provider = f"projects/{site.number}/locations/global/workloadIdentityPools/{POOL}/providers/github"
+    yield f"gh variable set PIGEONHOLE_PROJECT {of} --body {site.project.id}"
+    yield f"gh variable set PIGEONHOLE_REGION {of} --body {site.project.region}"
+    yield f"gh variable set PIGEONHOLE_IDENTITY_PROVIDER {of} --body {provider}"
+    reviewers = "--raw-field 'reviewers[][type]=User' --field \"reviewers[][id]=$(gh api user --jq .id)\""
+    yield f"gh api --method PUT repos/{repository}/environments/production {reviewers}"
+
+
 def _watching(site: Site, folder: Path) -> Iterator[Step]:
     names: dict[str, tuple[Line, str, str]] = {
         "dashboard Pigeonhole": (("monitoring", "dashboards"), "config_from_file", "monitoring/dashboard.json")
@@ -298,12 +334,14 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
         file = f"monitoring/alert_policies/{path.name}"
         names[f"alert policy {title}"] = (("alpha", "monitoring", "policies"), "policy_from_file", file)
     for what, (kind, flag, file) in names.items():
-        title = what.rsplit(" ", 1)[-1]
         yield Step(
             what,
-            _gcloud(site, *kind, "list", filter=f'displayName="{title}"', format="value(name)"),
+            _named(site, kind, what, "name"),
             _gcloud(site, *kind, "create", **{flag: file}),
+            _gcloud(site, *kind, "delete", FOUND, "--quiet"),
         )
+    if site.email:
+        yield from _told(site, [(kind, what) for what, (kind, *_) in names.items() if what.startswith("alert policy")])
     if site.billing:
         budgets, account = ("billing", "budgets"), {"billing_account": site.billing}
         yield Step(
@@ -317,7 +355,32 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
                 budget_amount=str(site.budget),
                 filter_projects=f"projects/{site.project.id}",
             ),
+            _gcloud(site, *budgets, "delete", FOUND, "--quiet"),
         )
+
+
+def _told(site: Site, policies: list[tuple[Line, str]]) -> Iterator[Step]:
+    """Who hears of an alert: without a channel a policy opens an incident that nobody is sent."""
+    channels, address = ("beta", "monitoring", "channels"), f"email_address={site.email}"
+    channel = _gcloud(site, *channels, "list", filter=f'labels.email_address="{site.email}"', format="value(name)")
+    yield Step(
+        f"notification channel {site.email}",
+        channel,
+        _gcloud(site, *channels, "create", display_name="Pigeonhole", type="email", channel_labels=address),
+        _gcloud(site, *channels, "delete", FOUND, "--force", "--quiet"),
+    )
+    for kind, what in policies:
+        yield Step(
+            f"{what} tells {site.email}",
+            _named(site, kind, what, "notificationChannels"),
+            _gcloud(site, *kind, "update", "POLICY", add_notification_channels="CHANNEL"),
+            asked=(("POLICY", _named(site, kind, what, "name")), ("CHANNEL", channel)),
+        )
+
+
+def _named(site: Site, kind: Line, what: str, field: str) -> Line:
+    title = what.rsplit(" ", 1)[-1]
+    return _gcloud(site, *kind, "list", filter=f'displayName="{title}"', format=f"value({field})")
 
 
 def _services(site: Site) -> Iterator[Step]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pigeonhole.cloud import quota
-from pigeonhole.cloud.resources import Binding, Line, Site, Step, read_site, steps
+from pigeonhole.cloud.resources import FOUND, Binding, Line, Site, Step, for_github, left_out, read_site, steps
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError, RunError
 
@@ -21,7 +21,8 @@ HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] python -m pigeon
 
 setup makes what is missing; preflight names each missing thing with the line that makes it (exit 4); teardown takes away what
 setup made, and what holds data (bucket, images, secrets) only with --data. --dry-run prints the lines and runs none.
-PIGEONHOLE_GITHUB (OWNER/NAME) may deploy by its own tokens; PIGEONHOLE_BILLING_ACCOUNT and PIGEONHOLE_BUDGET make a budget alert.
+PIGEONHOLE_GITHUB (OWNER/NAME) may deploy by its own tokens; PIGEONHOLE_BILLING_ACCOUNT and PIGEONHOLE_BUDGET make a budget alert;
+PIGEONHOLE_EMAIL is told of alerts. One that is not set is named, with what is left out for want of it.
 preflight looks at the quota of a machine of `vertex` (cpu) too, and at the images of a commit where one is named.
 """
 NOT_THERE = ("not_found", "not found", "does not exist", "404", "unknown service account")
@@ -38,8 +39,10 @@ class Memory:
             self._said[line] = ask(line)
         return self._said[line]
 
-    def forget(self) -> None:
-        self._said.clear()
+    def forget(self, *lines: Line) -> None:
+        """These lines; without any, all of them."""
+        for line in lines or list(self._said):
+            self._said.pop(line, None)
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
@@ -56,6 +59,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
             f"{wrong}: expected one of {', '.join(VERBS)}, and --dry-run, --data, image=COMMIT, machine=cpu|gpu|spot"
         )
     site = read_site(os.environ)
+    for name, what in left_out(site).items():
+        say(f"left out, because {name} is not set: {what}")
     if "--dry-run" in flags:
         return dry_run(verbs[0], site, "--data" in flags)
     site = read_site(os.environ, project_number(site))
@@ -84,26 +89,34 @@ def setup(site: Site, ask: Memory) -> dict[str, Any]:
         if found(step, ask):
             there += 1
         elif step.by_hand or (step.needs and not ask(step.needs)):
-            left.append({"what": step.what, "line": shlex.join(step.make)})
+            left.append({"what": step.what, "line": shlex.join(made_by(step, ask))})
             say(f"left to do {'by hand' if step.by_hand else 'after `uv run deploy`'}: {step.what}")
         else:
-            say(shlex.join(step.make))
-            do(step.make)
+            line = made_by(step, ask)
+            say(shlex.join(line))
+            do(line)
+            if not step.binding and not step.word:  # whose answers many steps read
+                ask.forget(step.find)
             made.append(step)
     ask.forget()
     for step in made:
         if not found(step, ask):
             raise RunError(f"{step.what} is still not there after: {shlex.join(step.make)}")
-    return {"project": site.project.id, "made": [step.what for step in made], "there": there, "left": left}
+    github = list(for_github(site)) if site.repository else []
+    for text in github:
+        say(f"on GitHub, once: {text}")
+    return {"project": site.project.id, "made": [step.what for step in made], "there": there, "left": left, "github": github}
 
 
 def teardown(site: Site, ask: Memory, *, with_data: bool) -> dict[str, Any]:
-    """What holds data stays unless `with_data`; APIs stay."""
+    """What holds data stays unless `with_data`; APIs and GitHub's identity pool stay."""
     taken = []
     for step in removable(site, with_data):
         if found(step, ask):
-            say(shlex.join(step.delete))
-            do(step.delete)
+            for name in ask(step.find).split() if FOUND in step.delete else [""]:
+                line = tuple(name if word == FOUND else word for word in step.delete)
+                say(shlex.join(line))
+                do(line)
             taken.append(step.what)
     kept = [step.what for step in all_steps(site) if step.holds_data and not with_data]
     return {"project": site.project.id, "taken": taken, "kept": kept}
@@ -112,7 +125,7 @@ def teardown(site: Site, ask: Memory, *, with_data: bool) -> dict[str, Any]:
 def preflight(site: Site, ask: Memory, options: dict[str, str]) -> dict[str, Any]:
     """Raises GateError with every missing thing and the line that makes it."""
     missing = [
-        {"what": step.what, "line": shlex.join(step.make)}
+        {"what": step.what, "line": shlex.join(made_by(step, ask))}
         for step in all_steps(site)
         if (not step.needs or ask(step.needs)) and not found(step, ask)
     ]
@@ -134,6 +147,15 @@ def all_steps(site: Site) -> list[Step]:
 def removable(site: Site, with_data: bool) -> Iterator[Step]:
     """In reverse: a binding goes before the account that it names."""
     return (step for step in reversed(all_steps(site)) if step.delete and (with_data or not step.holds_data))
+
+
+def made_by(step: Step, ask: Memory) -> Line:
+    """`make` with what it asks for put in; a word that has no answer yet stays."""
+    line = step.make
+    for word, question in step.asked:
+        answer = (ask(question).split() or [word])[0]
+        line = tuple(part.replace(word, answer) for part in line)
+    return line
 
 
 def found(step: Step, ask: Memory) -> bool:
