@@ -135,6 +135,57 @@ def test_without_a_project_a_job_that_signs_in_does_not_start_and_another_one_sa
     assert bool(signs_in) is (path.stem in {"data-change", "deploy", "model-change"})
 
 
+# What a fork, a repository without a project and another branch are told in the place of what cannot be done there.
+LEFT_OUT = {
+    "autoupdate.yaml": ["github.event.repository.fork"],
+    "data-change.yaml": [
+        "always() && github.event.pull_request.head.repo.full_name != github.repository",
+        "github.event_name == 'push' && vars.PIGEONHOLE_PROJECT == ''",
+    ],
+    "deploy.yaml": ["github.ref != 'refs/heads/main' || vars.PIGEONHOLE_PROJECT == ''"],
+    "docs.yaml": ["github.ref == 'refs/heads/main' && github.event.repository.fork"],
+    "model-change.yaml": ["vars.PIGEONHOLE_PROJECT == ''"],
+}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_job_that_may_not_start_leaves_a_message(path: Path) -> None:
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+    said = [
+        step.get("if", job.get("if"))
+        for job in jobs
+        for step in job["steps"]
+        if step.get("run", "").startswith('echo "::notice::')
+    ]
+    assert said == LEFT_OUT.get(path.name, [])
+    assert any("if" in job for job in jobs) is (path.name in LEFT_OUT)
+
+
+def unknown_settings(text: str) -> set[str]:
+    """What a workflow reads of its repository that docs/how-to/google-cloud.md does not say how to set; no secret at all."""
+    told = (FOLDER.parents[1] / "docs/how-to/google-cloud.md").read_text(encoding="utf-8")
+    known = {f"vars.{name}" for name in re.findall(r"gh variable set (\w+)", told)}
+    return set(re.findall(r"\b(?:vars|secrets)\.\w+", text)) - known
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_reads_no_secret_and_only_variables_that_the_documentation_sets(path: Path) -> None:
+    assert unknown_settings(path.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("PIGEONHOLE_REGION: ${{ vars.PIGEONHOLE_REGION }}", "PIGEONHOLE_REGION: ${{ vars.PIGEONHOLE_REGOIN }}"),
+        ("MODEL: ${{ inputs.model }}", "WANDB_API_KEY: ${{ secrets.WANDB_API_KEY }}"),
+    ],
+)
+def test_a_setting_that_nobody_made_is_caught(right: str, wrong: str) -> None:
+    text = (FOLDER / "deploy.yaml").read_text(encoding="utf-8")
+    assert right in text
+    assert unknown_settings(text.replace(right, wrong)) == {wrong.split()[2]}
+
+
 def test_only_a_repositorys_own_pull_request_is_commented_on() -> None:
     job = yaml.safe_load((FOLDER / "data-change.yaml").read_text(encoding="utf-8"))["jobs"]["comment"]
     assert "github.event.pull_request.head.repo.full_name == github.repository" in job["if"]
@@ -146,6 +197,9 @@ def test_check_runs_on_every_python_that_the_package_allows_and_on_three_systems
     assert project["requires-python"] == ">=3.11,<3.15"
     assert matrix["python"] == ["3.11", "3.12", "3.13", "3.14"]
     assert [name.split("-")[0] for name in matrix["os"]] == ["ubuntu", "macos", "windows"]
+    for job in yaml.safe_load((FOLDER / "check.yaml").read_text(encoding="utf-8"))["jobs"].values():
+        (uv,) = [step["with"] for step in job["steps"] if "setup-uv" in step.get("uses", "")]
+        assert uv["enable-cache"] is True
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -161,8 +215,10 @@ def test_dependabots_schema_takes_its_file_and_refuses_a_planted_fault(tmp_path:
     wrong.write_text(text.replace("interval: weekly", "interval: weakly"), encoding="utf-8")
     line = [SCHEMA[0], "--builtin-schema", "vendor.dependabot"]
     assert (ran(line, file).returncode, ran(line, wrong).returncode) == (0, 1)
-    watched = {update["package-ecosystem"] for update in yaml.safe_load(text)["updates"]}
-    assert watched == {"uv", "github-actions", "npm"}
+    updates = {update["package-ecosystem"]: update for update in yaml.safe_load(text)["updates"]}
+    assert set(updates) == {"uv", "github-actions", "npm"}
+    packages = {f"/.github/{path.parent.name}" for path in FOLDER.parent.glob("*/package.json")}
+    assert set(updates["npm"]["directories"]) == packages
 
 
 def test_the_development_container_has_the_python_the_uv_and_the_ports_of_the_project() -> None:
