@@ -5,9 +5,9 @@
 With Docker where its engine runs; elsewhere, as root, with buildah. Each image is started as Cloud Run starts it (process 1,
 uid 10001, read-only files), is asked a real question and has to end with 0 after SIGTERM. `bundle` is what serve, drift and
 score work with (not given: one that knows six words); serve is built a second time with it baked in. serve may take 350 MB over
-its base. `sbom` gets a list of what the lock puts into each image (CycloneDX); a package that is in the image and not on the list
-is refused. `skip=allowed`: where the kernel lets nobody make a container, that is told by name and is no failure; a missing tool
-is one.
+its base; no image may hold a file of ours that git does not track, such as a key or a model. `sbom` gets a list of what the lock
+puts into each image (CycloneDX); a package that is in the image and not on the list is refused. `skip=allowed`: where the kernel
+lets nobody make a container, that is told by name and is no failure; a missing tool is one.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ QUESTION = {"text": "I was charged twice for the same order"}
 PATIENCE_S = 120
 BUNDLE = "/tmp/bundle"  # noqa: S108  inside the container, whose own /tmp it is
 TABLE = "package://pigeonhole/dataset/tickets/shifted.csv"
+DIST_INFO = ("-path", "*/venv/lib/*/site-packages/*.dist-info", "-type", "d")
+OUR_FOLDERS = ("(", "-path", "*/site-packages/pigeonhole/*", "-o", "-path", "*/app/frontend/*", ")")
+OUR_FILES = ("-type", "f", *OUR_FOLDERS, "-not", "-name", "*.pyc")
 Answer = dict[str, Any]
 
 
@@ -61,7 +64,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
             began = time.perf_counter()
             report = {"image": name, **try_image(engine, name, bundle)}
             if "sbom" in options:
-                report["sbom_components"] = write_sbom(name, Path(options["sbom"]), engine.packages(Build(name)))
+                report["sbom_components"] = write_sbom(
+                    name, Path(options["sbom"]), packages(engine.find(Build(name), *DIST_INFO))
+                )
             say(f"{name}: {report}")
             reports.append({**report, "seconds": round(time.perf_counter() - began, 1)})
     left_out = [name for name in IMAGES if name not in names]
@@ -89,6 +94,8 @@ def try_image(engine: Engine, name: str, bundle: Path) -> Answer:
     report: Answer = {"over_base_mb": engine.over_base_mb(build)}
     if report["over_base_mb"] > LIMIT_MB.get(name, float("inf")):
         raise GateError(f"{name} takes {report['over_base_mb']} MB over its base; allowed are {LIMIT_MB[name]}", report)
+    if unknown := strangers(engine.find(build, *OUR_FILES)):
+        raise GateError(f"{name} holds {', '.join(unknown[:5])}, which git does not track; git add it, or take it away", report)
     if name == "train":
         with engine.run(build, ["--cfg", "job"], {}, {}) as container:
             printed, _ = container.process.communicate(timeout=PATIENCE_S)
@@ -183,7 +190,24 @@ def _uid(container: Container) -> int:
     return int(found[1])
 
 
-def write_sbom(name: str, folder: Path, packages: frozenset[str]) -> int:
+def strangers(paths: Iterable[str]) -> list[str]:
+    """Of our own files in an image those that are none of the repository's, as the repository would name them."""
+    tracked = set(do(["git", "ls-files", "src", "configs", "frontend"]).splitlines())
+    moves = {r".*/site-packages/pigeonhole/configs/": "configs/", r".*/site-packages/": "src/", r".*/app/frontend/": "frontend/"}
+    names = []
+    for path in paths:
+        place, target = next((place, target) for place, target in moves.items() if re.match(place, path))
+        names.append(re.sub(place, target, path, count=1))
+    return sorted(set(names) - tracked)
+
+
+def packages(paths: Iterable[str]) -> frozenset[str]:
+    """The Python packages in an image, by the names that a lock has for them: `…/google_auth-2.0.dist-info` is google-auth."""
+    names = (Path(path).name.partition("-")[0] for path in paths)
+    return frozenset(re.sub(r"[-_.]+", "-", name).lower() for name in names)
+
+
+def write_sbom(name: str, folder: Path, held: frozenset[str]) -> int:
     """What the lock puts into an image, as CycloneDX; how many components it has. Raises RunError where the image has more."""
     line = [
         "uv",
@@ -199,7 +223,7 @@ def write_sbom(name: str, folder: Path, packages: frozenset[str]) -> int:
     said = do(line)
     bill = json.loads(said)
     listed = {component["name"] for component in bill["components"]} | {bill["metadata"]["component"]["name"]}
-    if unlisted := packages - listed:
+    if unlisted := held - listed:
         raise RunError(f"{name} holds {', '.join(sorted(unlisted))}, which its bill of materials does not name")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.cdx.json").write_text(said, encoding="utf-8")

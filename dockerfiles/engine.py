@@ -25,7 +25,6 @@ from pigeonhole.errors import ConfigError, RunError
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = "localhost/pigeonhole-stand-in-for-python:3.11-slim-bookworm"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-FIND_PACKAGES = ("/venv/lib", "-maxdepth", "3", "-name", "*.dist-info")
 LONGEST_BUILD_S = 3600  # buildah 1.28 was once seen to wait for ever after it had stored an image
 PATIENCE_S = 20  # Cloud Run kills ten seconds after SIGTERM; two shared cores get twice that
 
@@ -79,8 +78,8 @@ class Engine(Protocol):
 
     def over_base_mb(self, build: Build) -> float: ...
 
-    def packages(self, build: Build) -> frozenset[str]:
-        """The Python packages in an image, by the names that a lock has for them."""
+    def find(self, build: Build, *tests: str) -> list[str]:
+        """The paths in an image that pass tests of `find`."""
         ...
 
     def run(
@@ -114,9 +113,9 @@ class Docker:
         sizes = [int(do(["docker", "image", "inspect", "--format", "{{.Size}}", each])) for each in (build.reference, found[1])]
         return round((sizes[0] - sizes[1]) / 1e6, 1)
 
-    def packages(self, build: Build) -> frozenset[str]:
-        told = do(["docker", "run", "--rm", "--entrypoint", "find", build.reference, *FIND_PACKAGES])
-        return _names(told)
+    def find(self, build: Build, *tests: str) -> list[str]:
+        line = ["docker", "run", "--rm", "--user", "0", "--entrypoint", "find", build.reference]
+        return do([*line, "/", "-xdev", *tests]).splitlines()
 
     @contextlib.contextmanager
     def run(
@@ -158,9 +157,9 @@ class Buildah:
     def over_base_mb(self, build: Build) -> float:
         return round((self._size_bytes(build.reference) - self._size_bytes(STAND_IN)) / 1e6, 1)
 
-    def packages(self, build: Build) -> frozenset[str]:
+    def find(self, build: Build, *tests: str) -> list[str]:
         with self._mounted(build.reference) as files:
-            return _names(do(["find", f"{files}{FIND_PACKAGES[0]}", *FIND_PACKAGES[1:]]))
+            return [path.removeprefix(files) for path in do(["find", files, "-xdev", *tests]).splitlines()]
 
     @contextlib.contextmanager
     def run(
@@ -231,12 +230,6 @@ class Buildah:
             trust = [f"{name}=/etc/ssl/certs/ca-certificates.crt" for name in ("SSL_CERT_FILE", "PIP_CERT")]
             do([*self._base, "config", *(word for line in (path, *trust) for word in ("--env", line)), container])
             do([*self._base, "commit", "--quiet", "--rm", container, STAND_IN])
-
-
-def _names(found: str) -> frozenset[str]:
-    """`…/google_auth-2.0.dist-info` is google-auth."""
-    names = (Path(line).name.partition("-")[0] for line in found.splitlines())
-    return frozenset(re.sub(r"[-_.]+", "-", name).lower() for name in names)
 
 
 @functools.cache

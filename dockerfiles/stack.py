@@ -13,9 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import yaml
 from dockerfiles.build import QUESTION, Answer, ask_once
 from dockerfiles.engine import ROOT, STAND_IN, Build, Buildah, do, storage_driver
 from frontend.ports import API_PORT, DRIFT_PORT, PAGE_PORT, PROMETHEUS_PORT, local
+from monitoring.alarm import until
 from tests.keyword_bundle import keyword_bundle, keyword_rows
 
 from pigeonhole.command import command, say
@@ -34,7 +34,6 @@ from pigeonhole.registry import Registry
 COMPOSE = ROOT / "compose.yaml"
 SERVICES = ("serve", "drift", "frontend")
 USER = 1000  # who owns the folders of the host, as compose.yaml has it
-PATIENCE_S = 60
 # Debian's crun refuses machines that have both kinds of control groups; podman's own limits may be higher than ours.
 SETTINGS = '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=2048:2048"]\n[engine]\nruntime = "runc"\n'
 SETTINGS += 'cgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
@@ -179,15 +178,6 @@ def _targets() -> Answer:
     if not (rules and len(rules["data"]["groups"]) > 1):
         raise RunError(f"Prometheus has no rules: {rules}")
     return jobs
-
-
-def until(what: str, ask: Callable[[], Answer | None]) -> Answer:
-    began = time.perf_counter()
-    while (found := ask()) is None:
-        if time.perf_counter() - began > PATIENCE_S:
-            raise RunError(f"waited {PATIENCE_S} s for {what}")
-        time.sleep(0.2)
-    return found
 
 
 @contextmanager

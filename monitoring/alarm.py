@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -37,6 +37,7 @@ ALERT = "PigeonholeDown"
 PROMETHEUS = ("prometheus",)
 ALERTMANAGER = ("prometheus-alertmanager", "alertmanager")  # Debian's name, its own
 PATIENCE_S = 60
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -64,11 +65,11 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         stack.enter_context(started(prometheus_line(prometheus, folder, ports), folder))
         asked = f"http://127.0.0.1:{ports['prometheus']}/api/v1/query?query="
         up = asked + urllib.parse.quote('up{job="pigeonhole"} * on (instance) group_right () pigeonhole_model_info')
-        wait("Prometheus to scrape the server", lambda: first_value(up) == "1")
+        until("Prometheus to scrape the server", lambda: first_value(up) == "1")
         say("the server is scraped; it is killed now")
         serve.kill()
         began = time.perf_counter()
-        wait(f"Alertmanager to deliver {ALERT}", lambda: ALERT in pager.firing, config.for_s + PATIENCE_S)
+        until(f"Alertmanager to deliver {ALERT}", lambda: ALERT in pager.firing, config.for_s + PATIENCE_S)
         seconds = round(time.perf_counter() - began, 1)
         said = pager.firing[ALERT]
         say(f"{said['labels']['severity']}: {said['annotations']['summary']}")
@@ -161,13 +162,14 @@ def started(line: list[str], folder: Path, variables: dict[str, Any] | None = No
             process.kill()
 
 
-def wait(what: str, done: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
-    """Raises RunError."""
+def until(what: str, ask: Callable[[], Found | None], patience_s: float = PATIENCE_S) -> Found:
+    """The first answer that is one. Raises RunError where none comes in time."""
     deadline = time.monotonic() + patience_s
-    while not done():
+    while not (found := ask()):
         if time.monotonic() > deadline:
             raise RunError(f"waited {patience_s:.0f} s for {what}")
         time.sleep(0.1)
+    return found
 
 
 def first_value(url: str) -> str:

