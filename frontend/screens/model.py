@@ -17,6 +17,7 @@ NAMES = {
 MEASURES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "ece": "Calibration error"}
 DRAWN = 20  # labels; a larger matrix has cells too small to hit
 SHOWN = 100
+TOLD = 20  # changes in full; the earlier ones are folded up
 TEXT_ROW_PX = 76  # three lines of a text
 
 PLACES = {"missed": (True, False), "extra": (False, True), "both": (True, True), "neither": (False, False)}
@@ -26,6 +27,7 @@ ROW_COLUMNS = {
     "sure": st.column_config.NumberColumn(format="%.1f %%"),
     "text": st.column_config.TextColumn(width="large"),
 }
+FLIPS = "Texts that have the label or were given it: missed, and given wrongly"
 HAS = {True: "has it", False: "has it not"}
 GIVEN = {True: "gives it", False: "does not"}
 
@@ -209,6 +211,7 @@ def _share(share: float, interval: list[float]) -> str:
 
 def _errors(found: dict[str, Any]) -> None:
     held_out = found["held_out"]
+    _caption(found["name"], found["version"], found["created_at"])
     st.caption(f"{held_out['wrong']:,} of {held_out['n']:,} test texts got {_otherwise(found)} than their own.")
     query = _cell_of_label(held_out) if found["task"] == "multi_label" else _cell_of_matrix(held_out, found["labels"])
     try:
@@ -273,12 +276,12 @@ def _cell_chosen() -> None:
 
 
 def _rows(found: dict[str, Any], narrowed: bool) -> None:
-    st.caption(
-        view.count(found["found"], "text") + ("" if narrowed else " with a wrong label") + ", the surest first."
-        + (f" The first {SHOWN} of them:" if found["found"] > SHOWN else "")
-    )  # fmt: skip
     if not found["rows"]:
+        st.caption("There is no such text." if narrowed else "No text has a wrong label.")
         return
+    more = f" The first {SHOWN} of them:" if found["found"] > SHOWN else ""
+    order = ", the wrong ones first." if narrowed else " with a wrong label, the surest first."
+    st.caption(f"{view.count(found['found'], 'text')}{order}{more}")
     if not found["has_texts"]:
         st.info("Their texts are not kept in the registry (`export.test_texts`), so only labels and lengths are here.")
     beside = "text" if found["has_texts"] else "n_words"
@@ -286,7 +289,7 @@ def _rows(found: dict[str, Any], narrowed: bool) -> None:
         {
             "text" if found["has_texts"] else "words": each[beside],
             "true label": view.joined(each["true_labels"]),
-            "taken for": view.joined(each["labels"]),
+            "model said": view.joined(each["labels"]),
             "sure": each["score"] * 100,
         }
         for each in found["rows"]
@@ -315,18 +318,25 @@ def _versions(listed: dict[str, Any]) -> None:
     if not listed["history"]:
         st.caption("Nothing yet: this page looks at one bundle, not at a registry.")
         return
-    history = [
-        {
-            "when": each["at"][:16].replace("T", " "),
-            "what": _decided(each),
-            "from": each["before"] or "",
-            "to": each["refused"] or each["version"] or "nothing",
-            "why": each["reason"],
-            "who": each["by"],
-        }
-        for each in listed["history"]
-    ]
-    st.dataframe(pd.DataFrame(history), hide_index=True)
+    for change in listed["history"][:TOLD]:
+        _tell(change)
+    older = listed["history"][TOLD:]
+    if older:
+        with st.expander(f"{len(older):,} earlier"):
+            for change in older:
+                _tell(change)
+
+
+def _tell(change: dict[str, Any]) -> None:
+    """What happened in the first line, why below it: the reasons of the gate are longer than a cell of a table."""
+    to = change["refused"] or change["version"] or "nothing"
+    way = f"{change['before']} → {to}" if change["before"] else to
+    when = change["at"][:16].replace("T", " ")
+    with st.container(border=True, gap="xxsmall"):
+        st.markdown(f"**{view.plain(_decided(change))}** {view.plain(way)}")
+        if change["reason"]:
+            st.markdown(view.plain(change["reason"]))
+        st.caption(f"{when} UTC, by {view.plain(change['by'])}")
 
 
 def _decided(change: dict[str, Any]) -> str:
@@ -365,7 +375,7 @@ def _compare(listed: dict[str, Any]) -> None:
     change = found["accuracy"]
     st.subheader("In all", anchor=False)
     with st.container(horizontal=True):
-        st.metric("Accuracy before", f"{change['before']:.3f}", border=True)
+        st.metric("Accuracy before", f"{change['before']:.3f}", border=True, height="stretch")
         st.metric("Accuracy after", f"{change['after']:.3f}", f"{change['difference']:+.3f}", border=True)
     low, high = change["interval"]
     certain = "a difference" if low > 0 or high < 0 else "no difference for certain"
@@ -382,8 +392,9 @@ def _compare(listed: dict[str, Any]) -> None:
         "now_right": "now right",
     }
     rows = pd.DataFrame(found["by_label"]).rename(columns=columns)
-    decimals = {name: st.column_config.NumberColumn(format="%.2f") for name in ("recall before", "recall after")}
-    st.dataframe(rows, hide_index=True, column_config=decimals)
+    numbers = {name: st.column_config.NumberColumn(format="%.2f") for name in ("recall before", "recall after")}
+    flips = {name: st.column_config.NumberColumn(help=FLIPS) for name in ("now wrong", "now right")}
+    st.dataframe(rows, hide_index=True, column_config=numbers | flips)
 
 
 def _flips(title: str, found: dict[str, Any]) -> None:

@@ -153,7 +153,8 @@ def _while_watching() -> None:
 def _log(now: Exposition) -> None:
     size, age = now.total("pigeonhole_log_spool_bytes"), now.total("pigeonhole_log_oldest_seconds")
     failures = now.total("pigeonhole_log_failures")
-    words = f"Prediction log: {size / 1000:,.0f} kB not yet shipped, the oldest {age:,.0f} s old."
+    waiting = f"{size / 1000:,.1f} kB not yet shipped, the oldest {age:,.0f} s old" if size else "all of it is shipped"
+    words = f"Prediction log: {waiting}."
     if failures:
         st.warning(f"{words} {failures:.0f} attempts to ship have failed.", icon=":material/warning:")
     else:
@@ -383,6 +384,7 @@ def _report() -> None:
     latest = view.drift().get("/reports/latest.json")
     st.subheader(f"Latest comparison: {latest['verdict'].replace('_', ' ')}", anchor=False)
     seen = latest["rows"]
+    _what_to_do(latest)
     when, version = latest["at"][:16].replace("T", " "), view.plain(latest["version"])
     st.caption(
         f"{when} UTC, version {version}: {seen['window']:,} predictions against {seen['reference']:,} held-out rows. "
@@ -415,6 +417,21 @@ def _report() -> None:
     elif st.toggle("Show Evidently's report"):
         document = view.drift().text(f"/reports/{latest['number']}/evidently")
         st.iframe(_caged(document), height=900)
+
+
+def _what_to_do(latest: dict[str, Any]) -> None:
+    """What a verdict means to somebody who has never heard of drift, and the next step."""
+    if latest["verdict"] == "drift":
+        changed = ", ".join(DETECTORS.get(name, name.replace("_", " ")).lower() for name in latest["alarms"])
+        st.warning(
+            f"Texts or answers differ from those that the model was tested on: {view.plain(changed)}. That is no proof of wrong "
+            "answers: judge some texts on the page Review, and see here how often the model is still right.",
+            icon=":material/notification_important:",
+        )
+    elif latest["verdict"] == "no_drift":
+        st.success("Texts and answers look like those that the model was tested on.", icon=":material/check:")
+    else:
+        st.info("There were too few texts to compare. Ask some, or wait for them.", icon=":material/hourglass_empty:")
 
 
 FRAME = "width:150%;height:1320px;transform:scale(.667);transform-origin:0 0;border:0;background:#fff"

@@ -40,8 +40,8 @@ def test_the_summary_counts_every_cell_and_every_bin() -> None:
     ]
 
 
-def test_a_cell_a_row_and_a_column_of_the_matrix_are_picked_with_the_surest_first() -> None:
-    held_out = rows("aa ab ab ba", [0.5, 0.6, 0.7, 0.8], ["t0", "t1", "t2", "t3"])
+def test_a_cell_a_row_and_a_column_of_the_matrix_are_picked_with_the_wrong_ones_first() -> None:
+    held_out = rows("aa ab ab ba", [0.9, 0.6, 0.7, 0.8], ["t0", "t1", "t2", "t3"])
     assert [row["text"] for row in pick(held_out, "a", "b", None, 9)["rows"]] == ["t2", "t1"]
     assert [row["text"] for row in pick(held_out, "a", None, None, 9)["rows"]] == ["t2", "t1", "t0"]
     assert [row["text"] for row in pick(held_out, None, "a", None, 9)["rows"]] == ["t3", "t0"]

@@ -238,7 +238,10 @@ def test_the_model_page_shows_errors_versions_and_what_was_decided(open_page: Op
     assert not app.exception
     assert {"Part by part", "Does the answer hang on trifles?", "What was decided"} <= {each.value for each in app.subheader}
     app.selectbox(key="drill-true").select("billing").run()
-    assert any(caption.value.startswith("10 texts, the surest first.") for caption in app.caption)
+    assert any(caption.value.startswith("10 texts, the wrong ones first.") for caption in app.caption)
+    app.selectbox(key="drill-label").select("account").run()
+    assert "There is no such text." in [caption.value for caption in app.caption]
+    assert any(each.value.replace("\\", "").startswith("**production: set** ") for each in app.markdown)
     assert not app.exception
 
 
@@ -250,6 +253,7 @@ def test_the_log_over_time_and_a_run_are_shown(open_page: OpenPage, watched: tup
     next(button for button in app.button if button.label == "Compare now").click().run()
     assert not app.exception
     assert any(each.value == "Latest comparison: too few rows" for each in app.subheader)
+    assert any("too few texts to compare" in each.value for each in app.info)
 
 
 def test_what_was_refused_is_a_share_over_time_also_without_the_drift_service(

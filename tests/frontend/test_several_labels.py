@@ -50,7 +50,7 @@ def test_each_label_has_four_cells_and_their_texts(open_page: OpenPage, several:
     assert not app.exception
     app.selectbox(key="version").select("v2").run()
     errors = app.tabs[1]
-    assert errors.caption[0].value == "3 of 6 test texts got other labels than their own."
+    assert errors.caption[1].value == "3 of 6 test texts got other labels than their own."
     cells = errors.dataframe[0].value.set_index("label")
     assert cells.loc["delivery"].to_dict() == {
         "rightly given": 0,

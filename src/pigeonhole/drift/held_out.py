@@ -153,7 +153,8 @@ def _examples(rows: HeldOut) -> list[str]:
 
 
 def pick(rows: HeldOut, true_label: str | None, label: str | None, cell: Cell | None, most: int) -> dict[str, Any]:
-    """The rows of these labels, or of one cell of `label`; without any, all that are wrong. The surest come first.
+    """The rows of these labels, or of one cell of `label`; without any, all that are wrong. First the wrong ones, then the
+    right ones, each the surest first.
 
     Raises ConfigError.
     """
@@ -165,7 +166,8 @@ def pick(rows: HeldOut, true_label: str | None, label: str | None, cell: Cell | 
         for place, (true, said) in enumerate(zip(rows.true_labels, rows.labels, strict=True))
         if (true != said or asked) and _fits(true, said, true_label, label, cell)
     ]
-    places.sort(key=lambda place: -rows.scores[place])
+    right = rows.right
+    places.sort(key=lambda place: (right[place], -rows.scores[place]))
     return {"found": len(places), "has_texts": rows.texts is not None, "rows": [rows.row(place) for place in places[:most]]}
 
 
