@@ -9,6 +9,7 @@ nothing of how an image is built.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,7 +86,7 @@ class Stack:
     profile: str
 
     def lay_out(self) -> None:
-        shutil.copy(COMPOSE, self.folder)
+        (self.folder / COMPOSE.name).write_text(_without_digests(COMPOSE.read_text(encoding="utf-8")), encoding="utf-8")
         shutil.copytree(ROOT / "monitoring", self.folder / "monitoring")
         bundle = keyword_bundle(self.folder / "bundle", "v1", held_out=keyword_rows())
         registry = Registry(str(self.folder / "registry"))
@@ -125,6 +126,11 @@ class Stack:
             "USER_ID": str(USER),
             "GROUP_ID": str(USER),
         }
+
+
+def _without_digests(compose: str) -> str:
+    """A stand-in goes by the published image's name and tag; its digest is its own."""
+    return re.sub(r"@sha256:[0-9a-f]{64}", "", compose)
 
 
 def container(service: str) -> str:
@@ -188,7 +194,7 @@ def _prometheus_image() -> Iterator[str]:
         say("left out: prometheus, which is not installed (apt-get install prometheus)")
         yield ""
         return
-    name = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["prometheus"]["image"]
+    name = yaml.safe_load(_without_digests(COMPOSE.read_text(encoding="utf-8")))["services"]["prometheus"]["image"]
     base = ["buildah", "--storage-driver", storage_driver()]
     made = do([*base, "from", "--pull-never", STAND_IN]).strip()
     do([*base, "copy", "--quiet", made, program, "/bin/prometheus"])

@@ -370,6 +370,14 @@ def test_every_line_is_one_that_gcloud_itself_takes_and_a_planted_fault_is_none(
     assert [each["command_string"] for each in refused] == [shlex.join(line) for line in wrong]
 
 
+@needs_gcloud
+def test_the_documentations_lines_are_ones_that_gcloud_itself_takes(tmp_path: Path) -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md")]
+    lines = [shlex.split(line) for page in pages for line in re.findall(r"^gcloud .*$", page, re.MULTILINE)]
+    assert len(lines) >= 2
+    assert linted([tuple(line) for line in lines], tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["lifecycle.json", "cleanup.json"])
 def test_a_policy_keeps_what_is_needed(name: str) -> None:
     policy = json.loads((ROOT / "cloudbuild" / name).read_text())

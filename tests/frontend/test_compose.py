@@ -72,6 +72,12 @@ def test_the_ports_of_the_host_are_those_of_the_stack_and_nobody_else_reaches_th
     assert COMPOSE["services"]["prometheus"]["ports"] == [f"127.0.0.1:{PROMETHEUS_PORT}:9090"]
 
 
+def test_an_image_that_is_not_built_here_is_pinned_by_its_digest() -> None:
+    others = {name: service["image"] for name, service in COMPOSE["services"].items() if "build" not in service}
+    assert list(others) == ["prometheus"]
+    assert re.fullmatch(r"docker\.io/prom/prometheus:v[0-9.]+@sha256:[0-9a-f]{64}", others["prometheus"])
+
+
 @pytest.mark.parametrize("name", ["serve", "drift", "frontend"])
 def test_the_images_are_ours_and_listen_where_compose_looks(name: str) -> None:
     build = COMPOSE["services"][name]["build"]

@@ -47,6 +47,19 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists() and (page.parent / link) not in there] == []
 
 
+def test_every_measured_number_has_its_command_and_the_report_of_its_date() -> None:
+    table = re.search(r"^## Measured\n.*?\n\|---\|---\|---\|---\|\n(.*?)\n\n", README, re.MULTILINE | re.DOTALL)
+    assert table
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[1].splitlines()]
+    assert len(rows) >= 6
+    for _, command, _, report in rows:
+        assert command == "the same" or re.fullmatch(r"`uv run [^`]+`", command), command
+        link = re.fullmatch(r"\[([\d-]+)\]\((reports/\1-[\w-]+\.md)\)", report)
+        assert link, report
+        told = (ROOT / link[2]).read_text(encoding="utf-8")
+        assert command == "the same" or command.strip("`").split(" bundle=")[0] in told
+
+
 def test_the_picture_is_the_one_that_its_script_draws() -> None:
     command = [sys.executable, "-c", "import docs.corridor, sys; sys.stdout.buffer.write(docs.corridor.draw_corridor().encode())"]
     drawn = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))]
 BLOCKS: list[str] = [block for page in PAGES for block in re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
-LINES = {line for block in BLOCKS for line in block.splitlines()}
+LINES = {line for block in BLOCKS for line in block.replace("\\\n  ", "").splitlines()}
 
 QUICK = ["model=tiny", "trainer.epochs=1", "export.min_agreement=0", "tracking=none", "trainer.allow_dead_labels=true"]
 TRAIN = "uv run train experiment=fast"
@@ -41,7 +41,9 @@ PROMOTE = "uv run promote candidate=BUNDLE"
 SERVE = "uv run serve"
 KEYS = "uv run keys new keys=keys.json scopes=predict,feedback rate=10 days=90"
 DRIFT = "uv run drift"
-CURL, CURL_DRIFT = sorted((line for line in LINES if line.startswith("curl ")), key=lambda line: ":8081" in line)
+CURL, CURL_DRIFT = sorted(
+    (line for line in LINES if line.startswith("curl ") and "127.0.0.1" in line), key=lambda line: ":8081" in line
+)
 RESUMABLE = "uv run train experiment=fast out=runs/mine"
 ROLLBACK = "uv run rollback"
 COMPACT = "uv run log-compact"
@@ -71,7 +73,34 @@ ELSEWHERE = {
     "uv run deploy image=COMMIT model=tickets --dry-run": "tests/cloud/test_deploy.py, with a commit",
     "uv run deploy image=COMMIT service=drift model=tickets --dry-run": "tests/cloud/test_deploy.py, with a commit",
     "uv run vertex image=COMMIT experiment=fast machine=gpu --dry-run": "tests/training/test_vertex.py, with a commit",
+    "uv run deploy image=COMMIT model=tickets": "tests/cloud/test_deploy.py, before a stand-in of Cloud Run",
+    "uv run deploy image=COMMIT service=drift model=tickets": "tests/cloud/test_deploy.py, before a stand-in of Cloud Run",
+    "uv run deploy image=COMMIT service=frontend": "tests/cloud/test_deploy.py, before a stand-in of Cloud Run",
+    "uv run invoke cloud.setup --dry-run": "tests/cloud/test_setup.py",
+    "uv run invoke cloud.setup": "tests/cloud/test_setup.py, before a gcloud of its own",
+    "uv run invoke cloud.preflight": "tests/cloud/test_setup.py, before a gcloud of its own",
+    "uv run invoke cloud.teardown --dry-run": "tests/cloud/test_setup.py",
+    "uv run invoke cloud.cost": "tests/cloud/test_cost.py",
+    "uv run train experiment=fast registry=gs://my-project-pigeonhole/registry": "tests/test_registry.py, in a bucket of its own",
+    "uv run --isolated --group score score bundle=BUNDLE input='folder/*.parquet' output=scored text=message": (
+        "tests/scoring/test_score.py, in the environment of Ray"
+    ),
+    "uv run train experiment=fast model=distilbert model.revision=COMMIT": "the encoder comes from the hub",
+    "uv run train experiment=fast model=bert_base model.pretrained=FOLDER model.sha256=SHA256": (
+        "tests/training/test_model.py opens folders and refuses other bytes"
+    ),
 }
+FOREIGN = {
+    "export ": "means what it says; the lines after it say what is made of it",
+    "gcloud ": "needs a project of Google Cloud",
+    "envsubst ": "needs a cluster; tests/scoring/test_rayclusters.py fills the file in and reads it",
+    "ray job submit ": "needs a cluster",
+    'curl -X POST -H "Authorization: ': "needs a cluster",
+}
+"""How lines begin that are other programs', with the reason why they are not run."""
+COMMAND = re.compile(
+    r"^ {4}(?:uv|uvx|curl|docker|podman|export|gcloud|git|kubectl|pip|python|ray|envsubst|torchrun) .*$", re.MULTILINE
+)
 
 
 def words(line: str) -> list[str]:
@@ -161,7 +190,20 @@ def test_every_line_is_run_here_or_has_its_reason() -> None:
     trained = {TRAIN, TRAIN_OWN, TRAIN_LONG, TRAIN_SCOPE, RESUMABLE}
     quick = {*trained, CHECK, EVALUATE, EVALUATE_FP32, PROMOTE, ROLLBACK, COMPACT, KEYS, LIST_KEYS}
     recipes = {LABEL_ERRORS, CHECK_TAXONOMY, TRAIN_SEVERAL}
-    assert {*quick, *recipes, ERASE, ERASE_OLD, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES
+    foreign = {line for line in LINES if line.startswith(tuple(FOREIGN))}
+    assert {*quick, *recipes, ERASE, ERASE_OLD, SERVE, CURL, DRIFT, CURL_DRIFT, *ELSEWHERE} == LINES - foreign
+    assert [start for start in FOREIGN if not any(line.startswith(start) for line in foreign)] == []
+
+
+def test_no_command_stands_in_a_block_that_nobody_looks_into() -> None:
+    others = {kind for page in PAGES for kind in re.findall(r"^```(\w+)$", page, re.MULTILINE)}
+    assert others <= {"bash", "python", "json", "yaml", "text", "csv", "toml"}
+    assert [line for page in PAGES for line in COMMAND.findall(page)] == []
+
+
+def test_a_reason_that_names_a_test_names_one_that_is_there() -> None:
+    named = {file for reason in (*ELSEWHERE.values(), *FOREIGN.values()) for file in re.findall(r"tests/[\w/]+\.py", reason)}
+    assert [file for file in named if not (ROOT / file).is_file()] == []
 
 
 def test_train_prints_bundle_metrics_baselines_and_seconds(trained: dict[str, Any], workshop: Workshop) -> None:

@@ -1,7 +1,11 @@
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from wandb.proto import wandb_internal_pb2
 
 from pigeonhole.errors import ConfigError
 from pigeonhole.training import tracking
@@ -34,6 +38,41 @@ def test_without_a_key_wandb_keeps_the_run_offline_and_says_so(
     track("wandb", tmp_path / "run")
     assert "W&B: no API key found, this run is kept offline; later: `wandb sync" in capsys.readouterr().err
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def records_of(file: Path) -> Iterator[Any]:
+    """What an offline run has written down: after seven bytes, blocks of 32 KiB of records in LevelDB's log format."""
+    data, place, record = file.read_bytes(), 7, b""
+    while place < len(data):
+        left = 32_768 - place % 32_768
+        if left < 7:
+            place += left
+            continue
+        size, whole_or_last = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6] in (1, 4)
+        record += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if whole_or_last:
+            yield wandb_internal_pb2.Record.FromString(record)  # type: ignore[attr-defined]  # made by protoc, without types
+            record = b""
+
+
+def kinds_of(file: Path) -> dict[str, Any]:
+    return {str(record.WhichOneof("record_type")): record for record in records_of(file)}
+
+
+def test_an_offline_run_holds_its_metrics_and_the_bundle_as_an_artifact_of_its_own(tmp_path: Path, no_account: None) -> None:
+    track("wandb", tmp_path / "run")
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    until = time.monotonic() + 20
+    while time.monotonic() < until and "exit" not in kinds_of(file):  # W&B's own process writes it
+        time.sleep(0.05)
+    kept = kinds_of(file)
+    assert kept["history"].history.step.num == 1
+    assert 'value_json: "0.5"' in str(kept["history"].history)
+    artifact = kept["artifact"].artifact
+    assert (artifact.name, artifact.type) == (f"bundle-{kept['run'].run.run_id}", "bundle")
+    assert json.loads(artifact.metadata) == {"test/accuracy": 0.9}
+    assert [entry.path for entry in artifact.manifest.contents] == ["manifest.json"]
 
 
 def test_a_server_out_of_reach_does_not_stop_the_run(
