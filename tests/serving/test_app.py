@@ -77,7 +77,7 @@ def test_the_record_is_there_before_the_answer(running: Running) -> None:
         answer = running.http.post("/predict", json={"text": f"parcel {number}"}).json()
         (record,) = [record for record in running.records() if record.prediction_id == answer["prediction_id"]]
         assert record.text == f"parcel {number}"
-        assert record.probabilities == answer["probabilities"]
+        assert record.probabilities == {label: round(found, 6) for label, found in answer["probabilities"].items()}
         assert (record.label, record.score, record.decision) == (answer["label"], answer["score"], answer["decision"])
         assert (record.model, record.version) == (answer["model"], answer["model_version"])
         assert record.request_id == answer["request_id"]

@@ -11,14 +11,19 @@ import uuid
 import zlib
 from collections import deque
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 from pigeonhole.personal_data import redacted
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 SCHEMA_VERSION = 1
+DECIMALS = 6  # of a probability
 
 Kind = Literal["predictions", "feedback"]
 TextPolicy = Literal["full", "redact", "hash", "none"]
@@ -59,7 +64,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     label: str  # the likeliest
     labels: list[str] | msgspec.UnsetType = msgspec.UNSET  # those given, of a multi-label model
     score: float
-    probabilities: dict[str, float]
+    probabilities: dict[str, float]  # to six decimals (`kept_probabilities`); `score` is as it was answered
     decision: Decision
     latency_ms: float
 
@@ -91,6 +96,12 @@ class Head(msgspec.Struct, frozen=True):
 
     schema_version: int
     at: Moment
+
+
+def kept_probabilities(found: "NDArray[np.float64]") -> list[Any]:
+    """(c,) or (n, c) -> the same as a list, to six decimals: with all of their digits they were half of the log's bytes."""
+    kept: list[Any] = found.round(DECIMALS).tolist()
+    return kept
 
 
 def random_bits() -> int:

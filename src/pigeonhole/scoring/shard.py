@@ -22,7 +22,7 @@ from pigeonhole import storage
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.errors import InferenceError, RunError
-from pigeonhole.prediction_log import Features, Record
+from pigeonhole.prediction_log import Features, Record, kept_probabilities
 from pigeonhole.prediction_log.record import encode_line, partition_of
 from pigeonhole.scoring.plan import Plan, Receipt, errors_url, part_name, part_url, receipt_url
 from pigeonhole.scoring.source import BadRow, Rows
@@ -208,7 +208,7 @@ def _record(plan: Plan, text: str, prediction: Prediction, prediction_id: str) -
         label=prediction.label,
         labels=list(prediction.labels) if plan.bundle.task == "multi_label" else msgspec.UNSET,
         score=prediction.score,
-        probabilities=dict(zip(plan.bundle.labels, prediction.probabilities.tolist(), strict=True)),
+        probabilities=dict(zip(plan.bundle.labels, kept_probabilities(prediction.probabilities), strict=True)),
         decision=prediction.decision,
         latency_ms=0.0,  # nobody waited for it
     )

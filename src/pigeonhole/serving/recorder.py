@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import UNSET
 
 from pigeonhole.classifier import Classifier, Prediction
-from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, is_sampled, kept_text, sketch
+from pigeonhole.prediction_log import Features, LogWriter, Record, TextPolicy, is_sampled, kept_probabilities, kept_text, sketch
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -53,9 +53,13 @@ class Recorder:
         pairs = [pair for pair in zip(asked, predictions, strict=True) if is_sampled(pair[0].prediction_id, self._share)]
         if pairs:
             sketches = sketch(np.stack([prediction.embedding for _, prediction in pairs])).tolist()
-            self._log.append([self._record(*pair, drawn, now) for pair, drawn in zip(pairs, sketches, strict=True)])
+            probabilities = kept_probabilities(np.stack([prediction.probabilities for _, prediction in pairs]))
+            kept = zip(pairs, sketches, probabilities, strict=True)
+            self._log.append([self._record(*pair, drawn, rounded, now) for pair, drawn, rounded in kept])
 
-    def _record(self, asked: AskedText, prediction: Prediction, drawn: list[float], now: float) -> Record:
+    def _record(
+        self, asked: AskedText, prediction: Prediction, drawn: list[float], probabilities: list[float], now: float
+    ) -> Record:
         manifest = asked.classifier.manifest
         return Record(
             prediction_id=asked.prediction_id,
@@ -77,7 +81,7 @@ class Recorder:
             label=prediction.label,
             labels=list(prediction.labels) if manifest.task == "multi_label" else UNSET,
             score=prediction.score,
-            probabilities=dict(zip(manifest.labels, prediction.probabilities.tolist(), strict=True)),
+            probabilities=dict(zip(manifest.labels, probabilities, strict=True)),
             decision=prediction.decision,
             latency_ms=round((now - asked.began) * 1000, 3),
         )
