@@ -1,5 +1,4 @@
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.test_trainer import run
+from tests.training.test_trainer import run, stop_at
 
 from pigeonhole import storage
 from pigeonhole.errors import StoppedError, StorageError
 from pigeonhole.training import train, trainer, worker
 from pigeonhole.training.carry import Carrier
-from pigeonhole.training.stop_signals import StopSignals
 
 NAMES = (trainer.BEST, trainer.PROGRESS)
 
@@ -26,24 +24,14 @@ def until(done: Callable[[], bool]) -> None:
     pytest.fail("nothing came in 30 s")
 
 
-def test_a_run_whose_machine_was_taken_away_goes_on_on_another_to_the_same_weights(
-    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_whose_machine_was_taken_away_goes_on_on_another_to_the_same_weights(tmp_path: Path, bucket: str) -> None:
     undisturbed, first, second = tmp_path / "undisturbed", tmp_path / "first", tmp_path / "second"
     for folder in (undisturbed, first, second):
         folder.mkdir()
     run(undisturbed)
-    url, steps, obeyed = storage.join(bucket, tmp_path.name), iter(range(7)), StopSignals.obey
-
-    def take_away(signals: StopSignals, where: str) -> None:
-        if next(steps, None) is None:
-            signal.raise_signal(signal.SIGTERM)
-        obeyed(signals, where)
-
-    with monkeypatch.context() as context:
-        context.setattr(StopSignals, "obey", take_away)
-        with pytest.raises(StoppedError), Carrier(first, url, NAMES):
-            run(first)
+    url = storage.join(bucket, tmp_path.name)
+    with pytest.raises(StoppedError), Carrier(first, url, NAMES):
+        run(first, at=stop_at(8))
     carrier = Carrier(second, url, NAMES)
     assert carrier.fetch()
     assert (second / trainer.PROGRESS).read_bytes() == (first / trainer.PROGRESS).read_bytes()

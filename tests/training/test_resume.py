@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.training.fork_server import ForkServer
-from tests.training.test_trainer import RECIPE, run
+from tests.training.test_trainer import RECIPE, run, stop_at
 
 from pigeonhole.errors import ConfigError, StoppedError
 from pigeonhole.training import trainer
-from pigeonhole.training.stop_signals import StopSignals
 
 PROGRAM = Path(__file__).parent / "programs/resumable.py"
 
@@ -74,34 +73,23 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_weights(
     assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
 
 
-@pytest.mark.parametrize("step", range(1, 22))
+@pytest.mark.parametrize("moment", range(1, 22))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_stopped_after_any_step_goes_on_to_the_same_weights(
+def test_a_run_told_to_stop_in_any_step_ends_with_it_and_goes_on_to_the_same_weights(
     tmp_path: Path,
     uninterrupted: dict[str, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     number: int,
-    step: int,
+    moment: int,
 ) -> None:
-    obeyed = StopSignals.obey
-    seen = 0
-
-    def stop(signals: StopSignals, where: str) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == step:
-            signal.raise_signal(number)
-        obeyed(signals, where)
-
     with monkeypatch.context() as context:
         context.setattr(trainer, "SAVE_EVERY_S", 0.0)
-        context.setattr(StopSignals, "obey", stop)
         with pytest.raises(StoppedError if number == signal.SIGTERM else KeyboardInterrupt, match="stopped at epoch"):
-            run(tmp_path)
+            run(tmp_path, at=stop_at(moment, number))
     _, history = run(tmp_path)
-    ends = step // 7  # six steps an epoch and its end
-    assert f"going on from epoch {1 + ends}, step {step - ends}" in capsys.readouterr().err
+    ends = moment // 7  # six steps an epoch and its end
+    assert f"going on from epoch {1 + ends}, step {moment - ends}" in capsys.readouterr().err
     assert [epoch.number for epoch in history] == list(range(1, RECIPE.epochs + 1))
     assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
 

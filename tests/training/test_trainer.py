@@ -1,5 +1,6 @@
 import itertools
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,6 @@ from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.checkpoint import Epoch, Progress, save_progress
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_model, load_tokenizer
-from pigeonhole.training.stop_signals import StopSignals
 from pigeonhole.training.trainer import Recipe
 
 RECIPE = Recipe(
@@ -52,10 +52,29 @@ def word_embeddings(model: TextClassifier) -> torch.Tensor:
     return dict(model.named_parameters())["body.bert.embeddings.word_embeddings.weight"].detach()
 
 
-def run(folder: Path, recipe: Recipe = RECIPE, fingerprint: str = "this run") -> tuple[TextClassifier, list[Epoch]]:
+def run(
+    folder: Path, recipe: Recipe = RECIPE, fingerprint: str = "this run", at: Callable[[], None] = lambda: None
+) -> tuple[TextClassifier, list[Epoch]]:
+    """`at` is called in the middle of every step, and of the end of every epoch."""
     model = fresh_model()
     folder.mkdir(exist_ok=True)
-    return model, trainer.train(model, rows(48), rows(24, seed=1), recipe, folder, fingerprint, lambda history: None)
+
+    def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+        at()
+        return torch.nn.functional.cross_entropy(logits, label_ids)
+
+    return model, trainer.train(model, rows(48), rows(24, seed=1), recipe, folder, fingerprint, lambda history: at(), criterion)
+
+
+def stop_at(moment: int, number: int = signal.SIGTERM) -> Callable[[], None]:
+    """For `run`: at the moment with this number, from 1, the process gets a signal."""
+    moments = itertools.count(1)
+
+    def at() -> None:
+        if next(moments) == moment:
+            signal.raise_signal(number)
+
+    return at
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
@@ -219,19 +238,10 @@ def test_the_weights_that_leave_are_the_average_of_the_last_ones(tmp_path: Path)
 def test_an_averaged_run_that_was_stopped_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "average_decay": 0.9})
     expected, _ = run(tmp_path / "undisturbed", recipe)
-    obey, steps = StopSignals.obey, []
-
-    def stop(signals: StopSignals, where: str) -> None:
-        steps.append(where)
-        if len(steps) == 9:
-            signal.raise_signal(signal.SIGTERM)
-        obey(signals, where)
-
     with monkeypatch.context() as context:
-        context.setattr(StopSignals, "obey", stop)
         context.setattr(trainer, "SAVE_EVERY_S", 0.0)
         with pytest.raises(StoppedError):
-            run(tmp_path / "stopped", recipe)
+            run(tmp_path / "stopped", recipe, at=stop_at(9))
     found, _ = run(tmp_path / "stopped", recipe)
     for name, value in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name

@@ -21,11 +21,15 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def obey(self, where: str) -> None:
-        """Raises KeyboardInterrupt after SIGINT, StoppedError after SIGTERM, both with `where`."""
-        if self.received == signal.SIGINT:
+    def flags(self) -> tuple[bool, bool]:
+        """Whether SIGINT and whether SIGTERM was the last one received here."""
+        return self.received == signal.SIGINT, self.received == signal.SIGTERM
+
+    def obey(self, agreed: int, where: str) -> None:
+        """Raises KeyboardInterrupt for SIGINT, StoppedError for SIGTERM, both with `where`; 0: there was none."""
+        if agreed == signal.SIGINT:
             raise KeyboardInterrupt(where)
-        if self.received:
+        if agreed:
             raise StoppedError(where)
 
     def _receive(self, number: int, _: object) -> None:

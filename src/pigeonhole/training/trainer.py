@@ -152,21 +152,19 @@ class _Run:
             began = last_save = time.monotonic() - progress.seconds
             while not _finished(progress, self.recipe):
                 for places, batches in self._batches():
-                    loss, received = self._step(places, batches, signals.received)
-                    signals.received = received
+                    loss, agreed = self._step(places, batches, signals)
                     progress.batches += 1
                     progress.loss += loss * len(places)
                     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                     bar.update()
                     now = time.monotonic()
-                    if received or now - last_save >= SAVE_EVERY_S:
+                    if agreed or now - last_save >= SAVE_EVERY_S:
                         progress.seconds, last_save = now - began, now
                         self._save()
-                    signals.obey(self._where("stopped at"))
+                    signals.obey(agreed, self._where("stopped at"))
                 progress.seconds = time.monotonic() - began
                 self._end_epoch()
-                signals.received = self._agree(signals.received)
-                signals.obey(self._where("stopped at"))
+                signals.obey(self._agree(signals), self._where("stopped at"))
         if self.processes.first:
             self.model.load_state_dict(load_file(self.best))
         return progress.history
@@ -201,14 +199,17 @@ class _Run:
         pieces = [self.rows.batch(own[part::parts]) for part in range(min(parts, len(own)))]
         return [piece.pin() for piece in pieces] if self.device.type == "cuda" else pieces
 
-    def _step(self, places: NDArray[np.int64], batches: Sequence[Batch], received: int) -> tuple[float, int]:
-        """One step of the optimizer, the same in all processes: its loss, and the signal that any of them received."""
+    def _step(self, places: NDArray[np.int64], batches: Sequence[Batch], signals: StopSignals) -> tuple[float, int]:
+        """One step of the optimizer, the same in all processes: its loss, and the signal that any of them has received by now.
+
+        A signal that comes after they agreed is one for the next step: a process alone must not stop.
+        """
         self.model.train()
         step = self.schedule.last_epoch
         while True:
             found = self._backward(batches, len(places), step)
-            interrupted, terminated = received == signal.SIGINT, received == signal.SIGTERM
-            loss, failed, interrupts, terminations = self.processes.sum([found or 0.0, found is None, interrupted, terminated])
+            parts = [found or 0.0, found is None, *signals.flags()]
+            loss, failed, interrupts, terminations = self.processes.sum(parts)
             if not failed:
                 break
             batches = self._smaller(places)
@@ -308,8 +309,8 @@ class _Run:
                 self.average.weights,
             )
 
-    def _agree(self, received: int) -> int:
-        interrupts, terminations = self.processes.sum([received == signal.SIGINT, received == signal.SIGTERM])
+    def _agree(self, signals: StopSignals) -> int:
+        interrupts, terminations = self.processes.sum([*signals.flags()])
         return signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
 
     def _where(self, verb: str) -> str:
