@@ -279,7 +279,7 @@ class Batcher(Generic[Asked, Load, Answer]):
                 else:
                     job.future.set_result(outcome)
             if start + AT_ONCE < len(outcomes):
-                self._on_loop(settle, start + AT_ONCE)
+                asyncio.get_running_loop().call_soon(settle, start + AT_ONCE)
 
         for job, _ in outcomes:
             job.is_over = True
