@@ -365,7 +365,12 @@ def test_every_line_is_one_that_gcloud_itself_takes_and_a_planted_fault_is_none(
     missing += quota.images(SITE, "0" * 40, lambda *_: {})
     lines += [*asked, *(tuple(shlex.split(thing["line"])) for thing in missing), *lines_of_files()]
     chosen = list({shape(line): line for line in lines}.values())
-    wrong: list[Line] = [("gcloud", "run", "services", "describ", "x"), ("gcloud", "secrets", "create", "x", "--data-fil=y")]
+    wrong: list[Line] = [
+        ("gcloud", "run", "services", "describ", "x"),
+        ("gcloud", "secrets", "create", "x", "--data-fil=y"),
+        ("gcloud", "scheduler", "jobs", "create", "http", "x", "--uri=https://x", "--schedule=x", "--http-method=POTS"),
+        ("gcloud", "secrets", "create", "--replication-policy=automatic"),
+    ]
     refused = linted([*chosen, *wrong], tmp_path)
     assert [each["command_string"] for each in refused] == [shlex.join(line) for line in wrong]
 

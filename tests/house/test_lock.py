@@ -48,8 +48,18 @@ def test_a_bare_uv_run_has_every_group_but_rays_whose_serve_would_replace_ours_a
     assert set(project["tool"]["uv"]["default-groups"]) == set(project["dependency-groups"]) - others - parts_of_serve
 
 
-def test_no_package_is_asked_for_twice() -> None:
+def direct() -> list[str]:
+    """What pyproject.toml asks for by name, with its bounds."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     asked = [*project["project"]["dependencies"], *(line for group in project["dependency-groups"].values() for line in group)]
-    names = [re.split(r"[<>=!~ ]", line)[0] for line in asked if isinstance(line, str)]  # not {include-group = ...}
+    return [line for line in asked if isinstance(line, str)]  # not {include-group = ...}
+
+
+def test_no_package_is_asked_for_twice() -> None:
+    names = [re.split(r"[<>=!~ ]", line)[0] for line in direct()]
     assert sorted(names) == sorted(set(names))
+
+
+def test_the_oldest_version_of_each_package_is_named() -> None:
+    """Without it the nightly run with the oldest versions takes the first that was ever published."""
+    assert [line for line in direct() if not re.search(r"[>=]=", line)] == []

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
+
+from pigeonhole.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -18,11 +20,16 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast | nul
 
 @contextmanager
 def bf16_products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """On a CPU, matrix products with factors in bf16 where the recipe says so: 3 times as fast with AMX, far slower without."""
+    """On a CPU, matrix products with factors in bf16 where the recipe says so: 3 times as fast with AMX, far slower without.
+
+    Raises ConfigError for a torch that cannot be told so.
+    """
     if precision != "bf16" or device.type != "cpu":
         yield
         return
-    matmul = cast(Any, torch.backends.mkldnn).matmul
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:
+        raise ConfigError(f"trainer.precision=bf16: on a CPU that takes torch 2.9, here is {torch.__version__}; precision=auto")
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         yield
