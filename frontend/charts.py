@@ -138,7 +138,7 @@ def confusion(
             "label:N",
             sort=list(labels),
             title=across,
-            axis=alt.Axis(labelAngle=-45 if len(labels) > 2 else 0, labelLimit=160, orient="top"),
+            axis=alt.Axis(labelAngle=-45 if len(labels) > 2 else 0, labelLimit=160, labelOverlap=False, orient="top"),
         ),
         y=alt.Y("true_label:N", sort=list(true_labels or labels), title=down, axis=alt.Axis(labelLimit=160)),
         tooltip=["true_label:N", "label:N", "n:Q", alt.Tooltip("share:Q", format=".1%")],

@@ -1,13 +1,16 @@
 """Does a file of 100,000 rows freeze the page? A real Chromium uploads it to the page, before the real server.
 
-    uv run python -m benchmarks.frontend.rows bundle=FOLDER [rows=100000]
+    uv run python -m benchmarks.frontend.rows bundle=FOLDER [rows=100000] [texts=FILE.csv column=text]
 
-It is begun, cancelled and begun again. While it runs, the page is asked every second: how long its main thread has stood still at
-most (gaps between animation frames), and how long a click needs until its effect is seen. Then a filter over all rows, and the
-download.
+The texts are those of a column, again and again, or without a file four short sentences with a number. The file is begun,
+cancelled and begun again. While it runs, the page is asked every second: how long its main thread has stood still at most (gaps
+between animation frames), and how long a click needs until its effect is seen. Then a filter over all rows, and the download.
 Linux tells what memory the page's process took at most. Prints one JSON object.
 """
 
+import csv
+import io
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -40,18 +43,32 @@ SENTENCES = (
 
 def run(arguments: list[str]) -> dict[str, Any]:
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if len(options) < len(arguments) or set(options) - {"bundle", "rows"} or "bundle" not in options:
-        raise ConfigError(f"{' '.join(arguments)}: expected bundle=FOLDER, and rows=NUMBER")
-    rows = int(options.get("rows", "100000"))
+    if len(options) < len(arguments) or set(options) - {"bundle", "rows", "texts", "column"} or "bundle" not in options:
+        raise ConfigError(f"{' '.join(arguments)}: expected bundle=FOLDER, and rows=NUMBER, texts=FILE.csv, column=NAME")
+    texts = texts_of(options.get("texts"), options.get("column", "text"), int(options.get("rows", "100000")))
     with stack(Path(options["bundle"])) as (url, process), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page()
         page.set_default_timeout(600_000)
         empty_mb = peak_mb(process)
-        found = measure(page, url, rows)
+        found = measure(page, url, texts)
         found["page_peak_mb"] = {"before": empty_mb, "after": peak_mb(process)}
         browser.close()
     return found
+
+
+def texts_of(file: str | None, column: str, rows: int) -> list[str]:
+    if file is None:
+        return [SENTENCES[number % 4].format(number) for number in range(rows)]
+    with Path(file).open(encoding="utf-8", newline="") as stream:
+        found = [row[column] for row in csv.DictReader(stream)]
+    return list(itertools.islice(itertools.cycle(found), rows))
+
+
+def as_csv(texts: list[str]) -> bytes:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("text",), *((text,) for text in texts)])
+    return table.getvalue().encode()
 
 
 def peak_mb(process: int) -> int:
@@ -74,11 +91,11 @@ def stack(bundle: Path) -> Iterator[tuple[str, int]]:
         yield wanted[1].url, started["page"].pid
 
 
-def measure(page: Page, url: str, rows: int) -> dict[str, Any]:
+def measure(page: Page, url: str, texts: list[str]) -> dict[str, Any]:
+    rows = len(texts)
     page.goto(f"{url}/batch")
-    content = "text\n" + "".join(SENTENCES[number % 4].format(number) + "\n" for number in range(rows))
     began = time.perf_counter()
-    page.locator("input[type=file]").set_input_files({"name": "rows.csv", "mimeType": "text/csv", "buffer": content.encode()})
+    page.locator("input[type=file]").set_input_files({"name": "rows.csv", "mimeType": "text/csv", "buffer": as_csv(texts)})
     page.get_by_role("button", name=f"Classify {rows:,} texts").click()
     page.get_by_role("button", name="Cancel").wait_for()
     read_s = time.perf_counter() - began
@@ -95,7 +112,7 @@ def measure(page: Page, url: str, rows: int) -> dict[str, Any]:
         say(f"{time.perf_counter() - began:.0f} s: longest stall {stalls[-1]:.0f} ms, click {clicks[-1]:.0f} ms")
     classified_s = time.perf_counter() - began
     began = time.perf_counter()
-    page.get_by_label("Text contains").fill("order 99")
+    page.get_by_label("Text contains").fill(texts[-1][:20])
     page.keyboard.press("Enter")
     page.get_by_text("rows", exact=False).first.wait_for()
     wait_until_drawn(page)
@@ -103,9 +120,10 @@ def measure(page: Page, url: str, rows: int) -> dict[str, Any]:
     began = time.perf_counter()
     with page.expect_download() as download:
         page.get_by_role("button", name=f"Download {rows:,} rows").click()
-    lines = download.value.path().read_text(encoding="utf-8-sig").count("\n")
-    if lines != rows + 1:
-        raise ConfigError(f"the download has {lines:,} lines, and not {rows + 1:,}")
+    with download.value.path().open(encoding="utf-8-sig", newline="") as stream:
+        lines = sum(1 for _ in csv.reader(stream)) - 1
+    if lines != rows:
+        raise ConfigError(f"the download has {lines:,} rows, and not {rows:,}")
     return {
         "rows": rows,
         "read_s": round(read_s, 1),

@@ -11,6 +11,7 @@ from frontend.client import Down, Refused
 
 EXAMPLES = 4
 HISTORY = 50
+SHARE = 0.2  # of what the strongest word does: where nearly all words are marked, none is
 LINK_CHARS = 1500  # a longer text makes a link that mail programs and proxies cut
 
 
@@ -133,13 +134,14 @@ def _explain(text: str, label: str) -> None:
 
 
 def _marked(text: str, words: list[dict[str, Any]]) -> str:
-    """The text with the words that move the probability by a point or more on a coloured ground."""
+    """The text with the words on a coloured ground that move the probability by a point, and by a fifth of the strongest."""
+    least = max([0.01, *(SHARE * abs(word["weight"]) for word in words)])
     parts, after = [], 0
     for word in sorted(words, key=lambda each: each["start"]):
         parts.append(view.plain(text[after : word["start"]]))
         shown, after = view.plain(text[word["start"] : word["end"]]), word["end"]
         colour = "blue" if word["weight"] > 0 else "red"
-        parts.append(f":{colour}-background[{shown}]" if abs(word["weight"]) >= 0.01 else shown)
+        parts.append(f":{colour}-background[{shown}]" if abs(word["weight"]) >= least else shown)
     return "".join([*parts, view.plain(text[after:])]).replace("\n", "  \n")
 
 
@@ -196,7 +198,7 @@ def _history() -> None:
             hide_index=True,
             column_config={
                 "sure": st.column_config.NumberColumn(format="%.1f %%"),
-                "text": st.column_config.TextColumn(width="large"),
+                "text": st.column_config.TextColumn(width="medium"),
             },
         )
         st.download_button(

@@ -411,7 +411,9 @@ def _flips(title: str, found: dict[str, Any]) -> None:
         }
         for each in found["rows"]
     ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, row_height=TEXT_ROW_PX, column_config=ROW_COLUMNS)
+    table = pd.DataFrame(rows)
+    same = [side for side in ("before", "after") if (table[side] == table["true label"]).all()]  # the right one of the two
+    st.dataframe(table.drop(columns=same), hide_index=True, row_height=TEXT_ROW_PX, column_config=ROW_COLUMNS)
 
 
 def _facts(about: dict[str, Any]) -> None:

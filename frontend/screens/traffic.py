@@ -18,6 +18,7 @@ PREDICT = "/predict"
 
 SPANS = {"hour": 1, "day": 24, "week": 168, "30 days": 720}
 STEPS = {"hour": 30, "day": 48, "week": 84, "30 days": 60}
+FEW = 20  # answers of people, from which on a share of right ones is shown
 REMEMBERED = 168  # hours, by the service
 
 TROUBLES = {
@@ -340,19 +341,24 @@ def _drift() -> None:
 def _accuracy(live: dict[str, Any], reports: list[dict[str, Any]]) -> None:
     found, measured = reports[0]["accuracy"], live["reviewed"]
     with st.container(horizontal=True):
-        st.metric("Right on the test split", view.percent(found["reference"]), border=True)
+        st.metric("Right on the test split", view.percent(found["reference"]), border=True, height="stretch")
         if found["estimated"] is not None:
-            st.metric("Estimated now", view.percent(found["estimated"]), border=True, help="From how sure the model is; no truth")
+            words = "From how sure the model is; no truth"
+            st.metric("Estimated now", view.percent(found["estimated"]), border=True, height="stretch", help=words)
         if measured["accuracy"] is not None:
-            low, high = measured["interval"]
-            words = (
-                f"{measured['n']} reviewed texts, weighed back to all; 95 % interval {view.percent(low)} to {view.percent(high)}"
-            )
-            st.metric("Measured by review", view.percent(measured["accuracy"]), border=True, help=words)
+            _measured("Measured by review", measured, f"{view.count(measured['n'], 'reviewed text')}, weighed back to all")
         elif live["accuracy"] is not None:
-            st.metric(
-                "Right by feedback", view.percent(live["accuracy"]), border=True, help=f"{live['n']} texts that people chose"
-            )
+            _measured("Right by feedback", live, f"{view.count(live['n'], 'text')} that people chose")
+
+
+def _measured(name: str, found: dict[str, Any], of: str) -> None:
+    """A share with its interval in sight; from a handful of answers the share alone would mislead."""
+    low, high = (view.percent(end) for end in found["interval"])
+    few = found["n"] < FEW
+    value = "too few yet" if few else view.percent(found["accuracy"])
+    between = f"{found['n']} of {FEW} answers" if few else f"{low} to {high}"
+    words = f"{of}; the line below: 95 % interval" if not few else of
+    st.metric(name, value, between, delta_color="off", delta_arrow="off", border=True, height="stretch", help=words)
 
 
 def _verdicts(reports: list[dict[str, Any]]) -> None:

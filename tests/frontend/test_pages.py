@@ -247,6 +247,9 @@ def test_the_model_page_shows_errors_versions_and_what_was_decided(open_page: Op
 
 def test_the_log_over_time_and_a_run_are_shown(open_page: OpenPage, watched: tuple[str, str]) -> None:
     api, drift = watched
+    (item,) = httpx.get(f"{drift}/review?n=1", timeout=60).json()["items"]
+    said = {"prediction_id": item["prediction_id"], "source": item["source"], "label": item["label"]}
+    httpx.post(f"{api}/feedback", json=said, timeout=60).raise_for_status()
     app = open_page(api, "traffic", drift=drift)
     assert not app.exception
     assert any("as the prediction log has them" in caption.value for caption in app.caption)
@@ -254,6 +257,7 @@ def test_the_log_over_time_and_a_run_are_shown(open_page: OpenPage, watched: tup
     assert not app.exception
     assert any(each.value == "Latest comparison: too few rows" for each in app.subheader)
     assert any("too few texts to compare" in each.value for each in app.info)
+    assert {metric.label: metric.value for metric in app.metric}["Measured by review"] == "too few yet"
 
 
 def test_what_was_refused_is_a_share_over_time_also_without_the_drift_service(
