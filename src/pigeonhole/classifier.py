@@ -101,14 +101,9 @@ class Encoder:
 
 
 class Layout(Protocol):
-    """How a graph wants its tokens. Texts of one width share a forward pass, without a trace of it in their answers.
-
-    It is worth while to let a text wait for others of its kind.
-    """
+    """How a graph wants its tokens. Texts of one width share a forward pass, without a trace of it in their answers."""
 
     def width(self, n_tokens: int) -> int: ...
-
-    def kind(self, n_tokens: int) -> int: ...
 
     def inputs(self, rows: Sequence[Sequence[int]], width: int) -> dict[str, NDArray[np.int64]]: ...
 
@@ -122,9 +117,6 @@ class Padded:
     def width(self, n_tokens: int) -> int:
         return n_tokens
 
-    def kind(self, n_tokens: int) -> int:
-        return 0  # one more pass costs little beside what it computes, and few texts are of one length
-
     def inputs(self, rows: Sequence[Sequence[int]], width: int) -> dict[str, NDArray[np.int64]]:
         input_ids = np.array(rows, np.int64)  # (b, t)
         return {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
@@ -135,9 +127,6 @@ class Packed:
 
     def width(self, n_tokens: int) -> int:
         return max(VIEW_WIDTH, 1 << (n_tokens - 1).bit_length())
-
-    def kind(self, n_tokens: int) -> int:
-        return self.width(n_tokens)
 
     def inputs(self, rows: Sequence[Sequence[int]], width: int) -> dict[str, NDArray[np.int64]]:
         input_ids = np.array([token for row in rows for token in row], np.int64)  # (n,)
@@ -197,23 +186,13 @@ class Classifier:
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Raises InferenceError when the model gives a logit that is not a number."""
-        return self.answer(self.encode(texts))
-
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        return self._encoder.encode(texts)
-
-    def answer(self, encodings: Sequence[Encoding]) -> list[Prediction]:
-        """The second half of `predict`."""
+        encodings = self._encoder.encode(texts)
         logits, embeddings = self._forward(encodings)
         return [self._decode(*row) for row in zip(encodings, logits, embeddings, strict=True)]
 
-    def kind(self, encoding: Encoding) -> int:
-        """Texts of one kind share a forward pass, up to `batch_tokens` together; several windows are a kind of their own."""
-        return -1 if encoding.more else self._layout.kind(len(encoding.input_ids))
-
     def predict_once(self, texts: Sequence[str]) -> list[Prediction]:
         """As `predict`; texts that are one to the model, in another case for instance, pass through it once."""
-        encodings = self.encode(texts)
+        encodings = self._encoder.encode(texts)
         first: dict[tuple[tuple[int, ...], ...], Encoding] = {}
         keys = [tuple(map(tuple, encoding.windows)) for encoding in encodings]
         for key, encoding in zip(keys, encodings, strict=True):

@@ -13,7 +13,7 @@ import pytest
 from tests.serving.conftest import WEIGHTS, WORDS, Running, Start, wait_until
 from tests.serving.test_telemetry import samples
 
-from pigeonhole.classifier import Classifier, Encoding, Prediction
+from pigeonhole.classifier import Classifier, Prediction
 
 
 class Held(Classifier):
@@ -24,21 +24,12 @@ class Held(Classifier):
         self.entered = threading.Event()
         self.let_go = threading.Event()
         self.texts: list[str] = []
-        self._read: list[tuple[Encoding, str]] = []
 
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        found = super().encode(texts)
-        self._read += zip(found, texts, strict=True)
-        return found
-
-    def texts_of(self, encodings: Sequence[Encoding]) -> list[str]:
-        return [text for encoding in encodings for read, text in self._read if read is encoding]
-
-    def answer(self, encodings: Sequence[Encoding]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
         self.entered.set()
         assert self.let_go.wait(20)
-        self.texts += self.texts_of(encodings)
-        return super().answer(encodings)
+        self.texts += texts
+        return super().predict(texts)
 
 
 def test_a_question_whose_caller_has_gone_is_not_computed(start: Start, classifier: Classifier) -> None:
@@ -143,9 +134,9 @@ def test_a_prediction_that_cannot_be_written_down_is_not_given_out(running: Runn
 
 
 class Poisoned(Held):
-    def answer(self, encodings: Sequence[Encoding]) -> list[Prediction]:
-        found = super().answer(encodings)
-        if "poison" in self.texts_of(encodings):
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        found = super().predict(texts)
+        if "poison" in texts:
             raise RuntimeError("a stack that no caller may see")
         return found
 
@@ -193,11 +184,11 @@ def test_a_model_that_gives_no_number_is_an_error_and_not_an_answer(
 class Deadly(Held):
     """Dies of one word, as a bug below Python's exceptions would have it."""
 
-    def answer(self, encodings: Sequence[Encoding]) -> list[Prediction]:
-        if "die" in self.texts_of(encodings):
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        if "die" in texts:
             assert self.let_go.wait(20)
-            raise SystemExit(len(encodings))
-        return super().answer(encodings)
+            raise SystemExit(len(texts))
+        return super().predict(texts)
 
 
 def test_a_dead_worker_fails_all_who_wait_at_once_and_is_replaced(start: Start, classifier: Classifier) -> None:

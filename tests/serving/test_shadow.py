@@ -12,7 +12,7 @@ from tests.serving.test_telemetry import samples
 from tests.test_classifier import count_for_ever
 
 from pigeonhole.bundle import open_bundle
-from pigeonhole.classifier import Classifier, Encoding, Prediction
+from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.registry import Registry
 from pigeonhole.serving import shadow
 from pigeonhole.serving.shadow import Shadow
@@ -73,9 +73,9 @@ class Moody(Classifier):
         self.__dict__.update(inner.__dict__)
         self.mood = mood
 
-    def answer(self, encodings: Sequence[Encoding]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
         self.mood()
-        return super().answer(encodings)
+        return super().predict(texts)
 
 
 class Notes:

@@ -1,25 +1,23 @@
 """The queue between many requests and one model: a worker thread owns the classifier and takes what is waiting, without a timer.
 
-While a batch runs, requests queue. The next batch is the text that has waited longest, and of those that may share a forward pass
-with it as many as are worth one; its answers go out before the next batch begins. The queue is bounded in texts, and what its
-caller has given up is not computed. A worker that dies fails all who wait, at once, and is replaced after a pause. What a batch
+While a batch runs, requests queue; the next batch is whatever has come meanwhile. The queue is bounded in texts, and a job whose
+deadline has passed is not computed. A worker that dies fails all who wait, at once, and is replaced after a pause. What a batch
 does is the caller's; HTTP is unknown here.
 """
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 AT_ONCE = 4  # answers that the event loop gets in one turn: those of a whole batch would keep all else waiting for 8 ms
-PREPARED_TEXTS = 64  # that a batch is chosen from: enough of each kind, and to prepare the longest ones takes 0.2 s
+BATCH_TEXTS = 32  # a third of a second of work in fp32: what comes next never waits longer for the batch before it
 
 RESTART_S = 1.0  # from the death of a worker to the next one: long enough for a probe to see it
 STUCK_S = 60.0  # no batch takes so long
@@ -27,10 +25,7 @@ STUCK_S = 60.0  # no batch takes so long
 logger = logging.getLogger(__name__)
 
 Asked = TypeVar("Asked")
-Load = TypeVar("Load")
 Answer = TypeVar("Answer")
-Each = TypeVar("Each")
-Found = TypeVar("Found")
 
 
 class OverloadedError(Exception):
@@ -49,70 +44,39 @@ class DeadError(Exception):
     """The worker died; the next one is not there yet."""
 
 
-@dataclass(frozen=True)
-class Prepared(Generic[Load]):
-    """A text as the work wants it. Those of one kind share a batch until their sizes are together `capacity`."""
-
-    load: Load
-    kind: Hashable
-    size: int
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Job(Generic[Asked, Answer]):
-    """A question of one text or of several, and the answers that are there by now, by the numbers of their texts."""
-
     asked: Sequence[Asked]
     deadline: float  # time.monotonic()
     future: "asyncio.Future[list[Answer]]"
-    answers: dict[int, Answer] = field(default_factory=dict)
-    is_over: bool = False
-
-    @property
-    def is_wanted(self) -> bool:
-        return not (self.is_over or self.future.done()) and time.monotonic() < self.deadline
 
 
-@dataclass(frozen=True, eq=False)
-class _Text(Generic[Asked, Answer]):
-    """One text of a job."""
-
-    job: _Job[Asked, Answer]
-    number: int
+def _give_up(futures: "Sequence[asyncio.Future[list[Answer]]]") -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(LateError())
 
 
-def _give_up(future: "asyncio.Future[list[Answer]]") -> None:
-    if not future.done():
-        future.set_exception(LateError())
-
-
-class Batcher(Generic[Asked, Load, Answer]):
-    """`prepare` gets texts, of one request or of many; `work` gets those of one kind, and answers them in their order."""
+class Batcher(Generic[Asked, Answer]):
+    """`work` gets up to BATCH_TEXTS texts, of one request or of many, and gives as many answers in their order."""
 
     def __init__(
         self,
-        prepare: Callable[[Sequence[Asked]], list[Prepared[Load]]],
-        work: Callable[[Sequence[Load]], list[Answer]],
-        capacity: int,
+        work: Callable[[Sequence[Asked]], list[Answer]],
         max_waiting: int,
         mourn: Callable[[], None] = lambda: None,
         restart_s: float = RESTART_S,
         watch: Callable[[int], None] = lambda texts: None,
     ) -> None:
         """`mourn` is called whenever a worker has died, `watch` with by how many more or fewer texts wait."""
-        self._prepare = prepare
         self._work = work
-        self._capacity = capacity
         self._max_waiting = max_waiting
         self._mourn = mourn
         self._restart_s = restart_s
         self._watch = watch
-        self._waiting: deque[_Text[Asked, Answer]] = deque()
-        self._prepared: list[
-            tuple[_Text[Asked, Answer], Prepared[Load]]
-        ] = []  # they wait too, the oldest first; the worker's own
+        self._waiting: deque[_Job[Asked, Answer]] = deque()
         self._waiting_texts = 0
-        self._in_hand: Sequence[_Text[Asked, Answer]] = ()
+        self._in_hand: list[_Job[Asked, Answer]] = []
         self._taken_at = math.inf
         self._dead = False
         self._changed = threading.Condition()
@@ -146,31 +110,34 @@ class Batcher(Generic[Asked, Load, Answer]):
         return self._waiting_texts
 
     async def ask(self, asked: Sequence[Asked], deadline: float) -> list[Answer]:
-        """The answers, in order. Raises what `prepare` and `work` raise, OverloadedError, LateError, StoppedError, DeadError."""
+        """The answers, in order. Raises OverloadedError, LateError, StoppedError, DeadError, and what `work` raises."""
         loop = asyncio.get_running_loop()
-        job: _Job[Asked, Answer] = _Job(asked, deadline, loop.create_future())
-        self._enqueue(job)
-        timer = loop.call_at(deadline, _give_up, job.future)  # asyncio.timeout takes four times as long
+        parts = [asked[start : start + BATCH_TEXTS] for start in range(0, len(asked), BATCH_TEXTS)]
+        jobs = [_Job(part, deadline, loop.create_future()) for part in parts]
+        self._enqueue(jobs)
+        futures = [job.future for job in jobs]
+        timer = loop.call_at(deadline, _give_up, futures)  # asyncio.timeout and gather take four times as long
         try:
-            return await job.future
+            return [answer for future in futures for answer in await future]
         finally:
             timer.cancel()
+            for future in futures:
+                if not (future.cancel() or future.cancelled()):
+                    future.exception()  # of several parts that failed, one is told
 
-    def _enqueue(self, job: _Job[Asked, Answer]) -> None:
+    def _enqueue(self, jobs: list[_Job[Asked, Answer]]) -> None:
+        texts = sum(len(job.asked) for job in jobs)
         with self._changed:
             if self._stopping:
                 raise StoppedError
             if self._dead:
                 raise DeadError
-            if self._waiting_texts + len(job.asked) > self._max_waiting:
+            if self._waiting_texts + texts > self._max_waiting:
                 raise OverloadedError
-            self._waiting.extend(_Text(job, number) for number in range(len(job.asked)))
-            self._count(len(job.asked))
+            self._waiting.extend(jobs)
+            self._waiting_texts += texts
+            self._watch(texts)
             self._changed.notify()
-
-    def _count(self, texts: int) -> None:
-        self._waiting_texts += texts
-        self._watch(texts)
 
     def _new_worker(self) -> threading.Thread:
         return threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -187,12 +154,11 @@ class Batcher(Generic[Asked, Load, Answer]):
         """Fail all who wait, and see to the next worker."""
         with self._changed:
             self._dead = True
-            prepared = [text for text, _ in self._prepared]
-            lost = dict.fromkeys(text.job for text in (*self._in_hand, *prepared, *self._waiting))
-            self._in_hand, self._taken_at = (), math.inf
-            self._prepared.clear()
+            lost = [*self._in_hand, *self._waiting]
+            self._in_hand, self._taken_at = [], math.inf
             self._waiting.clear()
-            self._count(-self._waiting_texts)
+            self._watch(-self._waiting_texts)
+            self._waiting_texts = 0
         self._mourn()
         self._deliver([(job, DeadError()) for job in lost])
         if self._loop is not None:
@@ -206,74 +172,43 @@ class Batcher(Generic[Asked, Load, Answer]):
 
     def _work_once(self) -> bool:
         """One batch; false when it is over. Nothing of a batch is kept while the next one is waited for."""
-        fresh = self._in_hand = self._take()
-        if not (fresh or self._prepared):
-            return False
+        batch = self._in_hand = self._take()
         self._taken_at = time.monotonic()
-        had = len(fresh) + len(self._prepared)
-        self._prepare_those_of(fresh)
-        batch = self._choose()
-        self._in_hand = [text for text, _ in batch]
-        with self._changed:
-            self._count(len(self._prepared) - had)
-        self._answer_those_of(batch)
-        self._in_hand, self._taken_at = (), math.inf
-        return True
+        wanted = [job for job in batch if not job.future.cancelled() and time.monotonic() < job.deadline]
+        outcomes = self._outcomes(wanted) if wanted else []
+        self._deliver([*outcomes, *((job, LateError()) for job in batch if job not in wanted)])
+        self._in_hand, self._taken_at = [], math.inf
+        return bool(batch)
 
-    def _take(self) -> list[_Text[Asked, Answer]]:
-        """The oldest texts that are not prepared; none when it is over, or enough are."""
+    def _take(self) -> list[_Job[Asked, Answer]]:
+        """The oldest jobs that fit into one batch, at least one; none when it is over."""
         with self._changed:
-            while not (self._waiting or self._prepared or self._stopping):
+            while not self._waiting and not self._stopping:
                 self._changed.wait()
-            room = PREPARED_TEXTS - len(self._prepared)
-            return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            batch: list[_Job[Asked, Answer]] = []
+            texts = 0
+            while self._waiting and (not batch or texts + len(self._waiting[0].asked) <= BATCH_TEXTS):
+                batch.append(self._waiting.popleft())
+                texts += len(batch[-1].asked)
+            self._waiting_texts -= texts
+            self._watch(-texts)
+            return batch
 
-    def _prepare_those_of(self, fresh: Sequence[_Text[Asked, Answer]]) -> None:
-        def prepare(texts: Sequence[_Text[Asked, Answer]]) -> list[Prepared[Load]]:
-            return self._prepare([text.job.asked[text.number] for text in texts])
-
-        wanted = [text for text in fresh if text.job.is_wanted]
-        for text, found in _tried(prepare, wanted, job_of=lambda text: text.job):
-            if isinstance(found, Exception):
-                self._deliver([(text.job, found)])
-            else:
-                self._prepared.append((text, found))
-
-    def _choose(self) -> list[tuple[_Text[Asked, Answer], Prepared[Load]]]:
-        """The oldest text, and of its kind as many as fit into one batch with it. What nobody waits for any more is left out."""
-        wanted = [each for each in self._prepared if each[0].job.is_wanted]
-        batch: list[tuple[_Text[Asked, Answer], Prepared[Load]]] = []
-        rest: list[tuple[_Text[Asked, Answer], Prepared[Load]]] = []
-        size = 0
-        for text, prepared in wanted:
-            if not batch or (prepared.kind == wanted[0][1].kind and size + prepared.size <= self._capacity):
-                batch.append((text, prepared))
-                size += prepared.size
-            else:
-                rest.append((text, prepared))
-        self._prepared = rest
-        return batch
-
-    def _answer_those_of(self, batch: Sequence[tuple[_Text[Asked, Answer], Prepared[Load]]]) -> None:
-        def work(texts: Sequence[tuple[_Text[Asked, Answer], Prepared[Load]]]) -> list[Answer]:
-            return self._work([prepared.load for _, prepared in texts])
-
-        outcomes: list[tuple[_Job[Asked, Answer], list[Answer] | Exception]] = []
-        for (text, _), found in _tried(work, batch, job_of=lambda each: each[0].job):
-            job = text.job
-            if isinstance(found, Exception):
-                outcomes.append((job, found))
-                continue
-            job.answers[text.number] = found
-            if len(job.answers) == len(job.asked):
-                outcomes.append((job, [job.answers[number] for number in range(len(job.asked))]))
-        self._deliver(outcomes)
+    def _outcomes(self, batch: list[_Job[Asked, Answer]]) -> list[tuple[_Job[Asked, Answer], list[Answer] | Exception]]:
+        try:
+            answers = self._work([asked for job in batch for asked in job.asked])
+        except Exception as error:  # noqa: BLE001  the waiters get it; a worker that dies of one request would fail them all
+            if len(batch) == 1:
+                return [(batch[0], error)]
+            return [outcome for job in batch for outcome in self._outcomes([job])]  # only the culprit has to pay
+        starts = [sum(len(job.asked) for job in batch[:number]) for number in range(len(batch))]
+        return [(job, answers[start : start + len(job.asked)]) for job, start in zip(batch, starts, strict=True)]
 
     def _deliver(self, outcomes: list[tuple[_Job[Asked, Answer], list[Answer] | Exception]]) -> None:
         def settle(start: int) -> None:
             for job, outcome in outcomes[start : start + AT_ONCE]:
                 if job.future.done():
-                    continue  # its waiter has gone, or knows of another part that failed
+                    continue  # its waiter has gone
                 if isinstance(outcome, Exception):
                     job.future.set_exception(outcome)
                 else:
@@ -281,26 +216,9 @@ class Batcher(Generic[Asked, Load, Answer]):
             if start + AT_ONCE < len(outcomes):
                 asyncio.get_running_loop().call_soon(settle, start + AT_ONCE)
 
-        for job, _ in outcomes:
-            job.is_over = True
-        if outcomes:
-            self._on_loop(settle, 0)
+        self._on_loop(settle, 0)
 
     def _on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: a worker hung until nobody waited any more
                 self._loop.call_soon_threadsafe(callback, *arguments)
-
-
-def _tried(
-    do: Callable[[Sequence[Each]], list[Found]], these: Sequence[Each], job_of: Callable[[Each], Hashable]
-) -> list[tuple[Each, Found | Exception]]:
-    """What `do` finds for each; where it raises, each job's alone, so that only the culprit has to pay."""
-    try:
-        found = do(these) if these else []
-    except Exception as error:  # noqa: BLE001  the waiters get it; a worker that dies of one request would fail them all
-        jobs = [list(group) for _, group in itertools.groupby(these, job_of)]
-        if len(jobs) == 1:
-            return [(each, error) for each in these]
-        return [outcome for group in jobs for outcome in _tried(do, group, job_of)]
-    return list(zip(these, found, strict=True))

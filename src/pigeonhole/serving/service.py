@@ -14,11 +14,11 @@ from functools import partial
 
 import msgspec
 
-from pigeonhole.classifier import BATCH_TOKENS, Classifier, Encoding, Prediction
+from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.errors import InferenceError, LogError
 from pigeonhole.prediction_log import Backlog, LogWriter, new_id
 from pigeonhole.registry import Alias
-from pigeonhole.serving.batcher import Batcher, DeadError, LateError, OverloadedError, Prepared, StoppedError
+from pigeonhole.serving.batcher import Batcher, DeadError, LateError, OverloadedError, StoppedError
 from pigeonhole.serving.canary import is_chosen
 from pigeonhole.serving.explain import MAX_S, MAX_WORDS, weights, without, words_of
 from pigeonhole.serving.feedback import FeedbackDesk
@@ -30,9 +30,6 @@ from pigeonhole.serving.settings import Settings
 from pigeonhole.serving.shadow import Shadow
 from pigeonhole.serving.telemetry import Telemetry
 from pigeonhole.serving.tracing import Tracing, span_of_request
-
-Asked = AskedText | Variant
-Load = tuple[Asked, Encoding]
 
 MAX_FAILURES = 3
 MAX_LATE_S = 0.005
@@ -54,17 +51,10 @@ class Service:
         self.telemetry = telemetry = Telemetry(classifier.manifest, self._backlog)
         self.feedback = FeedbackDesk(classifier.labels, feedback, self.replies, self.telemetry)
         self.batcher = Batcher(
-            _prepare,
-            partial(self._work, "production"),
-            BATCH_TOKENS,
-            settings.max_waiting,
-            telemetry.worker_deaths.inc,
-            watch=telemetry.waiting.inc,
+            partial(self._work, "production"), settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc
         )
         # The candidate has a worker of its own: one that hangs or dies keeps only its own questions waiting.
-        self._canary_batcher = Batcher(
-            _prepare, partial(self._work, "candidate"), BATCH_TOKENS, settings.max_waiting, telemetry.worker_deaths.inc
-        )
+        self._canary_batcher = Batcher(partial(self._work, "candidate"), settings.max_waiting, telemetry.worker_deaths.inc)
         self.canary: Classifier | None = None
         self.canary_share = settings.canary_share
         self.shadow = Shadow(telemetry.shadowed, telemetry.shadow_difference)
@@ -153,7 +143,7 @@ class Service:
     async def _answer(
         self,
         classifier: Classifier,
-        batcher: Batcher[Asked, Load, Prediction],
+        batcher: Batcher[AskedText | Variant, Prediction],
         question: Question,
         request_id: str,
         began: float,
@@ -207,7 +197,7 @@ class Service:
         return msgspec.json.encode(found)
 
     async def _predictions(
-        self, batcher: Batcher[Asked, Load, Prediction], asked: Sequence[Asked], deadline_s: float
+        self, batcher: Batcher[AskedText | Variant, Prediction], asked: Sequence[AskedText | Variant], deadline_s: float
     ) -> list[Prediction]:
         try:
             return await batcher.ask(asked, time.monotonic() + deadline_s)
@@ -224,10 +214,11 @@ class Service:
         except LogError as error:
             raise _later("not_recorded", "the prediction could not be written down, so it is not given out") from error
 
-    def _work(self, role: Alias, loads: Sequence[Load]) -> list[Prediction]:
-        """On the batcher's thread; all of one kind are asked of one model."""
-        asked = [each for each, _ in loads]
-        predictions = self._predict(asked[0].classifier, asked, [encoding for _, encoding in loads])
+    def _work(self, role: Alias, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
+        """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
+        predictions: list[Prediction] = []
+        for classifier, group in itertools.groupby(asked, key=operator.attrgetter("classifier")):
+            predictions += self._predict(classifier, list(group))
         logged = [(each, found) for each, found in zip(asked, predictions, strict=True) if isinstance(each, AskedText)]
         if logged:
             self._recorder.record([each for each, _ in logged], [found for _, found in logged])
@@ -236,13 +227,13 @@ class Service:
                 self.shadow.offer([each.text for each, _ in logged], [found for _, found in logged])
         return predictions
 
-    def _predict(self, classifier: Classifier, asked: Sequence[Asked], encodings: Sequence[Encoding]) -> list[Prediction]:
+    def _predict(self, classifier: Classifier, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         began = time.perf_counter()
         waited = [each for each in asked if isinstance(each, AskedText)]
         for each in waited:
             self.telemetry.waited(began - each.queued)
         try:
-            predictions = classifier.answer(encodings)
+            predictions = classifier.predict([each.text for each in asked])
         except InferenceError as error:
             if classifier is not self.canary:
                 self._failures += 1
@@ -257,17 +248,6 @@ class Service:
             spans = {id(each.span): (each.span, each.queued) for each in waited if each.span is not None}
             self._tracing.batch(list(spans.values()), began, ended, classifier.manifest.version)
         return predictions
-
-
-def _prepare(asked: Sequence[Asked]) -> list[Prepared[Load]]:
-    """On the batcher's thread."""
-    prepared: list[Prepared[Load]] = []
-    for classifier, group in itertools.groupby(asked, key=operator.attrgetter("classifier")):
-        texts = list(group)
-        for each, encoding in zip(texts, classifier.encode([each.text for each in texts]), strict=True):
-            tokens = sum(map(len, encoding.windows))
-            prepared.append(Prepared((each, encoding), (id(classifier), classifier.kind(encoding)), tokens))
-    return prepared
 
 
 def _later(code: str, detail: str) -> Problem:
