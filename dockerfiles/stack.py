@@ -86,7 +86,7 @@ class Stack:
     profile: str
 
     def lay_out(self) -> None:
-        (self.folder / COMPOSE.name).write_text(_without_digests(COMPOSE.read_text(encoding="utf-8")), encoding="utf-8")
+        (self.folder / COMPOSE.name).write_text(without_digests(COMPOSE.read_text(encoding="utf-8")), encoding="utf-8")
         shutil.copytree(ROOT / "monitoring", self.folder / "monitoring")
         bundle = keyword_bundle(self.folder / "bundle", "v1", held_out=keyword_rows())
         registry = Registry(str(self.folder / "registry"))
@@ -128,7 +128,7 @@ class Stack:
         }
 
 
-def _without_digests(compose: str) -> str:
+def without_digests(compose: str) -> str:
     """A stand-in goes by the published image's name and tag; its digest is its own."""
     return re.sub(r"@sha256:[0-9a-f]{64}", "", compose)
 
@@ -194,7 +194,7 @@ def _prometheus_image() -> Iterator[str]:
         say("left out: prometheus, which is not installed (apt-get install prometheus)")
         yield ""
         return
-    name = yaml.safe_load(_without_digests(COMPOSE.read_text(encoding="utf-8")))["services"]["prometheus"]["image"]
+    name = yaml.safe_load(without_digests(COMPOSE.read_text(encoding="utf-8")))["services"]["prometheus"]["image"]
     base = ["buildah", "--storage-driver", storage_driver()]
     made = do([*base, "from", "--pull-never", STAND_IN]).strip()
     do([*base, "copy", "--quiet", made, program, "/bin/prometheus"])

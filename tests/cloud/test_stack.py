@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from dockerfiles import stack
 
 from pigeonhole.errors import ConfigError
@@ -17,3 +18,10 @@ def test_missing_programs_are_named_with_the_line_that_brings_them(tmp_path: Pat
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(ConfigError, match="profile=x: no argument is known"):
         stack.run(["profile=x"])
+
+
+def test_the_stand_in_of_a_published_image_goes_by_its_name_and_tag_alone() -> None:
+    compose = stack.COMPOSE.read_text(encoding="utf-8")
+    assert "@sha256:" in compose
+    names = [service.get("image") for service in yaml.safe_load(stack.without_digests(compose))["services"].values()]
+    assert [name for name in names if name] == ["docker.io/prom/prometheus:v3.5.0"]

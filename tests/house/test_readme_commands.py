@@ -23,7 +23,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))]
+OTHERS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in OTHERS)]
 BLOCKS: list[str] = [block for page in PAGES for block in re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
 LINES = {line for block in BLOCKS for line in block.replace("\\\n  ", "").splitlines()}
 
@@ -56,6 +57,9 @@ IMPORT = "uv run import-model model=FOLDER_OR_HUB_ID data=new.csv text=message l
 EVALUATE_FP32 = "uv run evaluate bundle=BUNDLE precision=fp32"
 ELSEWHERE = {
     "uv run pytest": "this is it",
+    "uv sync": "made the environment of this test",
+    "uv run pre-commit install": "would change the hooks of this clone; tests/house/test_tasks.py reads them",
+    "uv run invoke --list": "tests/house/test_tasks.py reads every task",
     "uv run demo": "tests/loop/test_demo.py runs its short form",
     IMPORT: "tests/training/test_import_model.py, with a folder",
     "uv run sweep sweep=learning_rates data.path=my.csv data.text=message data.label=queue": "tests/training/test_sweep.py, tiny",
