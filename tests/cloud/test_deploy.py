@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import google.auth
 import msgspec
 import pytest
 from google.auth.credentials import AnonymousCredentials
@@ -199,6 +200,19 @@ def test_a_labelled_answer_passes_and_the_token_is_sent_with_the_question(stand_
     server = stand_in(lambda *_: (200, {"label": "billing"}))
     deploy.ask(f"http://{server.host}", "token", *deploy.QUESTIONS["serve"])
     assert server.asked == [("POST", "/predict", deploy.QUESTION)]
+
+
+def test_a_token_is_the_deploying_accounts_and_who_may_not_have_it_is_told_the_line(
+    stand_in: Callable[[Answer], StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(google.auth, "default", lambda **_: (AnonymousCredentials(), PROJECT.id))
+    server = stand_in(lambda *_: (200, {"token": "t"}))
+    assert deploy.identity_token(PROJECT, "https://service", f"http://{server.host}") == "t"
+    path = f"/v1/projects/-/serviceAccounts/{PROJECT.account('deploy')}:generateIdToken"
+    assert server.asked == [("POST", path, {"audience": "https://service"})]
+    refusing = stand_in(lambda *_: (403, {}))
+    with pytest.raises(RunError, match=r"403; .*add-iam-policy-binding pigeonhole-deploy@.* --member=user:YOU --role=roles/iam"):
+        deploy.identity_token(PROJECT, "https://service", f"http://{refusing.host}")
 
 
 def test_the_command_prints_the_service_and_sends_nothing(

@@ -346,7 +346,7 @@ def lines_of_files() -> list[Line]:
             found += [step["run"] for step in job["steps"] if step.get("run", "").startswith("gcloud ")]
     for path in (ROOT / "cloudbuild").rglob("*.yaml"):
         text = path.read_text(encoding="utf-8")
-        found += [line.replace(" …", " _X=x") for line in re.findall(r"(?:: | && )(gcloud [^#\n]*)$", text, re.MULTILINE)]
+        found += [line.replace(" …", " _X=x") for line in re.findall(r"(?:: | && |^# )(gcloud [^#\n]*)$", text, re.MULTILINE)]
         for step in yaml.safe_load(text).get("steps", []):
             found += [shlex.join(["gcloud", *step["args"]])] if step.get("entrypoint") == "gcloud" else []
     return [tuple(re.sub(r"\$\{?\w+\}?|…", "x", word) for word in shlex.split(line)) for line in found]

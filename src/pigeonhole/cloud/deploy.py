@@ -30,6 +30,7 @@ QUESTIONS: dict[str, tuple[str, dict[str, str] | None]] = {
 }
 ASKED = ("serve", "drift")  # by the page
 WAIT_S = 600
+TOKEN_CREATOR = "roles/iam.serviceAccountOpenIdTokenCreator"  # noqa: S105  a role; an owner of the project has it not
 
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] uv run deploy image=COMMIT [service=NAME] [model=NAME] [--dry-run]
 
@@ -223,17 +224,19 @@ def ask(url: str, token: str, path: str, body: Mapping[str, str] | None) -> None
         raise RunError(f"{url}{path} gave no label: {error}") from error
 
 
-def identity_token(project: Project, audience: str) -> str:
-    """Who the deployer is, for a service that is private. Needs roles/iam.serviceAccountOpenIdTokenCreator on its own account."""
+def identity_token(project: Project, audience: str, host: str = "https://iamcredentials.googleapis.com") -> str:
+    """A token of the deploying account, for a service that is private. Raises RunError with the line that allows it."""
     import google.auth
     from google.auth.transport.requests import AuthorizedSession
 
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
-    account = f"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{project.account('deploy')}"
-    answer = AuthorizedSession(credentials).post(f"{account}:generateIdToken", json={"audience": audience}, timeout=30)
+    account = project.account("deploy")
+    url = f"{host}/v1/projects/-/serviceAccounts/{account}:generateIdToken"
+    answer = AuthorizedSession(credentials).post(url, json={"audience": audience}, timeout=30)
     if answer.status_code != 200:
         raise RunError(
-            f"no identity token for {project.account('deploy')}: {answer.status_code}; is it a token creator of itself?"
+            f"no identity token of {account}: {answer.status_code}; whoever deploys has to be allowed to ask for one: gcloud iam "
+            f"service-accounts add-iam-policy-binding {account} --member=user:YOU --role={TOKEN_CREATOR} --project={project.id}"
         )
     token: str = answer.json()["token"]
     return token
