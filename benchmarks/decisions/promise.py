@@ -47,9 +47,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         "bundle": bundle.url,
         "rows": len(rows),
         "repeats": repeats,
-        "targets": {
-            str(target): found for target, found in zip(targets, _resample(logits, label_ids, targets, repeats), strict=True)
-        },
+        "targets": _resample(logits, label_ids, targets, repeats),
         "milliseconds": _time(classifier, [row.text for row in rows[:TIMED]]),
     }
 

@@ -1,5 +1,8 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from benchmarks.decisions import promise as resampling
 
 from pigeonhole.bundle import OutOfScopeRule
 from pigeonhole.classifier import Prediction
@@ -45,6 +48,13 @@ def test_the_precision_promised_holds_on_other_rows_nine_times_in_ten(flattery: 
         coverage.append(accepted.mean())
     assert held >= 16  # of 20: with a risk of 0.1, fewer come once in 25 draws of this test
     assert np.mean(coverage) > 0.2
+
+
+def test_the_benchmark_tells_of_each_target_what_it_found(tiny_run: dict[str, Any]) -> None:
+    found = resampling.run([f"bundle={tiny_run['bundle']}", "targets=0.5,0.99", "repeats=3"])
+    assert found is not None
+    assert {target: part["promised_in"] for target, part in found["targets"].items()} == {"0.5": 1, "0.99": 0}
+    assert found["targets"]["0.5"]["precision"]["mean"] >= 0.5
 
 
 def test_a_label_that_promises_too_much_gets_a_higher_threshold_than_the_others() -> None:
