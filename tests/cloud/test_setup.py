@@ -47,6 +47,8 @@ def end(code, out="", error=""):
     sys.stdout.write(out); sys.stderr.write(error); sys.exit(code)
 if "denied" in there:
     end(1, error="ERROR: (gcloud) PERMISSION_DENIED: The caller does not have permission")
+if "nobody" in there:
+    end(1, error="ERROR: (gcloud.projects.describe) You do not currently have an active account selected.\\nPlease run:\\n")
 verbs = [word for word in line if word.endswith("-iam-policy-binding") or word == "get-iam-policy"]
 if verbs:
     at = line.index(verbs[0])
@@ -238,6 +240,12 @@ def test_an_account_that_may_not_look_is_told_so_and_nothing_is_made(cloud: Path
     with pytest.raises(RunError, match="PERMISSION_DENIED"):
         setup.run(["setup"])
     assert len((cloud / "asked").read_text().splitlines()) == 1
+
+
+def test_without_an_account_the_next_step_is_told(cloud: Path) -> None:
+    (cloud / "there.json").write_text('{"nobody": true}')
+    with pytest.raises(ConfigError, match="gcloud auth login"):
+        setup.run(["preflight"])
 
 
 def test_without_gcloud_the_next_step_is_told(monkeypatch: pytest.MonkeyPatch, cloud: Path) -> None:

@@ -25,6 +25,7 @@ PIGEONHOLE_GITHUB (OWNER/NAME) may deploy by its own tokens; PIGEONHOLE_BILLING_
 PIGEONHOLE_EMAIL is told of alerts. One that is not set is named, with what is left out for want of it.
 preflight looks at the quota of a machine of `vertex` (cpu) too, and at the images of a commit where one is named.
 """
+NOBODY = "not currently have an active account"
 NOT_THERE = ("not_found", "not found", "does not exist", "404", "unknown service account")
 
 
@@ -200,9 +201,12 @@ def do(line: Line) -> None:
 
 def _gcloud(line: Line) -> "subprocess.CompletedProcess[str]":
     try:
-        return subprocess.run(line, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        ran = subprocess.run(line, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise ConfigError("gcloud is not here; install the Google Cloud CLI, then `gcloud auth login`") from error
+    if ran.returncode and NOBODY in ran.stderr:
+        raise ConfigError("nobody is signed in to gcloud; `gcloud auth login`, or `gcloud config set account` where somebody is")
+    return ran
 
 
 def _first_error(said: str) -> str:
