@@ -202,8 +202,11 @@ def strangers(paths: Iterable[str]) -> list[str]:
 
 
 def packages(paths: Iterable[str]) -> frozenset[str]:
-    """The Python packages in an image, by the names that a lock has for them: `…/google_auth-2.0.dist-info` is google-auth."""
-    names = (Path(path).name.partition("-")[0] for path in paths)
+    """The Python packages in an image, by the names that a lock has for them: `…/google_auth-2.0.dist-info` is google-auth.
+
+    What a package has within it (`setuptools/_vendor/…`) is a part of that one.
+    """
+    names = (Path(path).name.partition("-")[0] for path in paths if Path(path).parent.name.endswith("-packages"))
     return frozenset(re.sub(r"[-_.]+", "-", name).lower() for name in names)
 
 
