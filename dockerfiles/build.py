@@ -35,7 +35,8 @@ QUESTION = {"text": "I was charged twice for the same order"}
 PATIENCE_S = 120
 BUNDLE = "/tmp/bundle"  # noqa: S108  inside the container, whose own /tmp it is
 TABLE = "package://pigeonhole/dataset/tickets/shifted.csv"
-DIST_INFO = ("-path", "*/venv/lib/*/site-packages/*.dist-info", "-type", "d")
+# Not those of a package's own parts (setuptools/_vendor/…): a star of find's goes over slashes.
+DIST_INFO = ("-path", "*/venv/lib/*/site-packages/*.dist-info", "-not", "-path", "*/site-packages/*/*", "-type", "d")
 OUR_FOLDERS = ("(", "-path", "*/site-packages/pigeonhole/*", "-o", "-path", "*/app/frontend/*", ")")
 OUR_FILES = ("-type", "f", *OUR_FOLDERS, "-not", "-name", "*.pyc")
 Answer = dict[str, Any]
@@ -202,11 +203,8 @@ def strangers(paths: Iterable[str]) -> list[str]:
 
 
 def packages(paths: Iterable[str]) -> frozenset[str]:
-    """The Python packages in an image, by the names that a lock has for them: `…/google_auth-2.0.dist-info` is google-auth.
-
-    What a package has within it (`setuptools/_vendor/…`) is a part of that one.
-    """
-    names = (Path(path).name.partition("-")[0] for path in paths if Path(path).parent.name.endswith("-packages"))
+    """The Python packages in an image, by the names that a lock has for them: `…/google_auth-2.0.dist-info` is google-auth."""
+    names = (Path(path).name.partition("-")[0] for path in paths)
     return frozenset(re.sub(r"[-_.]+", "-", name).lower() for name in names)
 
 

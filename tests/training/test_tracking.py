@@ -43,12 +43,14 @@ def test_without_a_key_wandb_keeps_the_run_offline_and_says_so(
 def records_of(file: Path) -> Iterator[Any]:
     """What an offline run has written down: after seven bytes, blocks of 32 KiB of records in LevelDB's log format."""
     data, place, record = file.read_bytes(), 7, b""
-    while place < len(data):
+    while place + 7 <= len(data):
         left = 32_768 - place % 32_768
         if left < 7:
             place += left
             continue
         size, whole_or_last = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6] in (1, 4)
+        if place + 7 + size > len(data):
+            return  # it is being written
         record += data[place + 7 : place + 7 + size]
         place += 7 + size
         if whole_or_last:

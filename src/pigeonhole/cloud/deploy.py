@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonhole.cloud.project import METRICS_SECRET, Project, read_project, read_yaml
 from pigeonhole.cloud.refusals import refusals
-from pigeonhole.cloud.resources import SECRETS
+from pigeonhole.cloud.resources import SECRETS, TOKEN_CREATOR
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError, RunError
 
@@ -30,7 +30,6 @@ QUESTIONS: dict[str, tuple[str, dict[str, str] | None]] = {
 }
 ASKED = ("serve", "drift")  # by the page
 WAIT_S = 600
-TOKEN_CREATOR = "roles/iam.serviceAccountOpenIdTokenCreator"  # noqa: S105  a role; an owner of the project has it not
 
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] uv run deploy image=COMMIT [service=NAME] [model=NAME] [--dry-run]
 

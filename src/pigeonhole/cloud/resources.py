@@ -52,6 +52,7 @@ WRITES = {
     "train": ("registry", "jobs", "retrain"),
     "deploy": ("registry", "dvc", "source"),
 }
+TOKEN_CREATOR = "roles/iam.serviceAccountOpenIdTokenCreator"  # noqa: S105  a role; an owner of the project has it not
 READS = ("serve", "drift", "train", "deploy")
 SECRETS = {METRICS_SECRET: ("serve", "drift"), WANDB_SECRET: ("train",)}
 ACTS_AS = ("serve", "drift", "frontend", "train", "deploy")  # the last for a build, which runs as it and is sent by it
@@ -258,7 +259,7 @@ def _roles(site: Site) -> Iterator[Step]:
     for other in ACTS_AS:
         yield _binding(site, ("iam", "service-accounts"), project.account(other), "deploy", "roles/iam.serviceAccountUser")
     own = project.account("deploy")
-    yield _binding(site, ("iam", "service-accounts"), own, "deploy", "roles/iam.serviceAccountOpenIdTokenCreator")
+    yield _binding(site, ("iam", "service-accounts"), own, "deploy", TOKEN_CREATOR)
 
 
 def _binding(
