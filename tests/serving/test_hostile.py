@@ -5,12 +5,9 @@ import itertools
 import random
 
 import pytest
-from benchmarks.serving.hostile import OWN_DEADLINE, normal, open_and_wait, send_all
+from benchmarks.serving.hostile import normal, open_and_wait, send_all
 from benchmarks.serving.hostile_requests import by_hypothesis, corpus, mutants
-from tests.serving.conftest import Running, Start
-from tests.serving.test_failures import Held
-
-from pigeonhole.classifier import Classifier
+from tests.serving.conftest import Running
 
 
 def test_eight_hundred_hostile_requests_get_an_honest_refusal_or_an_answer(running: Running) -> None:
@@ -21,17 +18,6 @@ def test_eight_hundred_hostile_requests_get_an_honest_refusal_or_an_answer(runni
     assert {"200", "400", "404", "415", "422"} <= set(found["statuses"])
     assert running.http.get("/health").status_code == 200
     assert running.http.post("/predict", json={"text": "parcel"}).status_code == 200
-
-
-def test_a_deadline_that_a_request_asked_for_is_told_apart_from_one_of_the_service(start: Start, classifier: Classifier) -> None:
-    held = Held(classifier)
-    body = b'content-type: application/json\r\ncontent-length: 17\r\n\r\n{"text":"parcel"}'
-    own, others = (b"POST /predict HTTP/1.1\r\nhost: x\r\n%b" % head + body for head in (b"X-Request-Timeout-Ms: 1\r\n", b""))
-    with start(held, deadline_s=0.1) as service:
-        found = asyncio.run(send_all(service.port, [own, others]))
-        held.let_go.set()
-    assert found["statuses"] == {OWN_DEADLINE: 1, "503": 1}
-    assert found["5xx"] == len(found["odd"]) == 1
 
 
 def test_a_thousand_connections_that_never_finish_are_closed_and_hinder_nobody(
