@@ -99,12 +99,47 @@ def test_a_question_past_its_deadline_is_not_worked_on() -> None:
         batcher.start()
         first = asyncio.create_task(batcher.ask([1], soon()))
         await asyncio.to_thread(work.entered.wait)
+        second = asyncio.create_task(batcher.ask([2], soon()))
+        await queued(batcher, 1)
         with pytest.raises(LateError):
-            await batcher.ask([2], time.monotonic() + 0.01)
+            await batcher.ask([3], time.monotonic() + 0.01)
         with pytest.raises(LateError):
-            await batcher.ask([3], time.monotonic() - 1)
+            await batcher.ask([4], time.monotonic() - 1)
         work.let_go.set()
-        assert await first == [2]
+        assert (await first, await second) == ([2], [4])
+        await batcher.stop()
+
+    asyncio.run(ask())
+    assert work.batches == [[1], [2]]
+
+
+def test_a_question_that_finds_nobody_waiting_is_answered_however_short_its_deadline() -> None:
+    work = Work()
+    work.let_go.set()
+    many = list(range(3 * BATCH_TEXTS))
+
+    async def ask() -> tuple[list[int], list[int]]:
+        batcher = Batcher(work, max_waiting=1000)
+        batcher.start()
+        answers = await batcher.ask([1], time.monotonic()), await batcher.ask(many, time.monotonic())
+        await batcher.stop()
+        return answers
+
+    assert asyncio.run(ask()) == ([2], [2 * number for number in many])
+
+
+def test_who_is_next_does_not_wait_for_ever_for_a_batch_that_hangs() -> None:
+    work = Work()
+
+    async def ask() -> None:
+        batcher = Batcher(work, max_waiting=100)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([1], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        with pytest.raises(LateError):
+            await batcher.ask([2], time.monotonic())
+        work.let_go.set()
+        await first
         await batcher.stop()
 
     asyncio.run(ask())

@@ -67,18 +67,29 @@ def test_a_full_queue_answers_503_with_retry_after_at_once(start: Start, classif
         assert len(service.records()) == 257
 
 
-def test_an_answer_that_comes_too_late_is_a_503_and_is_not_computed(start: Start, classifier: Classifier) -> None:
+@pytest.mark.parametrize("deadline_ms", ["1", "50"])
+def test_an_answer_that_comes_too_late_is_a_503_and_is_not_computed(
+    deadline_ms: str, start: Start, classifier: Classifier
+) -> None:
     held = Held(classifier)
     with start(held) as service, ThreadPoolExecutor(2) as pool:
         first = pool.submit(service.http.post, "/predict", json={"text": "first"})
         assert held.entered.wait(5)
-        late = service.http.post("/predict", json={"text": "late"}, headers={"x-request-timeout-ms": "50"})
+        second = pool.submit(service.http.post, "/predict", json={"text": "second"})
+        wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 1)
+        late = service.http.post("/predict", json={"text": "late"}, headers={"x-request-timeout-ms": deadline_ms})
         assert (late.status_code, late.json()["code"], late.headers["retry-after"]) == (503, "deadline_passed", "1")
         held.let_go.set()
-        assert first.result().status_code == 200
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
         assert service.http.post("/predict", json={"text": "next"}).status_code == 200
-        assert held.texts == ["first", "next"]
-        assert [record.text for record in service.records()] == ["first", "next"]
+        assert held.texts == ["first", "second", "next"]
+        assert [record.text for record in service.records()] == ["first", "second", "next"]
+
+
+def test_a_deadline_of_a_millisecond_is_no_way_to_make_an_idle_service_fail(running_once: Running) -> None:
+    """No input alone may be answered 5xx."""
+    for body in ({"text": "parcel"}, {"texts": ["parcel"] * 100}):
+        assert running_once.http.post("/predict", json=body, headers={"x-request-timeout-ms": "1"}).status_code == 200
 
 
 def test_a_deadline_of_the_service_holds_without_the_header(start: Start, classifier: Classifier) -> None:

@@ -1,8 +1,9 @@
 """The queue between many requests and one model: a worker thread owns the classifier and takes what is waiting, without a timer.
 
 While a batch runs, requests queue; the next batch is whatever has come meanwhile. The queue is bounded in texts, and a job whose
-deadline has passed is not computed. A worker that dies fails all who wait, at once, and is replaced after a pause. What a batch
-does is the caller's; HTTP is unknown here.
+deadline has passed is not computed. A deadline that no idle worker could hold is one for the queue alone: who finds nobody waiting
+is next, and is answered. A worker that dies fails all who wait, at once, and is replaced after a pause. What a batch does is the
+caller's; HTTP is unknown here.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from typing import Generic, TypeVar
 
 AT_ONCE = 4  # answers that the event loop gets in one turn: those of a whole batch would keep all else waiting for 8 ms
 BATCH_TEXTS = 32  # a third of a second of work in fp32: what comes next never waits longer for the batch before it
+NEXT_S = 0.25  # a batch: the shortest deadline of who finds nobody waiting
 
 RESTART_S = 1.0  # from the death of a worker to the next one: long enough for a probe to see it
 STUCK_S = 60.0  # no batch takes so long
@@ -110,9 +112,14 @@ class Batcher(Generic[Asked, Answer]):
         return self._waiting_texts
 
     async def ask(self, asked: Sequence[Asked], deadline: float) -> list[Answer]:
-        """The answers, in order. Raises OverloadedError, LateError, StoppedError, DeadError, and what `work` raises."""
+        """The answers, in order. Raises OverloadedError, LateError, StoppedError, DeadError, and what `work` raises.
+
+        `deadline` is time.monotonic()'s.
+        """
         loop = asyncio.get_running_loop()
         parts = [asked[start : start + BATCH_TEXTS] for start in range(0, len(asked), BATCH_TEXTS)]
+        if not self._waiting:
+            deadline = max(deadline, time.monotonic() + NEXT_S * len(parts))
         jobs = [_Job(part, deadline, loop.create_future()) for part in parts]
         self._enqueue(jobs)
         futures = [job.future for job in jobs]

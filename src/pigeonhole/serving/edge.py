@@ -26,6 +26,7 @@ MAX_BODY_BYTES = 1 << 20
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 << 10
 MAX_URL_BYTES = 8 << 10
+MAX_TIMEOUT_MS = 999_999_999
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # any other word is a client's own
 # Of a header that stands twice, a proxy in front may have read the other one.
 SINGLE_HEADERS = (b"content-type", b"content-encoding", b"idempotency-key", b"x-canary-key", b"x-request-timeout-ms")
@@ -207,7 +208,7 @@ def deadline_asked(headers: Mapping[str, str]) -> float:
     if value is None:
         return math.inf
     if not re.fullmatch("[0-9]{1,9}", value) or int(value) == 0:
-        raise Problem(400, "invalid_header", "x-request-timeout-ms is a whole number of milliseconds from 1 to 999999999")
+        raise Problem(400, "invalid_header", f"x-request-timeout-ms is a whole number of milliseconds from 1 to {MAX_TIMEOUT_MS}")
     return int(value) / 1000
 
 

@@ -7,6 +7,8 @@ import msgspec
 
 from pigeonhole.prediction_log import Durability
 from pigeonhole.serving import explain, history, schemas
+from pigeonhole.serving.batcher import BATCH_TEXTS, NEXT_S
+from pigeonhole.serving.edge import MAX_TIMEOUT_MS
 from pigeonhole.serving.problem import MEDIA_TYPE
 from pigeonhole.serving.replies import KEEP_S
 from pigeonhole.serving.routing import Routes
@@ -78,8 +80,9 @@ _TIMEOUT = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
     "required": False,
-    "description": "When the caller gives up; what is not answered by then is not computed.",
-    "schema": {"type": "integer", "minimum": 0},
+    "description": "When the caller gives up: 503 then, and what still waits is not computed. A question that finds none waiting is "
+    f"the next one, and has {NEXT_S * 1000:g} ms for every {BATCH_TEXTS} texts at least.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
 }
 
 PREDICT_BODY: dict[str, Any] = {
