@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from pigeonhole.serving.batcher import AT_ONCE, BATCH_TEXTS, Batcher, LateError, OverloadedError, StoppedError
+from pigeonhole.serving.batcher import (
+    AT_ONCE,
+    BATCH_TEXTS,
+    CROWD,
+    QUIET_TURN_S,
+    Batcher,
+    LateError,
+    OverloadedError,
+    StoppedError,
+)
 
 
 class Work:
@@ -207,3 +216,46 @@ def test_the_answers_of_a_batch_leave_the_event_loop_room_for_others() -> None:
 
     turns = asyncio.run(ask())
     assert max(after - before for before, after in itertools.pairwise(turns)) <= AT_ONCE
+
+
+def test_in_a_crowd_the_loop_gets_through_its_turns_before_the_next_batch_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pigeonhole.serving.batcher.GIVE_WAY_S", 5.0)
+    work = Work()
+    turns: list[int] = []  # batches begun, turn by turn of the loop while it is busy
+
+    async def ask() -> None:
+        batcher = Batcher(work, max_waiting=1000)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([0], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        others = [asyncio.create_task(batcher.ask([number], soon())) for number in range(CROWD + BATCH_TEXTS)]
+        await queued(batcher, len(others))
+        work.let_go.set()
+        while len(turns) < 4:
+            time.sleep(2 * QUIET_TURN_S)  # noqa: ASYNC251  what keeps a loop busy
+            if first.done():
+                turns.append(len(work.batches))
+            await asyncio.sleep(0)
+        await asyncio.gather(*others)
+        await batcher.stop()
+
+    asyncio.run(ask())
+    assert turns == [1, 1, 1, 1]
+    assert len(work.batches) == 6
+
+
+def test_a_loop_that_never_catches_up_does_not_keep_the_next_batch_from_beginning() -> None:
+    work = Work()
+    work.let_go.set()
+
+    async def ask() -> None:
+        batcher = Batcher(work, max_waiting=1000)
+        batcher.start()
+        answers = asyncio.gather(*(batcher.ask([number], soon()) for number in range(CROWD + BATCH_TEXTS)))
+        while not answers.done():
+            time.sleep(2 * QUIET_TURN_S)  # noqa: ASYNC251  what keeps a loop busy
+            await asyncio.sleep(0)
+        await batcher.stop()
+
+    asyncio.run(ask())
+    assert sum(map(len, work.batches)) == CROWD + BATCH_TEXTS

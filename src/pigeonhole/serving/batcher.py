@@ -1,9 +1,9 @@
 """The queue between many requests and one model: a worker thread owns the classifier and takes what is waiting, without a timer.
 
 While a batch runs, requests queue; the next batch is whatever has come meanwhile. The queue is bounded in texts, and a job whose
-deadline has passed is not computed. A deadline that no idle worker could hold is one for the queue alone: who finds nobody waiting
-is next, and is answered. A worker that dies fails all who wait, at once, and is replaced after a pause. What a batch does is the
-caller's; HTTP is unknown here.
+deadline has passed is not computed. A deadline that no idle worker could hold is one for the queue alone: who finds nobody
+waiting is next, and is answered. A worker that dies fails all who wait, at once, and is replaced after a pause. What a batch does
+is the caller's; HTTP is unknown here.
 """
 
 import asyncio
@@ -19,6 +19,10 @@ from typing import Generic, TypeVar
 
 AT_ONCE = 4  # answers that the event loop gets in one turn: those of a whole batch would keep all else waiting for 8 ms
 BATCH_TEXTS = 32  # a third of a second of work in fp32: what comes next never waits longer for the batch before it
+CROWD = 4 * BATCH_TEXTS  # texts that wait; from here on the event loop, which refuses and takes connections, has the core first
+GIVE_WAY_S = 0.01  # between two batches at most
+QUIET_TURN_S = 0.0002  # a turn of the loop in which there was next to nothing to do
+
 NEXT_S = 0.25  # a batch: the shortest deadline of who finds nobody waiting
 
 RESTART_S = 1.0  # from the death of a worker to the next one: long enough for a probe to see it
@@ -179,6 +183,7 @@ class Batcher(Generic[Asked, Answer]):
 
     def _work_once(self) -> bool:
         """One batch; false when it is over. Nothing of a batch is kept while the next one is waited for."""
+        self._give_way()
         batch = self._in_hand = self._take()
         self._taken_at = time.monotonic()
         wanted = [job for job in batch if not job.future.cancelled() and time.monotonic() < job.deadline]
@@ -186,6 +191,27 @@ class Batcher(Generic[Asked, Answer]):
         self._deliver([*outcomes, *((job, LateError()) for job in batch if job not in wanted)])
         self._in_hand, self._taken_at = [], math.inf
         return bool(batch)
+
+    def _give_way(self) -> None:
+        """In a crowd, until the loop has caught up.
+
+        On the core that both share it would have no more than every other slice, and a burst of connections would wait twice as
+        long.
+        """
+        if self._waiting_texts < CROWD or self._loop is None:
+            return
+        caught_up = threading.Event()
+
+        def look(before: float) -> None:
+            now = time.monotonic()
+            if now - before < QUIET_TURN_S or caught_up.is_set():
+                caught_up.set()
+            else:
+                asyncio.get_running_loop().call_soon(look, now)
+
+        self._on_loop(look, -math.inf)
+        if not caught_up.wait(GIVE_WAY_S):
+            caught_up.set()  # nobody looks any more
 
     def _take(self) -> list[_Job[Asked, Answer]]:
         """The oldest jobs that fit into one batch, at least one; none when it is over."""

@@ -80,8 +80,8 @@ _TIMEOUT = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
     "required": False,
-    "description": "When the caller gives up: 503 then, and what still waits is not computed. A question that finds none waiting is "
-    f"the next one, and has {NEXT_S * 1000:g} ms for every {BATCH_TEXTS} texts at least.",
+    "description": "When the caller gives up: 503 then, and what still waits is not computed. "
+    f"A question that finds none waiting is the next one, and has {NEXT_S * 1000:g} ms for every {BATCH_TEXTS} texts at least.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
 }
 
