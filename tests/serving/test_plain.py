@@ -8,7 +8,7 @@ from tests.serving.conftest import Running
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from pigeonhole.serving.door import Door
-from pigeonhole.serving.plain import Answer, Plain, PlainCycle, read
+from pigeonhole.serving.plain import Answer, Plain, PlainCycle, is_begun, read
 
 HEADERS = {"Host": "localhost", "Content-Type": "application/json", "Accept": "*/*", "Connection": "keep-alive"}
 
@@ -25,6 +25,22 @@ def test_a_whole_request_is_read_as_asgi_has_it() -> None:
     assert found.body == b"{}"
     assert dict(found.headers)[b"x-request-id"] == b"a-1"
     assert (b"content-length", b"2") in found.headers
+
+
+@pytest.mark.parametrize(
+    ("data", "begun"),
+    [
+        (request(b"{}")[:-1], True),
+        (request(b"{}")[:-2], True),
+        (request(b"{}")[:-3], False),
+        (request(b"{}"), False),
+        (request(b"{}") + b"x", False),
+        (request(b"{}", Expect="100-continue")[:-1], False),
+        (request(b"{}", Content_Length="9999999"), False),
+    ],
+)
+def test_a_plain_request_may_lack_a_part_of_its_body(data: bytes, begun: bool) -> None:
+    assert is_begun(data) is begun
 
 
 @pytest.mark.parametrize(

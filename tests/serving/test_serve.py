@@ -24,6 +24,7 @@ from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Record, read_window
 from pigeonhole.registry import Registry
 from pigeonhole.serving.port import bind
+from pigeonhole.serving.protocol import LINGER_S
 from pigeonhole.serving.serve import find_bundle, run
 from pigeonhole.serving.server import TAKEN_AT_ONCE, make_server
 from pigeonhole.serving.settings import Settings
@@ -244,6 +245,22 @@ def test_a_request_that_was_on_its_way_at_sigterm_is_answered_and_is_the_last_of
         time.sleep(0.15)
         last = http.post("/predict", json={"text": "parcel"})
         assert (last.status_code, last.headers["connection"]) == (200, "close")
+        assert process.wait(8) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM, not Windows")
+def test_a_request_of_which_only_the_body_is_missing_at_sigterm_is_waited_for(words_bundle: Path, tmp_path: Path) -> None:
+    body = b'{"text":"parcel"}'
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with served(PIGEONHOLE_BUNDLE=str(words_bundle), PIGEONHOLE_LOG=str(tmp_path / "log")) as (process, http):
+        address = (http.base_url.host, http.base_url.port)
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(head + body[:3])
+            time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(2 * LINGER_S)
+            connection.sendall(body[3:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         assert process.wait(8) == 0
 
 

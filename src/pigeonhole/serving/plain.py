@@ -1,4 +1,4 @@
-"""The commonest request, without a parser: one whole `POST /predict` in one piece, with none but well-known headers, each once.
+"""The commonest request, without a parser: a whole `POST /predict` in a piece or two, with well-known headers alone, each once.
 
 h11 takes as long for a request as all the rest of the way to the batcher. Whatever is unusual in any way is left to it and to the
 edge (`read` gives None), so what is refused of a head, and how, is decided in one place. quick.py answers what is plain.
@@ -45,6 +45,18 @@ class Plain:
 
 
 def read(data: bytes) -> Plain | None:
+    found = _read(data)
+    return found[0] if found is not None and found[1] == 0 else None
+
+
+def is_begun(data: bytes) -> bool:
+    """Whether nothing but the rest of its body is missing from a plain request."""
+    found = _read(data)
+    return found is not None and found[1] > 0
+
+
+def _read(data: bytes) -> tuple[Plain, int] | None:
+    """And how many bytes of its body are missing."""
     head, end, body = data.partition(b"\r\n\r\n")
     line, *lines = head.split(b"\r\n")
     if not end or line not in REQUEST_LINES or len(head) > MAX_HEADER_BYTES or len(body) > MAX_BODY_BYTES:
@@ -57,14 +69,13 @@ def read(data: bytes) -> Plain | None:
             return None
         headers[name] = value
     length = headers.get(b"content-length", b"")
-    is_whole = length.isdigit() and len(length) <= 7 and int(length) == len(body)
     if (
-        not is_whole
+        not (length.isdigit() and len(length) <= 7 and len(body) <= int(length) <= MAX_BODY_BYTES)
         or not HOST.fullmatch(headers.get(b"host", b"\0"))
         or headers.get(b"connection", b"keep-alive").lower() != b"keep-alive"
     ):
         return None
-    return Plain(list(headers.items()), body)
+    return Plain(list(headers.items()), body), int(length) - len(body)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from pigeonhole.serving.door import Door
-from pigeonhole.serving.plain import Plain, PlainCycle, read
+from pigeonhole.serving.plain import Plain, PlainCycle, is_begun, read
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 
 HELD_BYTES = 64 << 10
 LINGER_S = 0.5
 MAX_PIECES = 4096  # of a body; 256 KB of chunks with a byte each, which is what one read takes, hold up the loop for 0.26 s
-MAX_HEAD_BYTES = 16 << 10  # that are kept while the rest of a head is waited for
+MAX_HEAD_BYTES = 16 << 10  # that are kept while the rest of a head, or of a plain request, is waited for
 RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
 
 
@@ -42,6 +42,7 @@ class Protocol(H11Protocol):
 
     _receiving: asyncio.TimerHandle | None = None
     _held = b""  # what came while a plain request was answered
+    _begun = b""  # a plain request without its whole body: most clients send that after the head
     _plain: asyncio.Task[None] | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -58,13 +59,22 @@ class Protocol(H11Protocol):
             if len(self._held) > HELD_BYTES:
                 self.flow.pause_reading()
             return
-        if self._is_idle() and (refusal := self.app_state["door"].refusal(data)) is not None:
-            self._turn_away(refusal)
-            return
-        if not self.app_state["door"].is_ending and self._is_idle() and (request := read(data)) is not None:
-            self._watch(is_receiving=False)
-            self._answer(request)
-            return
+        begun, self._begun = self._begun, b""
+        data = begun + data
+        door: Door = self.app_state["door"]
+        if self._is_idle():
+            if (refusal := door.refusal(data)) is not None:
+                self._turn_away(refusal)
+                return
+            if not door.is_ending and (request := read(data)) is not None:
+                self._watch(is_receiving=False)
+                self._answer(request)
+                return
+            if not (door.is_ending or begun) and len(data) <= MAX_HEAD_BYTES and is_begun(data):  # byte by byte is the parser's
+                self._unset_keepalive_if_required()
+                self._watch(is_receiving=True)
+                self._begun = data
+                return
         super().data_received(data)
         self._watch(is_receiving=self.conn.their_state in (h11.IDLE, h11.SEND_BODY))
 
@@ -93,6 +103,8 @@ class Protocol(H11Protocol):
         """An idle connection lingers: a request may be on its way here, and closing now would break it off unanswered."""
         door: Door = self.app_state["door"]
         door.is_ending = True
+        if self._begun:
+            self.data_received(b"")  # the parser's from now on, and answered when it is whole
         if self._is_idle():
             self.loop.call_later(LINGER_S, self._end)
         else:
