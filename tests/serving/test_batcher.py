@@ -10,7 +10,7 @@ from pigeonhole.serving.batcher import (
     AT_ONCE,
     BATCH_TEXTS,
     CROWD,
-    QUIET_TURN_S,
+    LONG_TURN_S,
     Batcher,
     LateError,
     OverloadedError,
@@ -232,7 +232,7 @@ def test_in_a_crowd_the_loop_gets_through_its_turns_before_the_next_batch_begins
         await queued(batcher, len(others))
         work.let_go.set()
         while len(turns) < 4:
-            time.sleep(2 * QUIET_TURN_S)  # noqa: ASYNC251  what keeps a loop busy
+            time.sleep(2 * LONG_TURN_S)  # noqa: ASYNC251  what keeps a loop busy
             if first.done():
                 turns.append(len(work.batches))
             await asyncio.sleep(0)
@@ -253,7 +253,7 @@ def test_a_loop_that_never_catches_up_does_not_keep_the_next_batch_from_beginnin
         batcher.start()
         answers = asyncio.gather(*(batcher.ask([number], soon()) for number in range(CROWD + BATCH_TEXTS)))
         while not answers.done():
-            time.sleep(2 * QUIET_TURN_S)  # noqa: ASYNC251  what keeps a loop busy
+            time.sleep(2 * LONG_TURN_S)  # noqa: ASYNC251  what keeps a loop busy
             await asyncio.sleep(0)
         await batcher.stop()
 

@@ -21,7 +21,7 @@ AT_ONCE = 4  # answers that the event loop gets in one turn: those of a whole ba
 BATCH_TEXTS = 32  # a third of a second of work in fp32: what comes next never waits longer for the batch before it
 CROWD = 4 * BATCH_TEXTS  # texts that wait; from here on the event loop, which refuses and takes connections, has the core first
 GIVE_WAY_S = 0.01  # between two batches at most
-QUIET_TURN_S = 0.0002  # a turn of the loop in which there was next to nothing to do
+LONG_TURN_S = 0.002  # a turn of the loop in which more came than it was through with
 
 NEXT_S = 0.25  # a batch: the shortest deadline of who finds nobody waiting
 
@@ -204,7 +204,7 @@ class Batcher(Generic[Asked, Answer]):
 
         def look(before: float) -> None:
             now = time.monotonic()
-            if now - before < QUIET_TURN_S or caught_up.is_set():
+            if now - before < LONG_TURN_S or caught_up.is_set():
                 caught_up.set()
             else:
                 asyncio.get_running_loop().call_soon(look, now)
