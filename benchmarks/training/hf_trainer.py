@@ -1,6 +1,6 @@
 """Hugging Face's Trainer: `default` as in its public text-classification example, `tuned` as one would set it up with care.
 
-`python -m benchmarks.training.hf_trainer TASK default|tuned` prints one JSON object.
+`python -m benchmarks.training.hf_trainer TASK default|tuned [bf16]` prints one JSON object.
 """
 
 import sys
@@ -63,6 +63,7 @@ def main() -> None:
             num_train_epochs=task.epochs,
             seed=task.seed,
             use_cpu=not torch.cuda.is_available(),
+            bf16=sys.argv[3:] == ["bf16"],
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,

@@ -39,8 +39,9 @@ def main() -> None:
         test = TokenizedRows(rows.input_ids[:8], rows.label_ids[:8])
     averaging = config.model.averaging_layer
     model = load_model(pretrained, task.labels, tokenizer, averaging_layer=averaging, max_length=task.max_length)
+    recipe = corridor.make_recipe(config)
     if config.trainer.fit_head_first:
-        fit_head(model.head, trainer.embed(model, rows), rows.label_ids)
+        fit_head(model.head, trainer.embed(model, rows, recipe.precision), rows.label_ids)
     accuracies: list[tuple[float, float]] = []
     clock = Clock()
 
@@ -49,7 +50,6 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         criterion = LabelLoss(config.trainer.label_smoothing)
-        recipe = corridor.make_recipe(config)
         trainer.train(model, rows, test, recipe, Path(folder), "benchmark", measure, criterion)
     taken = clock.cpu_s(), clock.wall_s(), process.cpu_s(), process.wall_s()
     told = Told(len(rows) * task.epochs, *taken, accuracies if task.test_texts else [], flops_a_text(model, rows))

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from pigeonhole.training.bert_layer import forward_layer, is_plain
+from pigeonhole.training.bert_layer import fill_up, forward_layer, is_plain
 from pigeonhole.training.dropout import keep, seeded
 
 WINDOWS, LENGTH, SIZE, HEADS = 3, 5, 16, 4
@@ -55,6 +55,36 @@ def test_windows_of_several_lengths_attend_each_within_itself() -> None:
     together = forward_layer(layer, x, x, [(2, 2), (1, 5)])
     alone = [forward_layer(layer, part, part, [(1, len(part))]) for part in torch.split(x, [2, 2, 5])]
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("first_alone", [False, True])
+def test_in_bf16_answer_and_gradients_are_those_of_fp32_to_its_rounding(first_alone: bool) -> None:
+    layer, found = fresh_layer(0.0), []
+    weigh = torch.randn(WINDOWS if first_alone else WINDOWS * LENGTH, SIZE, generator=torch.Generator().manual_seed(2))
+    for narrow in (True, False):
+        x = torch.randn(WINDOWS * LENGTH, SIZE, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            rows = fill_up(x)
+            answer = forward_layer(layer, x[::LENGTH] if first_alone else rows, rows, [(WINDOWS, LENGTH)])[: len(weigh)]
+        assert len(rows) == (32 if narrow else WINDOWS * LENGTH)
+        found.append([answer, *torch.autograd.grad((answer * weigh).sum(), [x, *layer.parameters()])])
+    assert not torch.equal(found[0][0], found[1][0])
+    for rounded, exact in zip(*found, strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.02 * exact.norm() + 0.01  # the gradient of the bias of keys is 0
+
+
+def test_rows_that_fill_up_change_nothing_but_lengths_and_come_in_few_lengths() -> None:
+    layer, lengths = fresh_layer(0.0), set()
+    with torch.autocast("cpu", torch.bfloat16):
+        for n in range(1, 2048):
+            lengths.add(len(fill_up(torch.empty(n, 1))))
+        x = torch.randn(40, SIZE)
+        rows = fill_up(x)
+        filled = forward_layer(layer, rows, rows, [(4, 10)])
+        torch.testing.assert_close(filled[:40], forward_layer(layer, x, x, [(4, 10)]), atol=0.05, rtol=0)
+    assert len(lengths) < 64
+    assert len(fill_up(x)) == 40
 
 
 def test_a_layer_with_another_activation_or_other_modules_is_not_plain() -> None:

@@ -226,11 +226,13 @@ def test_the_weights_that_leave_are_the_average_of_the_last_ones(tmp_path: Path)
         return torch.nn.functional.cross_entropy(logits, label_ids)
 
     model = fresh_model()
-    trainer.train(model, rows(48), rows(24), recipe, tmp_path, "run", lambda history: None, criterion)
+    trainer.train(model, rows(96), rows(24), recipe, tmp_path, "run", lambda history: None, criterion)
     saved = load_file(tmp_path / trainer.PROGRESS)
-    average = head[1]
-    for weight in [*head[2:], saved["model.head.weight"]]:
-        average = 0.9 * average + 0.1 * weight
+    average, *after_each_step = [*head[1:], saved["model.head.weight"]]
+    taken = after_each_step[optim.AVERAGE_EVERY - 1 :: optim.AVERAGE_EVERY]
+    assert len(taken) > 1
+    for weight in taken:
+        average = average + (1 - 0.9**optim.AVERAGE_EVERY) * (weight - average)
     torch.testing.assert_close(saved["average.head.weight"], average)
     torch.testing.assert_close(model.head.weight.detach(), average)
 
@@ -245,6 +247,13 @@ def test_an_averaged_run_that_was_stopped_ends_with_the_same_weights(tmp_path: P
     found, _ = run(tmp_path / "stopped", recipe)
     for name, value in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
+
+
+def test_embeddings_in_bf16_are_those_of_fp32_to_its_rounding_and_in_the_order_of_the_rows() -> None:
+    model, some = fresh_model(), rows(200)
+    rounded, exact = trainer.embed(model, some, "bf16"), trainer.embed(model, some)
+    assert not np.array_equal(rounded, exact)
+    assert np.linalg.norm(rounded - exact) < 0.02 * np.linalg.norm(exact)
 
 
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:

@@ -3,6 +3,9 @@
 Windows that follow each other and are equally long attend together, so no place is empty. The same numbers as BertLayer, to
 rounding; fewer passes over memory than autograd needs: what dropout keeps, the residual and the product before it are added in
 one, gradients are summed by the products themselves. 78 -> 91 texts a CPU-second (MiniLM, banking77, batches of 64).
+
+Inside torch.autocast the factors and results of the linear layers are bf16; attention, norms and residuals stay fp32. oneDNN
+then writes a program for each new shape, which takes longer than the product: `fill_up` makes shapes come back.
 """
 
 from collections.abc import Sequence
@@ -29,10 +32,17 @@ def is_plain(layer: BertLayer) -> bool:
     return exact and all(type(module) is nn.Linear and module.weight.dtype == torch.float32 for module in linear)
 
 
+def fill_up(x: Tensor) -> Tensor:
+    """(n, d) -> with empty rows behind, one of 16 lengths an octave, where products are in bf16; (n, d) where they are not."""
+    n = len(x)
+    step = max(32, (1 << n.bit_length()) // 32) if _narrow() != torch.float32 else 1
+    return nn.functional.pad(x, (0, 0, 0, -n % step))
+
+
 def forward_layer(layer: BertLayer, asking: Tensor, x: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
     """asking: x itself, or the rows of x that ask, one of each window, (b, d); x: (n, d) -> as asking.
 
-    runs: how many windows follow each other with how many tokens each.
+    runs: how many windows follow each other with how many tokens each. Rows behind all of them attend to nothing.
     """
     attention = layer.attention.self
     constants = _Constants(
@@ -41,11 +51,17 @@ def forward_layer(layer: BertLayer, asking: Tensor, x: Tensor, runs: Sequence[tu
         attention.dropout.p if layer.training else 0.0,
         layer.output.dropout.p if layer.training else 0.0,
         layer.output.LayerNorm.eps,
+        _narrow(),
     )
     linear = (attention.query, attention.key, attention.value, layer.attention.output.dense, layer.attention.output.LayerNorm)
     modules = (*linear, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
     weights = [weight for module in modules for weight in (module.weight, module.bias)]
-    return cast(Tensor, _Layer.apply(asking, x, constants, *weights))
+    with torch.autocast("cpu", enabled=False):  # it would make attention narrow, too
+        return cast(Tensor, _Layer.apply(asking, x, constants, *weights))
+
+
+def _narrow() -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ class _Constants:
     attention_dropout: float
     dropout: float
     epsilon: float
+    narrow: torch.dtype  # of what linear layers multiply and give
 
 
 class _Layer(Function):
@@ -62,58 +79,78 @@ class _Layer(Function):
     def forward(ctx: Any, asking: Tensor, x: Tensor, constants: _Constants, *weights: Tensor) -> Tensor:
         w_query, b_query, w_key, b_key, w_value, b_value, w_attended, b_attended, gain, shift, *rest = weights
         w_up, b_up, w_down, b_down, last_gain, last_shift = rest
-        size, p = x.shape[1:], constants.dropout
-        query = torch.addmm(b_query, asking, w_query.t())
-        key, value = torch.addmm(b_key, x, w_key.t()), torch.addmm(b_value, x, w_value.t())
+        size, p, dtype = x.shape[1:], constants.dropout, constants.narrow
+        matrices = [weight.to(dtype) for weight in (w_query, w_key, w_value, w_attended, w_up, w_down)]
+        m_query, m_key, m_value, m_attended, m_up, m_down = matrices
+        read = x.to(dtype)
+        read_asking = read if asking is x else asking.to(dtype)
+        query, key, value = _linear(read_asking, m_query, b_query), _linear(read, m_key, b_key), _linear(read, m_value, b_value)
         context, attention = _attend(query, key, value, constants)
 
-        attended = torch.addmm(b_attended, context, w_attended.t())
+        attended = _linear(context, m_attended, b_attended)
         kept = keep(attended.shape, p) if p else None
         first_sum = _add(asking, attended, kept)
         middle, *first_norm = torch.native_layer_norm(first_sum, size, gain, shift, constants.epsilon)
 
-        up = torch.addmm(b_up, middle, w_up.t())  # (n, 4 d)
+        read_middle = middle.to(dtype)
+        up = _linear(read_middle, m_up, b_up)  # (n, 4 d)
         active = nn.functional.gelu(up)
-        down = torch.addmm(b_down, active, w_down.t())
+        down = _linear(active, m_down, b_down)
         last_kept = keep(down.shape, p) if p else None
         last_sum = _add(middle, down, last_kept)
         out, *last_norm = torch.native_layer_norm(last_sum, size, last_gain, last_shift, constants.epsilon)
-        ctx.save_for_backward(asking, x, *weights)
+        ctx.save_for_backward(read_asking, read, *matrices, gain, shift, last_gain, last_shift)
         ctx.constants, ctx.attention, ctx.everywhere = constants, attention, asking is x
-        ctx.between = context, kept, first_sum, first_norm, middle, up, active, last_kept, last_sum, last_norm
+        ctx.between = context, kept, first_sum, first_norm, read_middle, up, active, last_kept, last_sum, last_norm
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        asking, x, w_query, _, w_key, _, w_value, _, w_attended, _, gain, shift, *rest = ctx.saved_tensors
-        w_up, _, w_down, _, last_gain, last_shift = rest
+        asking, x, m_query, m_key, m_value, m_attended, m_up, m_down, gain, shift, last_gain, last_shift = ctx.saved_tensors
         context, kept, first_sum, first_norm, middle, up, active, last_kept, last_sum, last_norm = ctx.between
 
         d_sum, *d_last_norm = _norm_backward(gradient, last_sum, last_norm, last_gain, last_shift)
-        d_down = d_sum if last_kept is None else d_sum * last_kept
+        d_down = _drop(d_sum, last_kept, x.dtype)
         d_w_down, d_b_down = d_down.t() @ active, d_down.sum(0)
-        d_up = d_down @ w_down
+        d_up = d_down @ m_down
         aten.gelu_backward.grad_input(d_up, up, grad_input=d_up)
         d_w_up, d_b_up = d_up.t() @ middle, d_up.sum(0)
-        d_middle = torch.addmm(d_sum, d_up, w_up, out=d_sum)
+        d_middle = _accumulate(d_sum, d_up, m_up)
 
         d_first_sum, *d_norm = _norm_backward(d_middle, first_sum, first_norm, gain, shift)
-        d_attended = d_first_sum if kept is None else d_first_sum * kept
+        d_attended = _drop(d_first_sum, kept, x.dtype)
         d_w_attended, d_b_attended = d_attended.t() @ context, d_attended.sum(0)
-        d_query, d_key, d_value = _attend_backward(d_attended @ w_attended, ctx.attention, ctx.constants)
+        d_query, d_key, d_value = _attend_backward(d_attended @ m_attended, ctx.attention, ctx.constants, len(x))
         d_projections = [d_query.t() @ asking, d_query.sum(0), d_key.t() @ x, d_key.sum(0), d_value.t() @ x, d_value.sum(0)]
 
         d_asking = d_x = None
         if any(ctx.needs_input_grad[:2]):
-            d_asking = torch.addmm(d_first_sum, d_query, w_query, out=d_first_sum)
-            d_x = torch.addmm(d_asking, d_key, w_key, out=d_asking) if ctx.everywhere else d_key @ w_key
-            d_x = torch.addmm(d_x, d_value, w_value, out=d_x)
-        d_weights = (*d_projections, d_w_attended, d_b_attended, *d_norm, d_w_up, d_b_up, d_w_down, d_b_down, *d_last_norm)
+            d_asking = _accumulate(d_first_sum, d_query, m_query)
+            d_x = _accumulate(d_asking, d_key, m_key) if ctx.everywhere else (d_key @ m_key).float()
+            d_x = _accumulate(d_x, d_value, m_value)
+        d_linear = (*d_projections, d_w_attended, d_b_attended, d_w_up, d_b_up, d_w_down, d_b_down)
+        *d_attention, d_w_up, d_b_up, d_w_down, d_b_down = (value.float() for value in d_linear)
+        d_weights = (*d_attention, *d_norm, d_w_up, d_b_up, d_w_down, d_b_down, *d_last_norm)
         return None if ctx.everywhere else d_asking, d_x, None, *d_weights
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias.to(x.dtype), x, weight.t())
+
+
 def _add(residual: Tensor, value: Tensor, kept: Tensor | None) -> Tensor:
-    return residual + value if kept is None else torch.addcmul(residual, value, kept)
+    return residual + value.float() if kept is None else torch.addcmul(residual, value.float(), kept)
+
+
+def _drop(gradient: Tensor, kept: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (gradient if kept is None else gradient * kept).to(dtype)
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """-> total + left @ right, in place of total."""
+    if left.dtype == total.dtype:
+        return torch.addmm(total, left, right, out=total)
+    return total.add_((left @ right).float())
 
 
 def _norm_backward(gradient: Tensor, x: Tensor, norm: Sequence[Tensor], gain: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
@@ -128,7 +165,7 @@ Attention = list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]]  
 def _attend(query: Tensor, key: Tensor, value: Tensor, constants: _Constants) -> tuple[Tensor, Attention]:
     """query: (n, d) or (b, d); key, value: (n, d) -> as query."""
     heads, p, between = constants.heads, constants.attention_dropout, []
-    context, scale = torch.empty_like(query), (query.shape[1] // heads) ** -0.5
+    context, scale = _empty(len(query), query, constants.runs), (query.shape[1] // heads) ** -0.5
     for asking, all_of_it, windows in _slices(constants.runs, len(query) == len(key)):
         q, k, v = (_split(*part, heads, windows) for part in ((query, asking), (key, all_of_it), (value, all_of_it)))
         q = q * scale
@@ -140,13 +177,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, constants: _Constants) ->
     return context, between
 
 
-def _attend_backward(gradient: Tensor, attention: Attention, constants: _Constants) -> tuple[Tensor, Tensor, Tensor]:
-    """-> for query, key and value."""
-    heads, n_tokens = constants.heads, sum(windows * length for windows, length in constants.runs)
+def _attend_backward(gradient: Tensor, attention: Attention, constants: _Constants, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """-> for query, (n, d) or (b, d) as gradient, and key and value, (n, d)."""
+    heads, runs = constants.heads, constants.runs
     scale = (gradient.shape[1] // heads) ** -0.5
-    d_query, d_key = torch.empty_like(gradient), gradient.new_empty(n_tokens, gradient.shape[1])
-    d_value = torch.empty_like(d_key)
-    slices = _slices(constants.runs, len(gradient) == n_tokens)
+    d_query, d_key, d_value = (_empty(rows, gradient, runs) for rows in (len(gradient), n, n))
+    slices = _slices(runs, len(gradient) == n)
     for (asking, all_of_it, windows), (q, k, v, shares, kept, used) in zip(slices, attention, strict=True):
         d_context = _split(gradient, asking, heads, windows)
         d_used = d_context @ v.mT
@@ -156,6 +192,13 @@ def _attend_backward(gradient: Tensor, attention: Attention, constants: _Constan
         _join((d_scores @ k).mul_(scale), windows, d_query[asking])
         _join(d_scores.mT @ q, windows, d_key[all_of_it])
     return d_query, d_key, d_value
+
+
+def _empty(rows: int, like: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
+    """(rows, d), zeros in those that no window has."""
+    empty = like.new_empty(rows, like.shape[1])
+    empty[sum(windows * length for windows, length in runs) :] = 0
+    return empty
 
 
 def _slices(runs: Sequence[tuple[int, int]], everywhere: bool) -> list[tuple[slice, slice, int]]:
@@ -169,8 +212,9 @@ def _slices(runs: Sequence[tuple[int, int]], everywhere: bool) -> list[tuple[sli
 
 
 def _split(x: Tensor, rows: slice, heads: int, windows: int) -> Tensor:
-    """(b t, d) -> (b h, t, d/h)."""
-    return x[rows].view(windows, -1, heads, x.shape[1] // heads).transpose(1, 2).flatten(0, 1)
+    """(b t, d) -> (b h, t, d/h), in fp32."""
+    split = x[rows].view(windows, -1, heads, x.shape[1] // heads).transpose(1, 2)
+    return split.to(torch.float32, memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def _join(x: Tensor, windows: int, out: Tensor) -> None:

@@ -54,7 +54,7 @@ class TrainerConfig:
     label_smoothing: float = setting(0.0, "share of the target that is spread over all labels", ge=0, lt=1)
     precision: str = setting(
         "auto",
-        "of matrix products: auto is bf16 on a GPU, fp32 on a CPU; bf16 on a CPU is fast with AMX alone",
+        "of what linear layers multiply: auto is bf16 on a GPU and on a CPU with AMX, else fp32",
         choices=["auto", "fp32", "bf16"],
     )
     loss: str = setting("cross_entropy", "focal makes texts that are easy already count less", choices=["cross_entropy", "focal"])

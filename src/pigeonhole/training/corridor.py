@@ -269,7 +269,8 @@ def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable
         _keep_head(model, config, begun)
     watch.lap("model")
     if config.trainer.fit_head_first and not config.model.keep_head:
-        fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids, balanced=balanced)
+        embeddings = trainer.embed(model, rows.train, make_recipe(config).precision)
+        fit_head(model.head, embeddings, rows.train.label_ids, balanced=balanced)
         watch.lap("head")
     checkpoint = begun.out / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
@@ -283,7 +284,8 @@ def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable
         history = _fine_tune(config, begun, model, rows, checkpoint, tell)
         watch.lap("training")
     if config.trainer.refit_head:
-        fit_head(model.head, trainer.embed(model, rows.train), rows.train.label_ids, REFIT_REGULARISATION, balanced)
+        embeddings = trainer.embed(model, rows.train, make_recipe(config).precision)
+        fit_head(model.head, embeddings, rows.train.label_ids, REFIT_REGULARISATION, balanced)
         watch.lap("refit")
     return Fitted(model, tokenizer.backend_tokenizer, tokenizer, rows, history)
 

@@ -15,7 +15,7 @@ from transformers import BertForSequenceClassification
 from transformers.models.bert.modeling_bert import BertLayer
 
 from pigeonhole.training.batches import Packed
-from pigeonhole.training.bert_layer import forward_layer, is_plain
+from pigeonhole.training.bert_layer import fill_up, forward_layer, is_plain
 from pigeonhole.training.dropout import attend
 from pigeonhole.training.model import TextClassifier
 
@@ -32,7 +32,9 @@ class PaddingFree(nn.Module):
         body = self.classifier.body
         if isinstance(body, BertForSequenceClassification):
             embedding = _embed(body, packed)
-            return self.classifier.head(embedding), embedding
+            with torch.autocast(embedding.device.type, enabled=False):  # rounded logits would be a rounded loss
+                embedding = embedding.float()
+                return self.classifier.head(embedding), embedding
         return cast(tuple[Tensor, Tensor], self.classifier(*pad(packed)))
 
 
@@ -51,6 +53,7 @@ def _embed(body: BertForSequenceClassification, packed: Packed) -> Tensor:
     stack = cast(list[BertLayer], bert.encoder.layer)
     *layers, last = stack
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and all(map(is_plain, stack)):
+        x = fill_up(x)
         for layer in layers:
             x = forward_layer(layer, x, x, packed.runs)
         x = forward_layer(last, x.index_select(0, packed.view[:, 0]), x, packed.runs)

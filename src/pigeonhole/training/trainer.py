@@ -41,7 +41,7 @@ from pigeonhole.training.loss import several_labels_loss
 from pigeonhole.training.model import TextClassifier
 from pigeonhole.training.optim import Average, parameter_groups, warmup_then_linear
 from pigeonhole.training.padding_free import PaddingFree
-from pigeonhole.training.precision import Precision, autocast, bf16_products
+from pigeonhole.training.precision import Precision, autocast
 from pigeonhole.training.processes import Processes
 from pigeonhole.training.stop_signals import StopSignals
 from pigeonhole.training.workers import Workers
@@ -148,7 +148,7 @@ class _Run:
     def train(self) -> list[Epoch]:
         progress, done = self.progress, self.schedule.last_epoch
         bar = tqdm(total=self.steps, initial=done, desc="training", unit="step", disable=not self.processes.first)
-        with StopSignals() as signals, bar, bf16_products(self.recipe.precision, self.device):
+        with StopSignals() as signals, bar:
             began = last_save = time.monotonic() - progress.seconds
             while not _finished(progress, self.recipe):
                 for places, batches in self._batches():
@@ -220,7 +220,7 @@ class _Run:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        self.average.update()
+        self.average.update(self.schedule.last_epoch)
         return loss, signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
 
     def _backward(self, batches: Sequence[Batch], texts: int, step: int) -> float | None:
@@ -348,29 +348,44 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-@torch.inference_mode()
 def predict_logits(model: TextClassifier, rows: TokenizedRows) -> NDArray[np.float32]:
     """-> (n, c), in the order of the rows."""
     return np.stack(_forward_sorted(model, rows, lambda logits, embedding: logits, rows.rule, "evaluating"))
 
 
-@torch.inference_mode()
-def embed(model: TextClassifier, rows: TokenizedRows) -> NDArray[np.float32]:
+def embed(model: TextClassifier, rows: TokenizedRows, precision: Precision = "fp32") -> NDArray[np.float32]:
     """-> (n, d), in the order of the rows."""
-    return np.stack(_forward_sorted(model, rows, lambda logits, embedding: embedding, "mean", "encoding"))
+    return np.stack(_forward_sorted(model, rows, lambda logits, embedding: embedding, "mean", "encoding", precision))
 
 
 def _forward_sorted(
-    model: TextClassifier, rows: TokenizedRows, choose: Callable[[Tensor, Tensor], Tensor], rule: WindowRule, what: str
+    model: TextClassifier,
+    rows: TokenizedRows,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    rule: WindowRule,
+    what: str,
+    precision: Precision = "fp32",
 ) -> list[NDArray[np.float32]]:
     model.eval()
     forward, device = PaddingFree(model), next(model.parameters()).device
-    lengths = rows.window_lengths
+    lengths, workers = rows.window_lengths, Workers(model, compiled=False)
+    batches = sorted_batches(lengths, EVALUATION_BATCH)
     outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(lengths)
-    for places in tqdm(sorted_batches(lengths, EVALUATION_BATCH), desc=what, unit="batch", leave=False):
-        chosen = choose(*forward(rows.pack(places).to(device))).cpu().numpy()
+
+    def work(_: int, places: NDArray[np.int64]) -> None:
+        with torch.inference_mode(), autocast(precision, device):
+            chosen = choose(*forward(rows.pack(places).to(device))).cpu().numpy()
         for place, row in zip(places, chosen, strict=True):
             outputs[place] = row
+
+    try:
+        with tqdm(total=len(batches), desc=what, unit="batch", leave=False) as bar:
+            for first in range(0, len(batches), workers.count):
+                beside = batches[first : first + workers.count]
+                workers.map(work, beside)
+                bar.update(len(beside))
+    finally:
+        workers.close()
     return aggregate(outputs, rows.counts(), rule)
 
 
