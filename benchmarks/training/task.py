@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,3 @@ class Clock:
 
     def wall_s(self) -> float:
         return time.monotonic() - self._wall - self._paused_wall
-
-
-def accuracy(logits: NDArray[np.floating], task: Task) -> float:
-    return float((logits.argmax(axis=1) == np.array(task.test_label_ids)).mean())
