@@ -49,10 +49,13 @@ def read(data: bytes) -> Plain | None:
     return found[0] if found is not None and found[1] == 0 else None
 
 
-def is_begun(data: bytes) -> bool:
-    """Whether nothing but the rest of its body is missing from a plain request."""
+def is_begun(data: bytes, most: int) -> bool:
+    """Whether nothing but the rest of its body is missing from a plain request of at most so many bytes.
+
+    A larger one is refused by its head alone, where it is.
+    """
     found = _read(data)
-    return found is not None and found[1] > 0
+    return found is not None and 0 < found[1] <= most - len(data)
 
 
 def _read(data: bytes) -> tuple[Plain, int] | None:

@@ -70,7 +70,7 @@ class Protocol(H11Protocol):
                 self._watch(is_receiving=False)
                 self._answer(request)
                 return
-            if not (door.is_ending or begun) and len(data) <= MAX_HEAD_BYTES and is_begun(data):  # byte by byte is the parser's
+            if not (door.is_ending or begun) and is_begun(data, MAX_HEAD_BYTES):  # byte by byte is the parser's
                 self._unset_keepalive_if_required()
                 self._watch(is_receiving=True)
                 self._begun = data
