@@ -33,6 +33,15 @@ class Work:
         return [2 * number for number in asked]
 
 
+async def busy(work: Work, max_waiting: int, asked: int) -> tuple[Batcher[int, int], asyncio.Task[list[int]]]:
+    """One that has begun with its first question, and that question."""
+    batcher = Batcher(work, max_waiting)
+    batcher.start()
+    first = asyncio.create_task(batcher.ask([asked], soon()))
+    await asyncio.to_thread(work.entered.wait)
+    return batcher, first
+
+
 def soon() -> float:
     return time.monotonic() + 10
 
@@ -46,10 +55,7 @@ def test_what_has_queued_while_a_batch_ran_is_the_next_batch() -> None:
     work = Work()
 
     async def ask() -> list[list[int]]:
-        batcher = Batcher(work, max_waiting=100)
-        batcher.start()
-        first = asyncio.create_task(batcher.ask([1], soon()))
-        await asyncio.to_thread(work.entered.wait)
+        batcher, first = await busy(work, max_waiting=100, asked=1)
         others = [asyncio.create_task(batcher.ask([number, -number], soon())) for number in (2, 3, 4)]
         await queued(batcher, 6)
         work.let_go.set()
@@ -81,10 +87,7 @@ def test_beyond_the_bound_a_question_is_refused_and_the_others_are_not_hurt() ->
     work = Work()
 
     async def ask() -> list[list[int]]:
-        batcher = Batcher(work, max_waiting=3)
-        batcher.start()
-        first = asyncio.create_task(batcher.ask([1], soon()))
-        await asyncio.to_thread(work.entered.wait)
+        batcher, first = await busy(work, max_waiting=3, asked=1)
         second = asyncio.create_task(batcher.ask([2, 3], soon()))
         await queued(batcher, 2)
         with pytest.raises(OverloadedError):
@@ -104,10 +107,7 @@ def test_a_question_past_its_deadline_is_not_worked_on() -> None:
     work = Work()
 
     async def ask() -> None:
-        batcher = Batcher(work, max_waiting=100)
-        batcher.start()
-        first = asyncio.create_task(batcher.ask([1], soon()))
-        await asyncio.to_thread(work.entered.wait)
+        batcher, first = await busy(work, max_waiting=100, asked=1)
         second = asyncio.create_task(batcher.ask([2], soon()))
         await queued(batcher, 1)
         with pytest.raises(LateError):
@@ -141,10 +141,7 @@ def test_who_is_next_does_not_wait_for_ever_for_a_batch_that_hangs() -> None:
     work = Work()
 
     async def ask() -> None:
-        batcher = Batcher(work, max_waiting=100)
-        batcher.start()
-        first = asyncio.create_task(batcher.ask([1], soon()))
-        await asyncio.to_thread(work.entered.wait)
+        batcher, first = await busy(work, max_waiting=100, asked=1)
         with pytest.raises(LateError):
             await batcher.ask([2], time.monotonic())
         work.let_go.set()
@@ -195,10 +192,7 @@ def test_the_answers_of_a_batch_leave_the_event_loop_room_for_others() -> None:
     work = Work()
 
     async def ask() -> list[int]:
-        batcher = Batcher(work, max_waiting=100)
-        batcher.start()
-        first = asyncio.create_task(batcher.ask([0], soon()))
-        await asyncio.to_thread(work.entered.wait)
+        batcher, first = await busy(work, max_waiting=100, asked=0)
         others = [asyncio.create_task(batcher.ask([number], soon())) for number in range(5 * AT_ONCE)]
         await queued(batcher, len(others))
         turns: list[int] = []
@@ -224,10 +218,7 @@ def test_in_a_crowd_the_loop_gets_through_its_turns_before_the_next_batch_begins
     turns: list[int] = []  # batches begun, turn by turn of the loop while it is busy
 
     async def ask() -> None:
-        batcher = Batcher(work, max_waiting=1000)
-        batcher.start()
-        first = asyncio.create_task(batcher.ask([0], soon()))
-        await asyncio.to_thread(work.entered.wait)
+        batcher, first = await busy(work, max_waiting=1000, asked=0)
         others = [asyncio.create_task(batcher.ask([number], soon())) for number in range(CROWD + BATCH_TEXTS)]
         await queued(batcher, len(others))
         work.let_go.set()
