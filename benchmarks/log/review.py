@@ -31,10 +31,10 @@ class Found:
     effective_n: float
 
 
-def with_score(score: float) -> Record:
+def with_score(score: float, prediction_id: str = "") -> Record:
     """Of two labels, the likelier one."""
     return Record(
-        prediction_id=new_id(),
+        prediction_id=prediction_id or new_id(),
         at=datetime.now(UTC),
         request_id="r",
         model="m",
@@ -51,7 +51,8 @@ def with_score(score: float) -> Record:
 
 
 def judged_world(draw: random.Random, audit_share: float) -> list[Judged]:
-    records = [with_score(draw.uniform(0.5, 1.0)) for _ in range(1500)]
+    # A record is drawn by its id.
+    records = [with_score(draw.uniform(0.5, 1.0), f"{draw.getrandbits(128):032x}") for _ in range(1500)]
     truths = {record.prediction_id: "a" if draw.random() < record.score - 0.1 else "b" for record in records}
     drawn = sorted((record for record in records if is_drawn(record, audit_share)), key=order_of)
     return [

@@ -42,7 +42,7 @@ def test_the_test_metrics_come_out_again_through_the_servers_door(tiny_run: dict
     predicted = np.array([found.label_id for found in classifier.predict([row.text for row in split.test])])
     truth = np.array([classifier.labels.index(row.label) for row in split.test])
     assert accuracy(truth, predicted) == tiny_run["test"]["accuracy"]
-    assert tiny_run["parity"]["rows"] == len(split.test)
+    assert tiny_run["parity"]["rows"] == len(split.test) + len(split.validation)
     assert tiny_run["parity"]["fp32_max_logit_difference"] < 1e-4
 
 

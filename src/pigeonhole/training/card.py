@@ -28,7 +28,7 @@ Reads one text of any length{windowing}. {answers}
 - encoder: `{pretrained}`
 - data: sha256 `{data_sha256}`
 - commit: `{commit}`, seed {seed}, {threads} threads
-- exported against trained, over {parity_rows} test texts: fp32 logits within {fp32:.1e}, {flips} labels differ{int8}
+- exported against trained, over {parity_rows} texts not trained on: fp32 logits within {fp32:.1e}, {flips} labels differ{int8}
 """
 
 

@@ -101,7 +101,7 @@ class ExportConfig:
     served: str = setting("int8", "the precision that is served", choices=["int8", "fp32"])
     tolerance: float = setting(1e-4, "largest difference of logits, torch against fp32, before the run fails", gt=0, le=1)
     min_agreement: float = setting(
-        0.99, "share of test texts with one label in fp32 and int8; below it int8 is left out", ge=0, le=1
+        0.99, "share of the validation and test texts with one label in fp32 and int8; below it int8 is left out", ge=0, le=1
     )
     test_texts: bool = setting(True, "keep the texts of the test split in the registry, beside the bundle, for the page to show")
 

@@ -149,7 +149,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     if isinstance(model, TextClassifier) and fitted.twin:
         model.save_twin(out / "model", fitted.twin)
-    trained_logits = fitted.predict_logits(rows.test)
+    unseen = [row.text for row in (*split.test, *split.validation)]  # by the weights: they tell how the exported models differ
+    trained_logits = np.concatenate([fitted.predict_logits(rows.test), fitted.predict_logits(rows.validation)])
     folder = out / "bundle"
     manifest = export.draft(
         folder,
@@ -170,18 +171,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
         precision: for_many(Classifier.load(Bundle(str(folder), folder, manifest), precision, threads))
         for precision in manifest.models
     }
-    predictions = {
-        precision: export.predict(classifier, [row.text for row in split.test]) for precision, classifier in classifiers.items()
-    }
-    parity = export.compare(trained_logits, classifiers, predictions, [row.text for row in split.test])
+    predictions = {precision: export.predict(classifier, unseen) for precision, classifier in classifiers.items()}
+    parity = export.compare(trained_logits, classifiers, predictions, unseen)
     export.require_parity(parity, config.export.tolerance)
     objection = export.why_not_int8(parity, config.export.min_agreement)
     if objection:
         say(f"export: {objection}; int8 is left out, fp32 is served")
         del classifiers["int8"], predictions["int8"]
         manifest = export.leave_int8_out(manifest, folder)
+    inside = predictions[manifest.served][len(split.test) :]
+    predictions = {precision: found[: len(split.test)] for precision, found in predictions.items()}
     rules = fit_rules(
-        classifiers[manifest.served], manifest, dataset, config.decision, config.seed, by_label=not _balanced(config)
+        classifiers[manifest.served], inside, manifest, dataset, config.decision, config.seed, by_label=not _balanced(config)
     )
     manifest = write_rules(rules, manifest, folder)
     classifiers = {precision: classifier.under(manifest, rules.neighbours) for precision, classifier in classifiers.items()}

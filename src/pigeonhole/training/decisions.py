@@ -47,11 +47,19 @@ class Rules:
 
 
 def fit_rules(
-    classifier: Classifier, manifest: Manifest, dataset: Dataset, config: DecisionConfig, seed: int, *, by_label: bool = True
+    classifier: Classifier,
+    inside: Sequence[Prediction],
+    manifest: Manifest,
+    dataset: Dataset,
+    config: DecisionConfig,
+    seed: int,
+    *,
+    by_label: bool = True,
 ) -> Rules:
-    """On the validation rows, and on texts that belong to no label where there are such, through the model that is served."""
+    """On the validation rows, `inside` being what the served model, `classifier`, says of them, and on texts that belong to no
+    label where there are such.
+    """
     validation = dataset.split.validation
-    inside = predict(classifier, [row.text for row in validation])
     label_ids = ids_of([row.label for row in validation], manifest.labels, manifest.task)
     if manifest.task == "multi_label":
         calibration = calibrate_labels(np.stack([found.logits for found in inside]), label_ids)
