@@ -8,11 +8,13 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from starlette.datastructures import Headers
 from tests.serving.conftest import Running, Start
 
 from pigeonhole.prediction_log import new_id
 from pigeonhole.serving.access import Access, _Bucket
 from pigeonhole.serving.keys import KeyList, Scope, new_key, read_keys, revoke_key
+from pigeonhole.serving.problem import Problem
 
 KEYS: dict[str, tuple[Scope, ...]] = {
     "predict": ("predict",),
@@ -135,9 +137,26 @@ def test_nothing_else_opens(closed: Closed) -> None:
     assert closed.running.records() == []
 
 
-def test_a_key_is_refused_before_a_body_is_read(closed: Closed) -> None:
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n"
-    assert closed.running.raw(head, patience_s=2).startswith(b"HTTP/1.1 401 ")
+@pytest.mark.parametrize("length", [17, 1_000_000])
+def test_who_may_ask_is_decided_before_a_body_is_read(closed: Closed, length: int) -> None:
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n"
+    for sent, status in {
+        "": 401,
+        "authorization: Bearer pgh_0_0\r\n": 401,
+        f"x-api-key: {closed.secrets['expired']}\r\n": 401,
+        f"x-api-key: {closed.secrets['feedback']}\r\n": 403,
+    }.items():
+        assert closed.running.raw(f"{head}{sent}\r\n".encode(), patience_s=2).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_looking_at_a_head_takes_nothing_from_a_keys_rate(tmp_path: Path) -> None:
+    url = str(tmp_path / "keys.json")
+    secret, _ = new_key(url, ("predict",), 1, 0)
+    access, headers = Access(url), Headers({"x-api-key": secret})
+    assert [access.knows(headers, scope) for scope in ("predict", "predict", "metrics")] == [True, True, False]
+    access.admit(headers, "predict")
+    with pytest.raises(Problem, match="rate_limited"):
+        access.admit(headers, "predict")
 
 
 def test_above_its_rate_a_key_has_to_wait_and_the_others_have_not(closed: Closed) -> None:

@@ -84,6 +84,11 @@ class Access:
         except PigeonholeError as error:
             logger.warning("the list of keys cannot be read, the known one holds: %s", error)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may ask everything."""
+        return self._url is None and self._identity is None
+
     def needs(self, scope: Scope) -> Check:
         """A route's check: its requests are admitted before their bodies are read."""
 
@@ -94,18 +99,30 @@ class Access:
 
     def admit(self, headers: Headers, scope: Scope) -> None:
         """Raises Problem: 401 without a key that holds, 403 without the scope, 429 above the rate."""
-        if self._url is None and self._identity is None:
+        if self.is_open:
             return
-        caller = self._caller(_given(headers))
-        if scope not in caller.scopes:
-            raise Problem(403, "missing_scope", f"this key has not the scope {scope}")
+        caller = self._caller(headers, scope)
         now = time.monotonic()
         wait_s = self._buckets.setdefault(caller.id, _Bucket(now)).take(caller.rate_per_s / self._share, now)
         if wait_s > 0:
             limit = f"at most {caller.rate_per_s:g} requests a second with this key"
             raise Problem(429, "rate_limited", limit, {"retry-after": str(math.ceil(wait_s))})
 
-    def _caller(self, given: str) -> "Key | _Person":
+    def knows(self, headers: Headers, scope: Scope) -> bool:
+        """Whether `admit` would let them in but for their rate, which this leaves as it is."""
+        try:
+            self._caller(headers, scope)
+        except Problem:
+            return False
+        return True
+
+    def _caller(self, headers: Headers, scope: Scope) -> "Key | _Person":
+        caller = self._named(_given(headers))
+        if scope not in caller.scopes:
+            raise Problem(403, "missing_scope", f"this key has not the scope {scope}")
+        return caller
+
+    def _named(self, given: str) -> "Key | _Person":
         if self._identity is None or given.count(".") != 2:  # an API key has no dots, an ID token two
             return self._key(given)
         try:

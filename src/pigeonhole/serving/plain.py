@@ -42,24 +42,11 @@ class Plain:
 
     headers: list[tuple[bytes, bytes]]
     body: bytes
+    missing: int = 0  # bytes of its body that have not come
 
 
 def read(data: bytes) -> Plain | None:
-    found = _read(data)
-    return found[0] if found is not None and found[1] == 0 else None
-
-
-def is_begun(data: bytes, most: int) -> bool:
-    """Whether nothing but the rest of its body is missing from a plain request of at most so many bytes.
-
-    A larger one is refused by its head alone, where it is.
-    """
-    found = _read(data)
-    return found is not None and 0 < found[1] <= most - len(data)
-
-
-def _read(data: bytes) -> tuple[Plain, int] | None:
-    """And how many bytes of its body are missing."""
+    """A plain request that is whole, or of which nothing but the rest of its body is missing."""
     head, end, body = data.partition(b"\r\n\r\n")
     line, *lines = head.split(b"\r\n")
     if not end or line not in REQUEST_LINES or len(head) > MAX_HEADER_BYTES or len(body) > MAX_BODY_BYTES:
@@ -78,7 +65,7 @@ def _read(data: bytes) -> tuple[Plain, int] | None:
         or headers.get(b"connection", b"keep-alive").lower() != b"keep-alive"
     ):
         return None
-    return Plain(list(headers.items()), body), int(length) - len(body)
+    return Plain(list(headers.items()), body, int(length) - len(body))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from pigeonhole.serving.door import Door
-from pigeonhole.serving.plain import Plain, PlainCycle, is_begun, read
+from pigeonhole.serving.plain import Plain, PlainCycle, read
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
+from pigeonhole.serving.quick import Quick
 
 HELD_BYTES = 64 << 10
 LINGER_S = 0.5
@@ -66,11 +67,12 @@ class Protocol(H11Protocol):
             if (refusal := door.refusal(data)) is not None:
                 self._turn_away(refusal)
                 return
-            if not door.is_ending and (request := read(data)) is not None:
+            request = None if door.is_ending else read(data)
+            if request is not None and not request.missing:
                 self._watch(is_receiving=False)
                 self._answer(request)
                 return
-            if not (door.is_ending or begun) and is_begun(data, MAX_HEAD_BYTES):  # byte by byte is the parser's
+            if request is not None and not begun and self._may_wait(request, len(data)):  # byte by byte is the parser's
                 self._unset_keepalive_if_required()
                 self._watch(is_receiving=True)
                 self._begun = data
@@ -120,12 +122,18 @@ class Protocol(H11Protocol):
         waits = cycle is None or cycle.response_complete
         return waits and self.conn.states == {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE} and not self.conn.trailing_data[0]
 
+    def _may_wait(self, request: Plain, size_bytes: int) -> bool:
+        """Whether the rest of its body is waited for here. What its head alone refuses, the long way refuses at once."""
+        quick: Quick = self.app_state["quick"]
+        return request.missing <= MAX_HEAD_BYTES - size_bytes and quick.lets_in(request)
+
     def _answer(self, request: Plain) -> None:
         """As handle_events of uvicorn's protocol does."""
         self._unset_keepalive_if_required()
         cycle = PlainCycle(self.transport, self.flow, self.on_response_complete)
         self.cycle = cycle  # type: ignore[assignment]  # has all that uvicorn asks of one
-        quick, door = self.app_state["quick"], self.app_state["door"]
+        quick: Quick = self.app_state["quick"]
+        door: Door = self.app_state["door"]
         answering = cycle.run(quick.answer, request, self.server_state.default_headers, door)
         self._plain = task = self.loop.create_task(answering)
         task.add_done_callback(self.tasks.discard)

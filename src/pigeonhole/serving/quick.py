@@ -31,6 +31,10 @@ class Quick:
         self._accounts = accounts
         self._route = route
 
+    def lets_in(self, request: Plain) -> bool:
+        """Whether its head says who may ask; how often is asked when it is whole."""
+        return self._access.is_open or self._access.knows(Headers(raw=request.headers), "predict")
+
     async def answer(self, request: Plain) -> Answer:
         exchange = self._accounts.begin("POST", request.headers)
         exchange.route = self._route
