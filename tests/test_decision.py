@@ -9,7 +9,7 @@ from tests.keyword_bundle import keyword_bundle
 
 from pigeonhole.bundle import NEIGHBOURS, Bundle, OutOfScope, VectorScaling, open_bundle, seal
 from pigeonhole.classifier import Classifier
-from pigeonhole.decision import softmax
+from pigeonhole.decision import sigmoid, softmax
 from pigeonhole.errors import BundleError
 
 # The bundle's embedding is its logits.
@@ -43,6 +43,15 @@ def test_a_text_whose_largest_logit_is_low_is_out_of_scope(tmp_path: Path) -> No
         "accept",
         "out_of_scope",
     ]
+
+
+@pytest.mark.parametrize("c", [2, 3, 8, 9, 77, 129, 1000])
+def test_a_row_has_the_same_bits_alone_and_beside_others(c: int) -> None:
+    rows = np.random.default_rng(c).normal(size=(67, c)) * 8
+    for to_probabilities in (softmax, sigmoid):
+        together = to_probabilities(rows)
+        assert all(np.array_equal(to_probabilities(row[None])[0], found) for row, found in zip(rows, together, strict=True))
+        assert all(np.array_equal(to_probabilities(row), found) for row, found in zip(rows, together, strict=True))
 
 
 def test_a_strange_text_gets_the_same_answer_alone_and_in_any_company(tmp_path: Path) -> None:

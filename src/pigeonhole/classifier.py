@@ -8,9 +8,9 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 import tokenizers
@@ -30,8 +30,7 @@ GOLDEN_DEADLINE_S = 5.0  # the probes take milliseconds; a graph that never ends
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8": 0.1}
 
 
-@dataclass(frozen=True)
-class Encoding:
+class Encoding(msgspec.Struct, frozen=True):
     """A text as the model reads it: its first max_length tokens, and `more` windows of them where its rule has such.
 
     n_tokens counts each token of the text once, and the special tokens of the first window.
@@ -41,16 +40,17 @@ class Encoding:
     n_tokens: int
     unknown_tokens: int
     truncated: bool
-    more: list[list[int]] = field(default_factory=list)
+    more: list[list[int]] = []
 
     @property
     def windows(self) -> list[list[int]]:
         return [self.input_ids, *self.more]
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, eq=False):
     """The answer to one text. probabilities and logits: (c,) in the order of the labels; embedding: (d,), what the head reads.
+
+    `ranked` are the ids of all labels, (c,), the likeliest first.
 
     `label` is the likeliest label, `labels` are those that the text is given: this one, or in a multi-label bundle any number of
     them, in the order of the labels. `score` is the probability that `labels` are right, all of them and no other.
@@ -62,6 +62,7 @@ class Prediction:
     score: float
     decision: Decision
     probabilities: NDArray[np.float64]
+    ranked: NDArray[np.int64]
     logits: NDArray[np.float32]
     embedding: NDArray[np.float32]
     n_tokens: int
@@ -187,8 +188,7 @@ class Classifier:
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Raises InferenceError when the model gives a logit that is not a number."""
         encodings = self._encoder.encode(texts)
-        logits, embeddings = self._forward(encodings)
-        return [self._decode(*row) for row in zip(encodings, logits, embeddings, strict=True)]
+        return self._decode(encodings, *self._forward(encodings))
 
     def predict_once(self, texts: Sequence[str]) -> list[Prediction]:
         """As `predict`; texts that are one to the model, in another case for instance, pass through it once."""
@@ -197,8 +197,8 @@ class Classifier:
         keys = [tuple(map(tuple, encoding.windows)) for encoding in encodings]
         for key, encoding in zip(keys, encodings, strict=True):
             first.setdefault(key, encoding)
-        found = dict(zip(first, zip(*self._forward(list(first.values())), strict=True), strict=True))
-        return [self._decode(encoding, *found[key]) for key, encoding in zip(keys, encodings, strict=True)]
+        logits, embeddings = (dict(zip(first, rows, strict=True)) for rows in self._forward(list(first.values())))
+        return self._decode(encodings, [logits[key] for key in keys], [embeddings[key] for key in keys])
 
     def under(self, manifest: Manifest, neighbours: NDArray[np.float32] | None) -> "Classifier":
         """The same model with the rules of `manifest`; for those that were fitted on its answers."""
@@ -209,7 +209,7 @@ class Classifier:
     def judge_again(self, found: Prediction) -> Prediction:
         """The answer that this classifier's rules give to the numbers of another's."""
         encoding = Encoding([], found.n_tokens, found.unknown_tokens, found.truncated)
-        return self._decode(encoding, found.logits, found.embedding)
+        return self._decode([encoding], [found.logits], [found.embedding])[0]
 
     def _forward(self, encodings: Sequence[Encoding]) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
         windows = [window for encoding in encodings for window in encoding.windows]
@@ -256,12 +256,29 @@ class Classifier:
                 tokens = n_tokens
         return batches
 
-    def _decode(self, encoding: Encoding, logits: NDArray[np.float32], embedding: NDArray[np.float32]) -> Prediction:
-        if not np.isfinite(logits).all():
+    def _decode(
+        self, encodings: Sequence[Encoding], logits: Sequence[NDArray[np.float32]], embeddings: Sequence[NDArray[np.float32]]
+    ) -> list[Prediction]:
+        """All texts at once, each with the bits that it would have alone: numpy adds up a row in the same order beside others."""
+        if not encodings:
+            return []
+        rows = np.stack(logits)  # (n, c)
+        if not np.isfinite(rows).all():
             raise InferenceError(f"version {self.manifest.version}: the model gave logits that are not numbers")
-        probabilities = self._judge.probabilities(logits)
-        label_id = int(probabilities.argmax())
-        labels, score = self._judge.given(probabilities)
+        probabilities = self._judge.probabilities(rows)
+        ranked = (-probabilities).argsort(axis=1, kind="stable")
+        return list(map(self._prediction, encodings, probabilities, ranked, rows, embeddings))
+
+    def _prediction(
+        self,
+        encoding: Encoding,
+        probabilities: NDArray[np.float64],
+        ranked: NDArray[np.int64],
+        logits: NDArray[np.float32],
+        embedding: NDArray[np.float32],
+    ) -> Prediction:
+        label_id = int(ranked[0])
+        labels, score = self._judge.given(label_id, probabilities)
         return Prediction(
             label=self.labels[label_id],
             label_id=label_id,
@@ -269,6 +286,7 @@ class Classifier:
             score=score,
             decision=self._judge.decide(label_id, score, logits, embedding),
             probabilities=probabilities,
+            ranked=ranked,
             logits=logits,
             embedding=embedding,
             n_tokens=encoding.n_tokens,

@@ -27,13 +27,13 @@ class Judge:
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         return to_probabilities(self._manifest, logits)
 
-    def given(self, probabilities: NDArray[np.float64]) -> tuple[tuple[str, ...], float]:
+    def given(self, label_id: int, probabilities: NDArray[np.float64]) -> tuple[tuple[str, ...], float]:
         """The labels that a text is given, and how probable it is that they are right, all of them and no other.
 
-        One label is the likeliest. Several are those that reach their thresholds, as if they came independently of each other.
+        One label is `label_id`, the likeliest. Several are those that reach their thresholds, as if they came independently of
+        each other.
         """
         if self._manifest.task == "single_label":
-            label_id = int(probabilities.argmax())
             return (self._manifest.labels[label_id],), float(probabilities[label_id])
         given = probabilities >= self._thresholds  # (c,)
         labels = tuple(compress(self._manifest.labels, given))

@@ -122,6 +122,35 @@ def test_a_question_past_its_deadline_is_not_worked_on() -> None:
     assert work.batches == [[1], [2]]
 
 
+def test_each_who_waits_is_told_in_time_that_its_own_deadline_has_passed() -> None:
+    work = Work()
+
+    async def ask() -> tuple[list[float], float]:
+        batcher, first = await busy(work, max_waiting=100, asked=1)
+        second = asyncio.create_task(batcher.ask([2], soon()))
+        await queued(batcher, 1)
+        late: list[float] = []
+
+        async def wait(patience_s: float) -> None:
+            deadline = time.monotonic() + patience_s
+            with pytest.raises(LateError):
+                await batcher.ask([3], deadline)
+            assert time.monotonic() >= deadline
+            late.append(patience_s)
+
+        began = time.monotonic()
+        await asyncio.gather(*(wait(patience_s) for patience_s in (0.2, 0.05, 0.1, 0.051, 0.15)))
+        took = time.monotonic() - began
+        work.let_go.set()
+        assert (await first, await second) == ([2], [4])
+        await batcher.stop()
+        return late, took
+
+    late, took = asyncio.run(ask())
+    assert late == sorted(late)
+    assert took < 2  # and not with the last question's ten seconds
+
+
 def test_a_question_that_finds_nobody_waiting_is_answered_however_short_its_deadline() -> None:
     work = Work()
     work.let_go.set()
@@ -193,7 +222,7 @@ def test_the_answers_of_a_batch_leave_the_event_loop_room_for_others() -> None:
 
     async def ask() -> list[int]:
         batcher, first = await busy(work, max_waiting=100, asked=0)
-        others = [asyncio.create_task(batcher.ask([number], soon())) for number in range(5 * AT_ONCE)]
+        others = [asyncio.create_task(batcher.ask([number], soon())) for number in range(BATCH_TEXTS)]
         await queued(batcher, len(others))
         turns: list[int] = []
 

@@ -87,7 +87,7 @@ def test_a_question_whose_caller_left_at_once_is_never_begun() -> None:
         transport = asyncio.Transport()
         cycle = PlainCycle(transport, FlowControl(transport), lambda: None)
         door = Door(lambda: False, lambda: None)
-        task = asyncio.get_running_loop().create_task(cycle.run(answer, Plain([], b""), [], door))
+        task = asyncio.get_running_loop().create_task(cycle.run(answer, Plain((), b""), [], door))
         task.cancel()
         await asyncio.wait([task])
         return task.cancelled()

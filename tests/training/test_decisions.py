@@ -28,6 +28,7 @@ def answer(logits: Floats, embedding: Floats) -> Prediction:
         score=1.0,
         decision="accept",
         probabilities=softmax(logits),
+        ranked=(-logits).argsort(kind="stable"),
         logits=logits.astype(np.float32),
         embedding=embedding.astype(np.float32),
         n_tokens=3,

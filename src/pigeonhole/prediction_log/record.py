@@ -117,9 +117,8 @@ def random_bits() -> int:
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562): Unix milliseconds, then 74 random bits. Ids sort by time; an id leads to the hour of its record."""
-    milliseconds, random = time.time_ns() // 1_000_000, random_bits()
-    digits = f"{milliseconds << 80 | 0x7 << 76 | (random >> 116) << 64 | 0b10 << 62 | random & (1 << 62) - 1:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    ms, bits = time.time_ns() // 1_000_000, random_bits()
+    return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{bits >> 116:03x}-{0x8000 | bits >> 100 & 0x3FFF:04x}-{bits & (1 << 48) - 1:012x}"
 
 
 def moment_of(prediction_id: str) -> datetime | None:
@@ -146,7 +145,7 @@ def kept_text(text: str, policy: TextPolicy, key: bytes = b"") -> str | None:
 
 def is_sampled(prediction_id: str, share: float) -> bool:
     """Whether an evenly drawn share of all predictions holds this one; a smaller share is a part of a larger one."""
-    return int.from_bytes(hashlib.sha256(prediction_id.encode()).digest()[:8]) < share * 2**64
+    return share == 1 or int.from_bytes(hashlib.sha256(prediction_id.encode()).digest()[:8]) < share * 2**64
 
 
 def encode_line(record: Record | Feedback) -> bytes:

@@ -28,6 +28,7 @@ from pigeonhole.serving.history import read_span
 from pigeonhole.serving.keys import SCOPES
 from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.protocol import Clocks
 from pigeonhole.serving.quick import Quick
 from pigeonhole.serving.rollout import Canary, Production, Rollout, Seat, Shadowed
 from pigeonhole.serving.routing import Routes
@@ -75,7 +76,7 @@ def create_app(
         for poller in pollers:
             poller.start()
         door = Door(lambda: service.is_full(stalls.late_s), service.telemetry.turned_away)
-        yield {"door": door, "quick": Quick(service, settings, access, accounts, route="/predict")}
+        yield {"door": door, "quick": Quick(service, settings, access, accounts, route="/predict"), "clocks": Clocks()}
         for poller in pollers:
             poller.stop()
         await service.stop()

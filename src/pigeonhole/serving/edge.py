@@ -9,9 +9,9 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,8 +42,7 @@ OUR_MISTAKE = Problem(500, "internal_error", "this is our mistake; the request i
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Exchange:
+class Exchange(msgspec.Struct):
     """One request and what became of it."""
 
     method: str

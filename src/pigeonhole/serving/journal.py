@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -22,8 +21,7 @@ requests = logging.getLogger("pigeonhole.requests")
 """One line a request, where the form is json."""
 
 
-@dataclass(frozen=True)
-class Traceparent:
+class Traceparent(msgspec.Struct, frozen=True):
     """Where a request stands in its caller's trace."""
 
     trace_id: str  # 32 hexadecimal digits
@@ -31,8 +29,7 @@ class Traceparent:
     flags: int
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What ties a line to a request."""
 
     request_id: str

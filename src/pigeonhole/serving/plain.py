@@ -6,10 +6,11 @@ edge (`read` gives None), so what is refused of a head, and how, is decided in o
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from http import HTTPStatus
 
+import msgspec
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from pigeonhole.serving.door import Door
@@ -33,14 +34,15 @@ HEADERS = frozenset(
     }
 )
 VISIBLE = bytes(range(0x20, 0x7F))
+KNOWN_HEADS = 512  # a client sends the same one again and again, but for the length of its body
+KNOWN_HEAD_BYTES = 1024
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
-@dataclass(frozen=True)
-class Plain:
+class Plain(msgspec.Struct, frozen=True):
     """A request as ASGI has it: names in lower case, each once, values without spaces around them."""
 
-    headers: list[tuple[bytes, bytes]]
+    headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     missing: int = 0  # bytes of its body that have not come
 
@@ -48,8 +50,19 @@ class Plain:
 def read(data: bytes) -> Plain | None:
     """A plain request that is whole, or of which nothing but the rest of its body is missing."""
     head, end, body = data.partition(b"\r\n\r\n")
+    if not end or len(head) > MAX_HEADER_BYTES:
+        return None
+    found = _known_head(head) if len(head) <= KNOWN_HEAD_BYTES else _read_head(head)
+    if found is None or len(body) > found[1]:
+        return None
+    headers, length = found
+    return Plain(headers, body, length - len(body))
+
+
+def _read_head(head: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], int] | None:
+    """Its headers, and how long its body is."""
     line, *lines = head.split(b"\r\n")
-    if not end or line not in REQUEST_LINES or len(head) > MAX_HEADER_BYTES or len(body) > MAX_BODY_BYTES:
+    if line not in REQUEST_LINES:
         return None
     headers = {}
     for line in lines:
@@ -60,16 +73,18 @@ def read(data: bytes) -> Plain | None:
         headers[name] = value
     length = headers.get(b"content-length", b"")
     if (
-        not (length.isdigit() and len(length) <= 7 and len(body) <= int(length) <= MAX_BODY_BYTES)
+        not (length.isdigit() and len(length) <= 7 and int(length) <= MAX_BODY_BYTES)
         or not HOST.fullmatch(headers.get(b"host", b"\0"))
         or headers.get(b"connection", b"keep-alive").lower() != b"keep-alive"
     ):
         return None
-    return Plain(list(headers.items()), body, int(length) - len(body))
+    return tuple(headers.items()), int(length)
 
 
-@dataclass(frozen=True)
-class Answer:
+_known_head = functools.lru_cache(KNOWN_HEADS)(_read_head)
+
+
+class Answer(msgspec.Struct, frozen=True):
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
@@ -85,11 +100,12 @@ Way = Callable[[Plain], Awaitable[Answer]]
 class PlainCycle:
     """A request and its answer: what uvicorn's own cycle is to h11, for an answer that goes out in one piece."""
 
+    message_event = asyncio.Event()  # uvicorn sets it when a connection is lost; nobody waits for it
+
     def __init__(self, transport: asyncio.Transport, flow: FlowControl, on_response: Callable[[], None]) -> None:
         self.response_complete = False
         self.disconnected = False
         self.keep_alive = True
-        self.message_event = asyncio.Event()  # uvicorn sets it when the connection is lost
         self._transport = transport
         self._flow = flow
         self._on_response = on_response

@@ -4,6 +4,7 @@ uvicorn itself waits for ever for the rest of a head or of a body, so a thousand
 """
 
 import asyncio
+import functools
 from http import HTTPStatus
 from typing import Any
 
@@ -11,6 +12,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from pigeonhole.serving.door import Door
+from pigeonhole.serving.patience import Patience
 from pigeonhole.serving.plain import Plain, PlainCycle, read
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 from pigeonhole.serving.quick import Quick
@@ -19,6 +21,7 @@ HELD_BYTES = 64 << 10
 LINGER_S = 0.5
 MAX_PIECES = 4096  # of a body; 256 KB of chunks with a byte each, which is what one read takes, hold up the loop for 0.26 s
 MAX_HEAD_BYTES = 16 << 10  # that are kept while the rest of a head, or of a plain request, is waited for
+REST_S = 5.0  # between two requests of a connection
 RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
 
 
@@ -41,18 +44,18 @@ class Pieces(h11.Connection):
 class Protocol(H11Protocol):
     """One connection."""
 
-    _receiving: asyncio.TimerHandle | None = None
     _held = b""  # what came while a plain request was answered
     _begun = b""  # a plain request without its whole body: most clients send that after the head
     _plain: asyncio.Task[None] | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._clocks: Clocks = self.app_state["clocks"]
         self.conn: Pieces = Pieces(h11.SERVER, MAX_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn itself
         super().connection_made(transport)
-        self._watch(is_receiving=True)
+        self._clocks.receiving.begin(self)
 
     def data_received(self, data: bytes) -> None:
         if isinstance(self.cycle, PlainCycle) and not self.cycle.response_complete:
@@ -69,19 +72,23 @@ class Protocol(H11Protocol):
                 return
             request = None if door.is_ending else read(data)
             if request is not None and not request.missing:
-                self._watch(is_receiving=False)
+                self._clocks.receiving.end(self)
                 self._answer(request)
                 return
             if request is not None and not begun and self._may_wait(request, len(data)):  # byte by byte is the parser's
                 self._unset_keepalive_if_required()
-                self._watch(is_receiving=True)
+                self._clocks.receiving.begin(self)
                 self._begun = data
                 return
         super().data_received(data)
-        self._watch(is_receiving=self.conn.their_state in (h11.IDLE, h11.SEND_BODY))
+        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+            self._clocks.receiving.begin(self)
+        else:
+            self._clocks.receiving.end(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._watch(is_receiving=False)
+        self._clocks.receiving.end(self)
+        self._clocks.resting.end(self)
         super().connection_lost(exc)
         self.cycle = None  # type: ignore[assignment]  # it holds this connection, which would wait for the garbage collector
         if self._plain is not None:
@@ -91,12 +98,20 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.count > MAX_PIECES:
-            self._refuse(Problem(413, "too_many_chunks", f"a body comes in at most {MAX_PIECES} chunks"))
+            self._refuse(_as_http(Problem(413, "too_many_chunks", f"a body comes in at most {MAX_PIECES} chunks")))
         else:
-            self._refuse(Problem(400, "invalid_http", "this is not HTTP/1.1 as RFC 9112 has it"))
+            self._refuse(_as_http(Problem(400, "invalid_http", "this is not HTTP/1.1 as RFC 9112 has it")))
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """As uvicorn's, which sets a timer for each connection's rest."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._clocks.resting.begin(self)
+        self.flow.resume_reading()
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.DONE:
+            self.conn.start_next_cycle()
+            self.handle_events()
         if self._held and not self.transport.is_closing():
             data, self._held = self._held, b""
             self.data_received(data)
@@ -112,6 +127,13 @@ class Protocol(H11Protocol):
         else:
             super().shutdown()
 
+    def time_out(self) -> None:
+        """The request did not come."""
+        self._refuse(_too_late(RECEIVE_TIMEOUT_S))
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._clocks.resting.end(self)
+
     def _end(self) -> None:
         if not self.transport.is_closing():
             super().shutdown()
@@ -119,8 +141,10 @@ class Protocol(H11Protocol):
     def _is_idle(self) -> bool:
         """Whether the next byte begins a request."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
-        waits = cycle is None or cycle.response_complete
-        return waits and self.conn.states == {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE} and not self.conn.trailing_data[0]
+        if cycle is not None and not cycle.response_complete:
+            return False
+        conn = self.conn
+        return conn.our_state is conn.their_state is h11.IDLE and not conn.trailing_data[0]
 
     def _may_wait(self, request: Plain, size_bytes: int) -> bool:
         """Whether the rest of its body is waited for here. What its head alone refuses, the long way refuses at once."""
@@ -135,37 +159,37 @@ class Protocol(H11Protocol):
         quick: Quick = self.app_state["quick"]
         door: Door = self.app_state["door"]
         answering = cycle.run(quick.answer, request, self.server_state.default_headers, door)
-        self._plain = task = self.loop.create_task(answering)
-        task.add_done_callback(self.tasks.discard)
-        self.tasks.add(task)
+        self._plain = self.loop.create_task(answering)  # at the end it is this connection that uvicorn waits for
 
     def _turn_away(self, refusal: bytes) -> None:
         """Answer past the parser; the connection rests as after any answer."""
         self._unset_keepalive_if_required()
-        self._watch(is_receiving=False)
+        self._clocks.receiving.end(self)
         self.transport.write(refusal)
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._clocks.resting.begin(self)
 
-    def _watch(self, *, is_receiving: bool) -> None:
-        """The clock runs from the first sign of a request (or of a connection) to the request's last byte, and never anew."""
-        if is_receiving and self._receiving is None:
-            self._receiving = self.loop.call_later(RECEIVE_TIMEOUT_S, self._time_out)
-        elif not is_receiving and self._receiving is not None:
-            self._receiving.cancel()
-            self._receiving = None
-
-    def _time_out(self) -> None:
-        self._refuse(Problem(408, "request_timeout", f"a request has to be here within {RECEIVE_TIMEOUT_S:g} s"))
-
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, answer: bytes) -> None:
         """Answer past the application, unless it has begun to answer already, and close."""
         if not self.transport.is_closing():
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                self.transport.write(_as_http(problem))
+                self.transport.write(answer)
             cycle: RequestResponseCycle | None = self.cycle  # None before the first request
             if cycle is not None:
                 cycle.disconnected = True
             self.transport.close()
+
+
+class Clocks:
+    """Of all connections of a loop. A request's runs from the first sign of it, or of its connection, to its last byte."""
+
+    def __init__(self) -> None:
+        self.receiving = Patience(RECEIVE_TIMEOUT_S, Protocol.time_out)
+        self.resting = Patience(REST_S, Protocol.timeout_keep_alive_handler)
+
+
+@functools.cache
+def _too_late(limit_s: float) -> bytes:
+    return _as_http(Problem(408, "request_timeout", f"a request has to be here within {limit_s:g} s"))
 
 
 def _as_http(problem: Problem) -> bytes:

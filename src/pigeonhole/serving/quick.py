@@ -33,7 +33,7 @@ class Quick:
 
     def lets_in(self, request: Plain) -> bool:
         """Whether its head says who may ask; how often is asked when it is whole."""
-        return self._access.is_open or self._access.knows(Headers(raw=request.headers), "predict")
+        return self._access.is_open or self._access.knows(Headers(raw=list(request.headers)), "predict")
 
     async def answer(self, request: Plain) -> Answer:
         exchange = self._accounts.begin("POST", request.headers)
@@ -53,7 +53,8 @@ class Quick:
         return answer
 
     async def _predict(self, request: Plain, exchange: Exchange) -> Answer:
-        self._access.admit(Headers(raw=request.headers), "predict")
+        if not self._access.is_open:
+            self._access.admit(Headers(raw=list(request.headers)), "predict")
         content_type = dict(request.headers).get(b"content-type", b"")
         if content_type != CONTENT_TYPE:
             check_content({"content-type": content_type.decode()})

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from msgspec import UNSET
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 
-@dataclass(frozen=True)
-class AskedText:
+class AskedText(msgspec.Struct, frozen=True, eq=False):
     """One text on its way through the service; its prediction id is made before its prediction."""
 
     text: str
@@ -30,8 +29,7 @@ class AskedText:
     span: "Span | None" = None  # of its request
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(msgspec.Struct, frozen=True, eq=False):
     """A text that nobody sent, asked to explain one that somebody did; it is not in the log."""
 
     text: str
@@ -54,11 +52,18 @@ class Recorder:
         if pairs:
             sketches = sketch(np.stack([prediction.embedding for _, prediction in pairs])).tolist()
             probabilities = kept_probabilities(np.stack([prediction.probabilities for _, prediction in pairs]))
-            kept = zip(pairs, sketches, probabilities, strict=True)
-            self._log.append([self._record(*pair, drawn, rounded, now) for pair, drawn, rounded in kept])
+            max_logits = np.stack([prediction.logits for _, prediction in pairs]).max(axis=1).tolist()
+            kept = zip(pairs, sketches, probabilities, max_logits, strict=True)
+            self._log.append([self._record(*pair, now, *computed) for pair, *computed in kept])
 
     def _record(
-        self, asked: AskedText, prediction: Prediction, drawn: list[float], probabilities: list[float], now: float
+        self,
+        asked: AskedText,
+        prediction: Prediction,
+        now: float,
+        drawn: list[float],
+        probabilities: list[float],
+        max_logit: float,
     ) -> Record:
         manifest = asked.classifier.manifest
         return Record(
@@ -75,7 +80,7 @@ class Recorder:
                 n_tokens=prediction.n_tokens,
                 unknown_tokens=prediction.unknown_tokens,
                 truncated=prediction.truncated,
-                max_logit=float(prediction.logits.max()),
+                max_logit=max_logit,
                 sketch=drawn,
             ),
             label=prediction.label,

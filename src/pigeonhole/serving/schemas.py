@@ -6,7 +6,6 @@ refusal never repeats what was sent.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -198,8 +197,7 @@ REQUESTS: dict[str, type[PredictShape]] = {
 """The field that tells the shapes apart."""
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(Struct, frozen=True):
     """A request, whatever its shape was."""
 
     texts: list[str]
@@ -249,7 +247,7 @@ def _parse(body: bytes) -> object:
     if len(body) > MAX_BESIDE_STRINGS_BYTES:
         _check_weight(body)
     try:
-        return json.loads(body.decode(), object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+        return _JSON.decode(body.decode())
     except UnicodeDecodeError as error:
         raise Problem(400, "not_utf8", "the body has to be JSON in UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -274,6 +272,10 @@ def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+# One for all: making it takes as long as using it.
+_JSON = json.JSONDecoder(object_pairs_hook=_no_doubles, parse_constant=_no_constant)
 
 
 def _convert_question(value: object) -> PredictShape:
@@ -331,12 +333,11 @@ def _lone_surrogate(place: str) -> Problem:
 
 def answer(prediction: Prediction, manifest: Manifest, prediction_id: str, top_k: int | None) -> Answer:
     labels, probabilities = manifest.labels, prediction.probabilities.tolist()
-    ranked = (-prediction.probabilities).argsort(kind="stable")[:top_k].tolist()
     return Answer(
         label=prediction.label,
         labels=list(prediction.labels) if manifest.task == "multi_label" else UNSET,
         score=prediction.score,
-        probabilities={labels[label_id]: probabilities[label_id] for label_id in ranked},
+        probabilities={labels[label_id]: probabilities[label_id] for label_id in prediction.ranked[:top_k].tolist()},
         prediction_id=prediction_id,
         decision=prediction.decision,
         truncated=prediction.truncated,
@@ -359,8 +360,21 @@ def reply(question: Question, answers: list[Answer], model: str, version: str, r
             request_id=request_id,
         )
         return msgspec.json.encode(many)
-    one = msgspec.structs.asdict(answers[0])
-    return msgspec.json.encode(PredictReply(**one, model=model, model_version=version, request_id=request_id))
+    (one,) = answers
+    single = PredictReply(
+        label=one.label,
+        labels=one.labels,
+        score=one.score,
+        probabilities=one.probabilities,
+        prediction_id=one.prediction_id,
+        decision=one.decision,
+        truncated=one.truncated,
+        n_tokens=one.n_tokens,
+        model=model,
+        model_version=version,
+        request_id=request_id,
+    )
+    return msgspec.json.encode(single)
 
 
 def components() -> Mapping[str, Any]:

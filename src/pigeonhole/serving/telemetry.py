@@ -1,5 +1,6 @@
 """What the service says about itself to Prometheus. Label values come from closed sets only: no user text, no path, no id."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -39,6 +40,7 @@ class Telemetry:
         self._request_seconds = Histogram(
             "pigeonhole_request_seconds", "From head to answer", ["route"], buckets=SECONDS, registry=registry
         )
+        self._of = functools.cache(self._children)
         self._model_seconds = Histogram("pigeonhole_model_seconds", "One batch in the model", buckets=SECONDS, registry=registry)
         self._queue_seconds = Histogram(
             "pigeonhole_queue_seconds", "A text's wait before its batch began", buckets=SECONDS, registry=registry
@@ -46,6 +48,7 @@ class Telemetry:
         self._batch_tokens = Histogram("pigeonhole_batch_tokens", "Tokens in a batch", buckets=TOKENS, registry=registry)
         self._batch_texts = Histogram("pigeonhole_batch_texts", "Texts in a batch", buckets=TEXTS, registry=registry)
         self._predictions = Counter("pigeonhole_predictions", "Predictions by label", ["label"], registry=registry)
+        self._predicted_as = functools.cache(self._predictions.labels)  # its own look takes longer than to count
         self._scores = Histogram("pigeonhole_score", "Calibrated scores of the labels given", buckets=SCORES, registry=registry)
         self._shed = Counter("pigeonhole_shed", "Requests refused because too many texts were waiting", registry=registry)
         self.stall = Histogram(
@@ -110,11 +113,12 @@ class Telemetry:
         self._model.labels(role, manifest.name, manifest.version).set(1)
         for label in manifest.labels:
             self.feedback.labels(label)
-            self._predictions.labels(label)  # a label never predicted is a 0, not a gap
+            self._predicted_as(label)  # a label never predicted is a 0, not a gap
 
     def request(self, method: str, route: str, status: int, seconds: float, overloaded: bool = False) -> None:
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        answers, latencies = self._of(route, status)
+        answers.inc()
+        latencies.observe(seconds)
         if overloaded:
             self._shed.inc()
         if method == "POST":
@@ -123,8 +127,11 @@ class Telemetry:
     def turned_away(self) -> None:
         """At the door."""
         self._shed.inc()
-        self._requests.labels("/predict", "503").inc()
+        self._of("/predict", 503)[0].inc()
         self.history.count(503, overloaded=True)
+
+    def _children(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        return self._requests.labels(route, str(status)), self._request_seconds.labels(route)
 
     def waited(self, seconds: float) -> None:
         self._queue_seconds.observe(seconds)
@@ -141,7 +148,7 @@ class Telemetry:
         self._answered.labels(role).inc(len(predictions))
         for prediction in predictions:
             for label in prediction.labels:
-                self._predictions.labels(label).inc()
+                self._predicted_as(label).inc()
             self._scores.observe(prediction.score)
 
     def exposition(self) -> bytes:
