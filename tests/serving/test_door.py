@@ -9,7 +9,7 @@ from tests.serving.test_telemetry import samples
 
 from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import LogWriter
-from pigeonhole.serving.door import Door, is_whole
+from pigeonhole.serving.door import is_question
 from pigeonhole.serving.service import MAX_LATE_S, Service
 from pigeonhole.serving.settings import Settings
 
@@ -40,18 +40,12 @@ def with_header(line: bytes) -> bytes:
         (HEAD.replace(b"17", b"+17") + BODY, False),
         (HEAD.replace(b"17", b"17 ") + BODY, False),
         (b"POST /predict HTTP/1.1\r\nhost: x\r\n\r\n", False),
+        (b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n", False),
+        ((HEAD + BODY).replace(b"/predict", b"/feedback"), False),
     ],
 )
-def test_only_a_whole_request_that_nobody_could_read_otherwise_is_refused_unread(data: bytes, whole: bool) -> None:
-    assert is_whole(data) is whole
-    assert (Door(lambda: True, lambda: None).refusal(data) is not None) is whole
-
-
-def test_what_is_no_question_is_let_in_however_full_it_is() -> None:
-    door = Door(lambda: True, lambda: None)
-    assert door.refusal(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n") is None
-    assert door.refusal((HEAD + BODY).replace(b"/predict", b"/feedback")) is None
-    assert Door(lambda: False, lambda: None).refusal(HEAD + BODY) is None
+def test_only_a_whole_question_that_nobody_could_read_otherwise_is_refused_unread(data: bytes, whole: bool) -> None:
+    assert is_question(data) is whole
 
 
 def read_answers(connection: socket.socket, count: int) -> bytes:

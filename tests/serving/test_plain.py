@@ -20,7 +20,7 @@ def request(body: bytes, path: str = "/predict", **more: str) -> bytes:
 
 
 def test_a_whole_request_is_read_as_asgi_has_it() -> None:
-    found = read(request(b"{}", X_Request_Id="a-1"))
+    found = read(request(b"{}", X_Request_Id="a-1", X_Forwarded_For="10.0.0.1", X_Cloud_Trace_Context="0/1;o=1"))
     assert found is not None
     assert found.body == b"{}"
     assert dict(found.headers)[b"x-request-id"] == b"a-1"

@@ -15,7 +15,7 @@ OVERLOADED = Problem(503, OVERLOADED_CODE, "too many texts are waiting", {"retry
 
 
 class Door:
-    """Shared by all connections; `is_full` is asked once for each piece of a request that comes in."""
+    """Shared by all connections; `is_full` is asked for each piece of a request that comes in."""
 
     def __init__(self, is_full: Callable[[], bool], count: Callable[[], None]) -> None:
         """`count` is told of each refusal."""
@@ -29,16 +29,21 @@ class Door:
         )
         self._answer = head.encode() + body
 
-    def refusal(self, data: bytes) -> bytes | None:
-        """The whole answer to a question that is not let in; None: let it in."""
-        if self.is_ending or not data.startswith(QUESTIONS) or not self._is_full() or not is_whole(data):
-            return None
+    @property
+    def is_shut(self) -> bool:
+        """Whether no question is let in."""
+        return not self.is_ending and self._is_full()
+
+    def refuse(self) -> bytes:
+        """The whole answer to a question that is not let in."""
         self._count()
         return self._answer
 
 
-def is_whole(data: bytes) -> bool:
-    """Whether this is one request with its whole body and nothing after it, whose length nobody could read in another way."""
+def is_question(data: bytes) -> bool:
+    """Whether this is one question with its whole body and nothing after it, whose length nobody could read in another way."""
+    if not data.startswith(QUESTIONS):
+        return False
     end = data.find(b"\r\n\r\n")
     head = data[:end].lower()
     lengths = re.findall(rb"\r\ncontent-length: ?([0-9]{1,7})(?=\r\n|$)", head)

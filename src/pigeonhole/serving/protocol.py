@@ -9,9 +9,10 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from pigeonhole.serving.door import Door
+from pigeonhole.serving.door import Door, is_question
 from pigeonhole.serving.patience import Patience
 from pigeonhole.serving.plain import Plain, PlainCycle, read
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
@@ -54,7 +55,11 @@ class Protocol(H11Protocol):
         self.conn: Pieces = Pieces(h11.SERVER, MAX_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn itself
-        super().connection_made(transport)
+        """As uvicorn's, which asks the system for both addresses: nobody here does."""
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.scheme = "http"
         self._clocks.receiving.begin(self)
 
     def data_received(self, data: bytes) -> None:
@@ -67,11 +72,12 @@ class Protocol(H11Protocol):
         data = begun + data
         door: Door = self.app_state["door"]
         if self._is_idle():
-            if (refusal := door.refusal(data)) is not None:
-                self._turn_away(refusal)
-                return
             request = None if door.is_ending else read(data)
-            if request is not None and not request.missing:
+            is_plain = request is not None and not request.missing
+            if door.is_shut and (is_plain or is_question(data)):
+                self._turn_away(door.refuse())
+                return
+            if request is not None and is_plain:
                 self._clocks.receiving.end(self)
                 self._answer(request)
                 return
@@ -87,9 +93,15 @@ class Protocol(H11Protocol):
             self._clocks.receiving.end(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn's, which tells the parser too."""
         self._clocks.receiving.end(self)
         self._clocks.resting.end(self)
-        super().connection_lost(exc)
+        self.connections.discard(self)
+        self.flow.resume_writing()
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is not None:
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
         self.cycle = None  # type: ignore[assignment]  # it holds this connection, which would wait for the garbage collector
         if self._plain is not None:
             # What waits for the model is not computed for nobody. A request with an idempotency-key is none of these: its answer
