@@ -142,7 +142,7 @@ def _bundles(url: str, scratch: Path) -> dict[str, str]:
 def _servers(bundles: Mapping[str, str], twin: str, scratch: Path, *, with_infinity: bool) -> dict[str, Server]:
     """Infinity brings 5 GB of torch for graphics cards along: it is made where it is asked for by name."""
     model = _peers_model(bundles["fp32"], twin, scratch / "peers-model")
-    serve = [sys.executable, "-c", "from pigeonhole.serving.serve import main; main()"]
+    serve = [sys.executable, "-c", "from pigeonhole.serving.entry import main; main()"]  # what `uv run serve` runs
     found = {name: Server(serve, {"PIGEONHOLE_BUNDLE": bundle}) for name, bundle in bundles.items()}
     for name, more in {
         "plain": {},

@@ -166,10 +166,12 @@ def test_what_the_log_keeps_of_a_text_is_a_setting(start: Start) -> None:
     assert b"parcel" not in b"".join(path.read_bytes() for path in service.log.rglob("*") if path.is_file())
 
 
-def test_the_app_imports_nothing_of_training() -> None:
+def test_the_app_imports_nothing_of_training_and_nothing_that_its_first_answer_can_do_without() -> None:
     program = "import json, sys, pigeonhole.serving.app, pigeonhole.serving.server; print(json.dumps(sorted(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
-    loaded = {name.partition(".")[0] for name in json.loads(found.stdout)}
+    modules = set(json.loads(found.stdout))
+    loaded = {name.partition(".")[0] for name in modules}
     heavy = {"torch", "transformers", "datasets", "hydra", "omegaconf", "pandas", "pyarrow", "sklearn", "matplotlib", "wandb"}
     assert loaded & heavy == set()
     assert "fsspec" not in loaded  # a local log never pays for a cloud's client
+    assert modules & {"fastapi", "importlib.metadata", "importlib.resources"} == set()

@@ -8,7 +8,7 @@ from tests.serving.conftest import Running
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from pigeonhole.serving.door import Door
-from pigeonhole.serving.plain import Answer, Plain, PlainCycle, read
+from pigeonhole.serving.plain import Answer, Plain, PlainCycle, is_half_a_head, read
 
 HEADERS = {"Host": "localhost", "Content-Type": "application/json", "Accept": "*/*", "Connection": "keep-alive"}
 
@@ -74,6 +74,23 @@ def test_a_plain_request_may_lack_a_part_of_its_body(data: bytes, missing: int) 
 )
 def test_what_is_unusual_in_any_way_is_left_to_the_parser(data: bytes) -> None:
     assert read(data) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "half"),
+    [
+        (b"P", True),
+        (b"POST /pre", True),
+        (b"POST /v1/predict HTTP/1.1\r\nho", True),
+        (request(b"{}")[:-3], True),
+        (request(b"{}")[:-2], False),
+        (b"POST /explain", False),
+        (b"\r\nPOST", False),
+        (b"\x16\x03\x01", False),
+    ],
+)
+def test_half_a_head_may_become_a_question(data: bytes, half: bool) -> None:
+    assert is_half_a_head(data) is half
 
 
 def test_a_question_whose_caller_left_at_once_is_never_begun() -> None:

@@ -85,19 +85,19 @@ def test_a_body_without_a_length_is_counted_and_refused_while_it_is_sent(running
     assert b'"detail":"a body has at most 1048576 bytes"' in found
 
 
-@pytest.mark.parametrize("cut", [0, 5])
-def test_a_body_that_comes_after_its_head_costs_no_parser(start: Start, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+@pytest.mark.parametrize("cut", [3, 40, len(HEAD) - 1, len(HEAD), len(HEAD) + 5])
+def test_a_question_in_two_pieces_costs_no_parser(start: Start, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
     def parse(*_: object) -> None:
         raise AssertionError("no plain request should come here")
 
     body = b'{"text":"parcel"}'
-    head = HEAD.replace(b"20", str(len(body)).encode())
+    request = HEAD.replace(b"20", str(len(body)).encode()) + body
     with start() as service, socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
         monkeypatch.setattr(protocol.Pieces, "receive_data", parse)
         for _ in range(2):
-            connection.sendall(head + body[:cut])
+            connection.sendall(request[:cut])
             time.sleep(0.05)
-            connection.sendall(body[cut:])
+            connection.sendall(request[cut:])
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 

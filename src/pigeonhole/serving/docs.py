@@ -3,12 +3,13 @@
 import base64
 import hashlib
 import re
-from importlib import resources
 
 from starlette.responses import Response
 
 
 def page() -> Response:
+    from importlib import resources  # a start does without it
+
     html = resources.files("pigeonhole.serving").joinpath("docs.html").read_text("utf-8")
     return Response(html, media_type="text/html", headers={"content-security-policy": _policy(html)})
 

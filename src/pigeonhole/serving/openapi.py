@@ -1,6 +1,5 @@
 """What /openapi.json says beyond what FastAPI sees: the bodies of schemas.py, the limits, the refusals."""
 
-import importlib.metadata
 from typing import Any, get_args
 
 import msgspec
@@ -146,6 +145,8 @@ PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
 def document(title: str, routes: Routes) -> bytes:
     """The whole of it."""
     # Half a second and 15 MB that only who asks for this has to wait for.
+    import importlib.metadata
+
     from fastapi.openapi.utils import get_openapi
     from fastapi.responses import JSONResponse
     from fastapi.routing import APIRoute

@@ -13,7 +13,7 @@ from http import HTTPStatus
 import msgspec
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from pigeonhole.serving.door import Door
+from pigeonhole.serving.door import QUESTIONS, Door
 from pigeonhole.serving.edge import HOST, MAX_BODY_BYTES, MAX_HEADER_BYTES
 
 REQUEST_LINES = (b"POST /predict HTTP/1.1", b"POST /v1/predict HTTP/1.1")
@@ -67,6 +67,11 @@ def read(data: bytes) -> Plain | None:
         return None
     headers, length = found
     return Plain(headers, body, length - len(body))
+
+
+def is_half_a_head(data: bytes) -> bool:
+    """Of a question."""
+    return b"\r\n\r\n" not in data and any(data.startswith(line[: len(data)]) for line in QUESTIONS)
 
 
 def _read_head(head: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], int] | None:

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from pigeonhole.serving.door import Door, is_question
 from pigeonhole.serving.patience import Patience
-from pigeonhole.serving.plain import Plain, PlainCycle, read
+from pigeonhole.serving.plain import Plain, PlainCycle, is_half_a_head, read
 from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 from pigeonhole.serving.quick import Quick
 
@@ -46,7 +46,7 @@ class Protocol(H11Protocol):
     """One connection."""
 
     _held = b""  # what came while a plain request was answered
-    _begun = b""  # a plain request without its whole body: most clients send that after the head
+    _begun = b""  # the first piece of a question: most clients send its body after its head
     _plain: asyncio.Task[None] | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -81,7 +81,7 @@ class Protocol(H11Protocol):
                 self._clocks.receiving.end(self)
                 self._answer(request)
                 return
-            if request is not None and not begun and self._may_wait(request, len(data)):  # byte by byte is the parser's
+            if not (begun or door.is_ending) and self._may_wait(data, request):  # byte by byte is the parser's
                 self._unset_keepalive_if_required()
                 self._clocks.receiving.begin(self)
                 self._begun = data
@@ -158,10 +158,12 @@ class Protocol(H11Protocol):
         conn = self.conn
         return conn.our_state is conn.their_state is h11.IDLE and not conn.trailing_data[0]
 
-    def _may_wait(self, request: Plain, size_bytes: int) -> bool:
-        """Whether the rest of its body is waited for here. What its head alone refuses, the long way refuses at once."""
+    def _may_wait(self, data: bytes, request: Plain | None) -> bool:
+        """Whether the rest of a question is waited for here. What its head alone refuses, the long way refuses at once."""
+        if request is None:
+            return len(data) <= MAX_HEAD_BYTES and is_half_a_head(data)
         quick: Quick = self.app_state["quick"]
-        return request.missing <= MAX_HEAD_BYTES - size_bytes and quick.lets_in(request)
+        return request.missing <= MAX_HEAD_BYTES - len(data) and quick.lets_in(request)
 
     def _answer(self, request: Plain) -> None:
         """As handle_events of uvicorn's protocol does."""
