@@ -119,11 +119,13 @@ class Batcher(Generic[Asked, Answer]):
         `deadline` is time.monotonic()'s.
         """
         loop = asyncio.get_running_loop()
-        parts = [asked[start : start + BATCH_TEXTS] for start in range(0, len(asked), BATCH_TEXTS)]
+        parts = [asked]
+        if len(asked) > BATCH_TEXTS:
+            parts = [asked[start : start + BATCH_TEXTS] for start in range(0, len(asked), BATCH_TEXTS)]
         if not self._waiting:
             deadline = max(deadline, time.monotonic() + NEXT_S * len(parts))
         jobs = [_Job(part, deadline, loop.create_future()) for part in parts]
-        self._enqueue(jobs)
+        self._enqueue(jobs, len(asked))
         futures = [job.future for job in jobs]
         self._asked.update(dict.fromkeys(futures, deadline))
         if self._ring is None or deadline < self._ring.when():
@@ -150,8 +152,7 @@ class Batcher(Generic[Asked, Answer]):
         if left := [deadline for deadline in self._asked.values() if deadline > now]:
             self._ring_at(max(min(left), now + LATE_S))
 
-    def _enqueue(self, jobs: list[_Job[Asked, Answer]]) -> None:
-        texts = sum(len(job.asked) for job in jobs)
+    def _enqueue(self, jobs: list[_Job[Asked, Answer]], texts: int) -> None:
         with self._changed:
             if self._stopping:
                 raise StoppedError

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pigeonhole.prediction_log import new_id
 from pigeonhole.serving.door import Door
-from pigeonhole.serving.journal import Request, current, new_trace_id, requests, traceparent_of
+from pigeonhole.serving.journal import Request, current, requests, traceparent_of
 from pigeonhole.serving.problem import MEDIA_TYPE, OVERLOADED_CODE, Problem
 from pigeonhole.serving.telemetry import Telemetry
 from pigeonhole.serving.tracing import Tracing, span_of_request
@@ -32,6 +32,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # any other word
 SINGLE_HEADERS = (b"content-type", b"content-encoding", b"idempotency-key", b"x-canary-key", b"x-request-timeout-ms")
 
 GONE = 499  # nobody is left to answer; nginx's number for it
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Accounts:
         parent = traceparent_of(headers)
         span = self._tracing.request(method, parent) if self._tracing else None
         exchange = Exchange(method, _request_id(headers), time.perf_counter(), span)
-        trace_id = f"{span.get_span_context().trace_id:032x}" if span else parent.trace_id if parent else new_trace_id()
+        trace_id = f"{span.get_span_context().trace_id:032x}" if span else parent.trace_id if parent else ""
         current.set(Request(exchange.request_id, trace_id))
         span_of_request.set(span)
         self._telemetry.in_flight.inc()
@@ -225,8 +226,8 @@ def _too_large() -> Problem:
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The caller's, if it is harmless in a header and in a log line; else a new one."""
-    (given, *more) = _values(headers, b"x-request-id") or [b""]
-    return given.decode() if not more and re.fullmatch(rb"[A-Za-z0-9._-]{1,64}", given) else new_id()
+    given = _values(headers, b"x-request-id")
+    return given[0].decode() if len(given) == 1 and REQUEST_ID.fullmatch(given[0]) else new_id()
 
 
 def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:

@@ -29,11 +29,11 @@ class Traceparent(msgspec.Struct, frozen=True):
     flags: int
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct):
     """What ties a line to a request."""
 
     request_id: str
-    trace_id: str
+    trace_id: str = ""  # until a line needs one that nobody gave
 
 
 current: ContextVar[Request | None] = ContextVar("current", default=None)
@@ -87,6 +87,7 @@ class _Json(logging.Formatter):
         }
         request = current.get()
         if request is not None:
+            request.trace_id = request.trace_id or new_trace_id()
             line |= {"request_id": request.request_id, "trace_id": request.trace_id}
         fields: Mapping[str, Any] = getattr(record, "fields", {})
         line |= fields

@@ -196,6 +196,13 @@ REQUESTS: dict[str, type[PredictShape]] = {
 }
 """The field that tells the shapes apart."""
 
+ALLOWED = {
+    "text": "allowed beside text is top_k",
+    "texts": "allowed beside texts is top_k and partial",
+    "inputs": "allowed beside inputs is parameters.top_k",
+    "instances": "allowed beside instances is parameters.top_k",
+}
+
 
 class Question(Struct, frozen=True):
     """A request, whatever its shape was."""
@@ -282,9 +289,8 @@ def _convert_question(value: object) -> PredictShape:
     found = [field for field in REQUESTS if field in value] if isinstance(value, dict) else []
     if len(found) != 1:
         raise Problem(422, "invalid_request", f"exactly one of the fields {', '.join(REQUESTS)} is needed, in a JSON object")
-    beside = {"text": "top_k", "texts": "top_k and partial"}.get(found[0], "parameters.top_k")
     shape = _LooseTexts if found[0] == "texts" else REQUESTS[found[0]]
-    return _convert(value, shape, f"allowed beside {found[0]} is {beside}")
+    return _convert(value, shape, ALLOWED[found[0]])
 
 
 def _convert(value: object, shape: type[Shape], allowed: str) -> Shape:
@@ -320,10 +326,11 @@ def _errors(texts: list[str], field: str) -> Iterator[TextError]:
 def _checked_text(text: str, place: str) -> str:
     if not text.strip():
         raise Problem(422, "blank_text", f"{place} is blank")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _lone_surrogate(place) from error
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise _lone_surrogate(place) from error
     return text
 
 
