@@ -26,7 +26,7 @@ from pigeonhole.registry import Registry
 from pigeonhole.serving.port import bind
 from pigeonhole.serving.protocol import LINGER_S
 from pigeonhole.serving.serve import find_bundle, run
-from pigeonhole.serving.server import TAKEN_AT_ONCE, make_server
+from pigeonhole.serving.server import Server, make_server
 from pigeonhole.serving.settings import Settings
 
 OURS = ("HOST", "PORT", "PIGEONHOLE_")
@@ -311,12 +311,11 @@ def test_kill_9_loses_no_answer_that_was_given(words_bundle: Path, tmp_path: Pat
 
 
 def test_the_kernel_holds_hundreds_of_connections_that_the_loop_has_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def listen_only(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        sockets[0].listen(server.config.backlog)
+    async def start_nothing(server: Server, _: list[socket.socket]) -> None:
+        server.servers = []
 
-    monkeypatch.setattr(uvicorn.Server, "startup", listen_only)
+    monkeypatch.setattr(uvicorn.Server, "startup", start_nothing)
     server = make_server(Starlette())
-    assert server.config.backlog == TAKEN_AT_ONCE
     with bind("127.0.0.1", 0) as listener, contextlib.ExitStack() as connections:
         asyncio.run(server.startup([listener]))
         for _ in range(200):

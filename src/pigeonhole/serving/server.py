@@ -9,11 +9,11 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
+from pigeonhole.serving.listener import Listener
 from pigeonhole.serving.protocol import Protocol
 
-GRACE_S = 8  # Cloud Run kills ten seconds after SIGTERM; the rest is for the last records
 BACKLOG = 2048  # connections that the kernel holds until they are taken
-TAKEN_AT_ONCE = 8  # of them: asyncio takes as many as its `backlog` before it looks at anything else, 0.1 ms each
+GRACE_S = 8  # Cloud Run kills ten seconds after SIGTERM; the rest is for the last records
 
 
 def run(app: Starlette, listener: socket.socket) -> None:
@@ -24,12 +24,18 @@ def run(app: Starlette, listener: socket.socket) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that takes connections a few at a time: a thousand that come at once make no request wait for them all."""
+    """uvicorn that takes connections as listener.py does; asyncio takes them as fast as they come."""
+
+    servers: list[Listener]  # type: ignore[assignment]  # has all that uvicorn asks of one
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in sockets or []:
-            listener.listen(BACKLOG)
+        for listening in sockets or []:
+            listening.listen(BACKLOG)
+        await super().startup([])
+        self.servers += [Listener(listening, self._connection) for listening in sockets or []]
+
+    def _connection(self) -> Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state)
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
@@ -45,7 +51,6 @@ def make_server(app: Starlette) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nothing here asks where a request came from
-        backlog=TAKEN_AT_ONCE,
         timeout_graceful_shutdown=GRACE_S,
     )
     return Server(config)

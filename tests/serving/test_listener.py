@@ -1,0 +1,93 @@
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pigeonhole.serving import listener
+from pigeonhole.serving.listener import AT_ONCE, Listener
+from pigeonhole.serving.port import bind
+
+Took = list[asyncio.BaseTransport]
+
+
+class Greeting(asyncio.Protocol):
+    """Says hello, and remembers who came."""
+
+    def __init__(self, took: Took) -> None:
+        self._took = took
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._took.append(transport)
+        transport.write(b"hello")
+
+
+def listening(connections: int, look: Callable[[Took], Awaitable[None]]) -> None:
+    """`look` runs beside a listener that so many connections have come to already; all are greeted in the end."""
+
+    async def run(listens: socket.socket, came: list[socket.socket]) -> None:
+        took: Took = []
+        taking = Listener(listens, lambda: Greeting(took))
+        await look(took)
+        async with asyncio.timeout(10):
+            while len(took) < connections:  # noqa: ASYNC110  a listener has no event for its tests
+                await asyncio.sleep(0.005)
+        assert {one.recv(5) for one in came} == {b"hello"}
+        taking.close()
+        await taking.wait_closed()
+        for transport in took:
+            transport.abort()  # type: ignore[attr-defined]  # as greeted
+
+    with bind("127.0.0.1", 0) as listens, contextlib.ExitStack() as opened:
+        listens.listen(2 * connections)
+        address = listens.getsockname()
+        came = [opened.enter_context(socket.create_connection(address, timeout=5)) for _ in range(connections)]
+        asyncio.run(run(listens, came))
+
+
+def test_after_a_burst_so_many_a_second_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "BURST", 2 * AT_ONCE)
+    monkeypatch.setattr(listener, "PER_S", 20 * AT_ONCE)
+
+    async def look(took: Took) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while len(took) < 6 * AT_ONCE:  # noqa: ASYNC110  a listener has no event for its tests
+            await asyncio.sleep(0.002)
+        assert loop.time() - began >= 3 / 20  # the last three groups wait for their turn, each a 20th of a second
+
+    listening(6 * AT_ONCE, look)
+
+
+def test_a_turn_of_the_loop_takes_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(took: Took) -> None:
+        before = 0
+        while len(took) < 5 * AT_ONCE:
+            await asyncio.sleep(0)
+            assert len(took) - before <= AT_ONCE
+            before = len(took)
+
+    listening(5 * AT_ONCE, look)
+
+
+def test_where_no_file_can_be_opened_any_more_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listener, "FULL_S", 0.01)
+
+    async def look(_: Took) -> None:
+        loop = asyncio.get_running_loop()
+        accept, errors = loop.sock_accept, [errno.EMFILE, errno.ECONNABORTED, errno.EMFILE]
+
+        async def fail(listens: socket.socket) -> tuple[socket.socket, object]:
+            if errors:
+                raise OSError(errors.pop(), "too many open files")
+            return await accept(listens)
+
+        monkeypatch.setattr(loop, "sock_accept", fail)
+
+    listening(3, look)
+    assert caplog.text.count("no connection can be taken: too many open files") == 2
