@@ -10,7 +10,22 @@ from pigeonhole.serving import listener
 from pigeonhole.serving.listener import AT_ONCE, Listener
 from pigeonhole.serving.port import bind
 
-Took = list[asyncio.BaseTransport]
+
+class Took(list[asyncio.Transport]):
+    """Who came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._came = asyncio.Event()
+
+    def add(self, transport: asyncio.Transport) -> None:
+        self.append(transport)
+        self._came.set()
+
+    async def reach(self, count: int) -> None:
+        while len(self) < count:
+            self._came.clear()
+            await self._came.wait()
 
 
 class Greeting(asyncio.Protocol):
@@ -21,7 +36,7 @@ class Greeting(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._took.append(transport)
+        self._took.add(transport)
         transport.write(b"hello")
 
 
@@ -29,17 +44,15 @@ def listening(connections: int, look: Callable[[Took], Awaitable[None]]) -> None
     """`look` runs beside a listener that so many connections have come to already; all are greeted in the end."""
 
     async def run(listens: socket.socket, came: list[socket.socket]) -> None:
-        took: Took = []
+        took = Took()
         taking = Listener(listens, lambda: Greeting(took))
         await look(took)
         async with asyncio.timeout(10):
-            while len(took) < connections:  # noqa: ASYNC110  a listener has no event for its tests
-                await asyncio.sleep(0.005)
+            await took.reach(connections)
         assert {one.recv(5) for one in came} == {b"hello"}
-        taking.close()
-        await taking.wait_closed()
+        await taking.close()
         for transport in took:
-            transport.abort()  # type: ignore[attr-defined]  # as greeted
+            transport.abort()
 
     with bind("127.0.0.1", 0) as listens, contextlib.ExitStack() as opened:
         listens.listen(2 * connections)
@@ -55,8 +68,7 @@ def test_after_a_burst_so_many_a_second_are_taken(monkeypatch: pytest.MonkeyPatc
     async def look(took: Took) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        while len(took) < 6 * AT_ONCE:  # noqa: ASYNC110  a listener has no event for its tests
-            await asyncio.sleep(0.002)
+        await took.reach(6 * AT_ONCE)
         assert loop.time() - began >= 3 / 20  # the last three groups wait for their turn, each a 20th of a second
 
     listening(6 * AT_ONCE, look)

@@ -312,7 +312,7 @@ def test_kill_9_loses_no_answer_that_was_given(words_bundle: Path, tmp_path: Pat
 
 def test_the_kernel_holds_hundreds_of_connections_that_the_loop_has_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     async def start_nothing(server: Server, _: list[socket.socket]) -> None:
-        server.servers = []
+        server.should_exit = True
 
     monkeypatch.setattr(uvicorn.Server, "startup", start_nothing)
     server = make_server(Starlette())

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import math
+import operator
 import threading
 import time
 from collections import deque
@@ -146,9 +147,9 @@ class Batcher(Generic[Asked, Answer]):
     def _give_up_late(self) -> None:
         now = time.monotonic()
         self._ring = None
-        for future, deadline in self._asked.items():
-            if deadline <= now and not future.done():
-                future.set_exception(LateError())
+        late = [(deadline, future) for future, deadline in self._asked.items() if deadline <= now and not future.done()]
+        for _, future in sorted(late, key=operator.itemgetter(0)):
+            future.set_exception(LateError())
         if left := [deadline for deadline in self._asked.values() if deadline > now]:
             self._ring_at(max(min(left), now + LATE_S))
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Listener:
-    """What uvicorn knows as a server: it is closed, and then waited for."""
+    """From its making until it is closed."""
 
     def __init__(self, listening: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
         """On the running loop. The socket listens already, and stays its maker's to close."""
@@ -29,10 +29,8 @@ class Listener:
         self._opening: set[asyncio.Task[object]] = set()
         self._taking = asyncio.get_running_loop().create_task(self._take())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._taking.cancel()
-
-    async def wait_closed(self) -> None:
         await asyncio.wait([self._taking])
 
     async def _take(self) -> NoReturn:

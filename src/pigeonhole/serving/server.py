@@ -26,13 +26,21 @@ def run(app: Starlette, listener: socket.socket) -> None:
 class Server(uvicorn.Server):
     """uvicorn that takes connections as listener.py does; asyncio takes them as fast as they come."""
 
-    servers: list[Listener]  # type: ignore[assignment]  # has all that uvicorn asks of one
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._listeners: list[Listener] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         for listening in sockets or []:
             listening.listen(BACKLOG)
         await super().startup([])
-        self.servers += [Listener(listening, self._connection) for listening in sockets or []]
+        if not self.should_exit:
+            self._listeners = [Listener(listening, self._connection) for listening in sockets or []]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in self._listeners:
+            await listener.close()
+        await super().shutdown(sockets)
 
     def _connection(self) -> Protocol:
         return Protocol(self.config, self.server_state, self.lifespan.state)
