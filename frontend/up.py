@@ -113,7 +113,8 @@ def wait_until_ready(part: Part, process: "subprocess.Popen[bytes]", patience_s:
 
 def main() -> int:
     """0 after Ctrl-C or SIGTERM, 3 where a part does not start or ends by itself."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # the latter too: a shell without job control has what it starts ignore it
+        signal.signal(number, _interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix="pigeonhole-up-") as scratch:
             return watch(parts(os.environ, Path(scratch)))

@@ -20,7 +20,8 @@ def stack(sealed_bundle: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str
         PIGEONHOLE_LOG=str(tmp_path / "log"),
         **{name: str(free_port()) for name in PORTS},
     )
-    command = [sys.executable, "-m", "frontend.up"]
+    # As a script starts it beside others: deaf to Ctrl-C, if it does not see to that itself.
+    command = ["sh", "-c", 'trap "" INT; exec "$0" -m frontend.up', sys.executable]
     process = subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     with process.stderr:
