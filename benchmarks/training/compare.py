@@ -37,6 +37,7 @@ CONTENDERS = {
     "trainer_tuned_bf16": ["benchmarks.training.hf_trainer", "tuned", "bf16"],
     "ours": ["benchmarks.training.ours"],
     "ours_fp32": ["benchmarks.training.ours", "precision=fp32"],
+    "ours_bf16": ["benchmarks.training.ours", "precision=bf16"],
 }
 CEILING_S = 2.0
 

@@ -54,7 +54,7 @@ class TrainerConfig:
     label_smoothing: float = setting(0.0, "share of the target that is spread over all labels", ge=0, lt=1)
     precision: str = setting(
         "auto",
-        "of what linear layers multiply: auto is bf16 on a GPU and on a CPU with AMX, else fp32",
+        "of what linear layers multiply: auto is bf16 on a GPU and on a CPU with AMX or AVX512-BF16, else fp32",
         choices=["auto", "fp32", "bf16"],
     )
     loss: str = setting("cross_entropy", "focal makes texts that are easy already count less", choices=["cross_entropy", "focal"])
