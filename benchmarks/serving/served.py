@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -89,6 +90,7 @@ class Connection(asyncio.Protocol):
     """One keep-alive connection and one question at a time; cheap enough to ask faster than a server can answer."""
 
     def __init__(self) -> None:
+        self.body = b""  # of the latest answer
         self._buffer = b""
         self._waiter: asyncio.Future[int] | None = None
         self._transport: asyncio.Transport | None = None
@@ -109,7 +111,7 @@ class Connection(asyncio.Protocol):
             return
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         if len(body) >= length:
-            self._buffer = b""
+            self._buffer, self.body = b"", body
             self._settle(int(head[9:12]))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -136,12 +138,10 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-def predict_request(text: str) -> bytes:
-    body = b'{"text":"%b"}' % text.encode()
-    return b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
-        len(body),
-        body,
-    )
+def predict_request(text: str, *headers: str) -> bytes:
+    body = json.dumps({"text": text}).encode()
+    head = ["POST /predict HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(body)}", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
 
 
 def percentile(values: list[float], share: float) -> float:
