@@ -9,7 +9,9 @@ from tests.serving.test_telemetry import samples
 
 from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import LogWriter
+from pigeonhole.serving import listener
 from pigeonhole.serving.door import is_question
+from pigeonhole.serving.listener import AT_ONCE
 from pigeonhole.serving.service import MAX_LATE_S, Service
 from pigeonhole.serving.settings import Settings
 
@@ -85,6 +87,24 @@ def test_a_full_service_refuses_at_the_door_and_the_connection_goes_on(start: St
             assert read_answers(connection, 1).startswith(b"HTTP/1.1 200")
             (told,) = service.http.get("/history?hours=1&steps=1").json()["steps"]
             assert (told["turned_away"], told["failed"]) == (4, 0)
+
+
+def test_where_a_crowd_waits_connections_are_taken_as_fast_as_they_come(
+    start: Start, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "BURST", AT_ONCE)
+    monkeypatch.setattr(listener, "PER_S", AT_ONCE / 60)
+    held = Held(classifier)
+    with start(held, max_waiting=256) as service, ThreadPoolExecutor(2) as pool:
+        pool.submit(service.http.post, "/predict", json={"text": "parcel"})
+        assert held.entered.wait(5)
+        pool.submit(service.http.post, "/predict", json={"texts": ["parcel"] * 256})
+        wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 256)
+        for _ in range(4 * AT_ONCE):  # the pace would take minutes for them
+            with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+                connection.sendall(HEAD + BODY)
+                assert read_answers(connection, 1).startswith(b"HTTP/1.1 503")
+        held.let_go.set()
 
 
 def test_a_late_loop_lets_in_what_the_model_needs_and_no_more(classifier: Classifier, tmp_path: Path) -> None:

@@ -40,12 +40,12 @@ class Greeting(asyncio.Protocol):
         transport.write(b"hello")
 
 
-def listening(connections: int, look: Callable[[Took], Awaitable[None]]) -> None:
+def listening(connections: int, look: Callable[[Took], Awaitable[None]], in_haste: bool = False) -> None:
     """`look` runs beside a listener that so many connections have come to already; all are greeted in the end."""
 
     async def run(listens: socket.socket, came: list[socket.socket]) -> None:
         took = Took()
-        taking = Listener(listens, lambda: Greeting(took))
+        taking = Listener(listens, lambda: Greeting(took), lambda: in_haste)
         await look(took)
         async with asyncio.timeout(10):
             await took.reach(connections)
@@ -72,6 +72,16 @@ def test_after_a_burst_so_many_a_second_are_taken(monkeypatch: pytest.MonkeyPatc
         assert loop.time() - began >= 3 / 20  # the last three groups wait for their turn, each a 20th of a second
 
     listening(6 * AT_ONCE, look)
+
+
+def test_in_haste_all_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "BURST", AT_ONCE)
+    monkeypatch.setattr(listener, "PER_S", AT_ONCE / 60)
+
+    async def look(_: Took) -> None:  # within its ten seconds; the pace would take minutes
+        pass
+
+    listening(4 * AT_ONCE, look, in_haste=True)
 
 
 def test_a_turn_of_the_loop_takes_a_few(monkeypatch: pytest.MonkeyPatch) -> None:

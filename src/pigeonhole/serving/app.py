@@ -76,7 +76,12 @@ def create_app(
         for poller in pollers:
             poller.start()
         door = Door(lambda: service.is_full(stalls.late_s), service.telemetry.turned_away)
-        yield {"door": door, "quick": Quick(service, settings, access, accounts, route="/predict"), "clocks": Clocks()}
+        yield {
+            "door": door,
+            "quick": Quick(service, settings, access, accounts, route="/predict"),
+            "clocks": Clocks(),
+            "is_crowded": lambda: service.batcher.is_crowded,
+        }
         for poller in pollers:
             poller.stop()
         await service.stop()

@@ -114,6 +114,10 @@ class Batcher(Generic[Asked, Answer]):
     def waiting_texts(self) -> int:
         return self._waiting_texts
 
+    @property
+    def is_crowded(self) -> bool:
+        return self._waiting_texts >= CROWD
+
     async def ask(self, asked: Sequence[Asked], deadline: float) -> list[Answer]:
         """The answers, in order. Raises OverloadedError, LateError, StoppedError, DeadError, and what `work` raises.
 
@@ -217,7 +221,7 @@ class Batcher(Generic[Asked, Answer]):
         On the core that both share it would have no more than every other slice, and a burst of connections would wait twice as
         long.
         """
-        if self._waiting_texts < CROWD or self._loop is None:
+        if not self.is_crowded or self._loop is None:
             return
         caught_up = threading.Event()
 

@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -35,7 +36,8 @@ class Server(uvicorn.Server):
             listening.listen(BACKLOG)
         await super().startup([])
         if not self.should_exit:
-            self._listeners = [Listener(listening, self._connection) for listening in sockets or []]
+            in_haste: Callable[[], bool] = self.lifespan.state["is_crowded"]
+            self._listeners = [Listener(listening, self._connection, in_haste) for listening in sockets or []]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for listener in self._listeners:
