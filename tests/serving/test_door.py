@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.serving.conftest import Start, wait_until
+from tests.serving.conftest import Running, Start, wait_until
 from tests.serving.test_failures import Held
 from tests.serving.test_telemetry import samples
 
@@ -59,13 +59,18 @@ def read_answers(connection: socket.socket, count: int) -> bytes:
     return found
 
 
+def fill(service: Running, held: Held, pool: ThreadPoolExecutor) -> None:
+    """One text holds the model, and 256 wait for it."""
+    pool.submit(service.http.post, "/predict", json={"text": "parcel"})
+    assert held.entered.wait(5)
+    pool.submit(service.http.post, "/predict", json={"texts": ["parcel"] * 256})
+    wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 256)
+
+
 def test_a_full_service_refuses_at_the_door_and_the_connection_goes_on(start: Start, classifier: Classifier) -> None:
     held = Held(classifier)
     with start(held, max_waiting=256) as service, ThreadPoolExecutor(2) as pool:
-        pool.submit(service.http.post, "/predict", json={"text": "parcel"})
-        assert held.entered.wait(5)
-        pool.submit(service.http.post, "/predict", json={"texts": ["parcel"] * 256})
-        wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 256)
+        fill(service, held, pool)
         with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
             for _ in range(3):
                 connection.sendall(HEAD + BODY)
@@ -96,10 +101,7 @@ def test_where_a_crowd_waits_connections_are_taken_as_fast_as_they_come(
     monkeypatch.setattr(listener, "PER_S", AT_ONCE / 60)
     held = Held(classifier)
     with start(held, max_waiting=256) as service, ThreadPoolExecutor(2) as pool:
-        pool.submit(service.http.post, "/predict", json={"text": "parcel"})
-        assert held.entered.wait(5)
-        pool.submit(service.http.post, "/predict", json={"texts": ["parcel"] * 256})
-        wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 256)
+        fill(service, held, pool)
         for _ in range(4 * AT_ONCE):  # the pace would take minutes for them
             with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
                 connection.sendall(HEAD + BODY)
