@@ -126,7 +126,7 @@ async def measure(server: Served, registry: Registry, name: str, right: Right, o
             seen_s.append(await seen(await move("production", version), version))
             say(f"swap {number + 1}: seen after {seen_s[-1]} s")
         swaps = clients.since(began)
-        back_s = await seen(await move("production", before := (SECOND, FIRST)[options.swaps % 2], "rollback"), before)
+        back_s = await seen(await move("production", target := (SECOND, FIRST)[options.swaps % 2], "rollback"), target)
         say(f"rollback: seen after {back_s} s")
 
         moved = await move("production", BROKEN)
@@ -142,7 +142,6 @@ async def measure(server: Served, registry: Registry, name: str, right: Right, o
         await move("shadow", None)
         say(f"with a shadow: p99 {shadow['p99_ms']} ms")
 
-        began = time.perf_counter()
         await seen(await move("candidate", SECOND), SECOND)
         began = time.perf_counter()
         await asyncio.sleep(options.seconds)
