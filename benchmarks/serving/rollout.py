@@ -10,7 +10,6 @@ was another one, a move was not seen within 5 s, a broken version answered, or t
 
 import asyncio
 import contextlib
-import csv
 import itertools
 import json
 import math
@@ -27,15 +26,18 @@ from typing import Any
 import msgspec
 from benchmarks.serving.served import Connection, Served, cores_of, percentile, predict_request, served
 
-from pigeonhole.bundle import open_bundle, seal
+from pigeonhole.bundle import WEIGHTS, open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.registry import Alias, Move, Registry
 
 FIRST, SECOND, BROKEN = "20260101-000000-first", "20260102-000000-second", "20260103-000000-broken"
 SEEN_WITHIN_S = 5.0
+MOST_TEXTS = 2000
 CANARY_SHARE = 0.1
 CALLERS = 400  # of the canary, told apart by a key
 CHANCE = 3.3  # standard deviations: one share in a thousand is further off
@@ -46,7 +48,7 @@ Right = dict[str, dict[str, tuple[str, float]]]  # version -> text -> label, sco
 class Options:
     bundle: str | None = setting(None, "the bundle's URL")
     other: str | None = setting(None, "another one with the same labels, of another seed for instance")
-    texts: str = setting("src/pigeonhole/dataset/tickets/tickets.csv", "a CSV file with a column text")
+    texts: str = setting(DataConfig().path, "labelled rows, whose texts are asked")
     swaps: int = setting(10, "moves of the production alias", ge=2, le=10_000)
     connections: int = setting(4, "clients", ge=1, le=256)
     seconds: float = setting(10.0, "without a move; then with a shadow; then with a canary", ge=1)
@@ -69,8 +71,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     options = read_options(Options, arguments)
     if options.bundle is None or options.other is None:
         raise ConfigError("bundle=URL and other=URL are needed; see --help")
-    with Path(options.texts).open(encoding="utf-8", newline="") as stream:
-        texts = sorted({row["text"] for row in csv.DictReader(stream)})[:2000]
+    texts = sorted({row.text for row in read_rows(DataConfig(path=options.texts))})[:MOST_TEXTS]
     with tempfile.TemporaryDirectory() as scratch:
         registry, name, right = _registry(Path(scratch), options.bundle, options.other, texts)
         os.sched_setaffinity(0, cores_of("1"))
@@ -94,7 +95,7 @@ def _registry(scratch: Path, first: str, second: str, texts: list[str]) -> tuple
         if version != BROKEN:
             predictions = Classifier.open(open_bundle(str(folder))).predict(texts)
             right[version] = {text: (each.label, each.score) for text, each in zip(texts, predictions, strict=True)}
-    weights = Path(registry.version_url(name, BROKEN)) / f"{manifest.models[manifest.served]}.data"
+    weights = Path(registry.version_url(name, BROKEN)) / f"{manifest.models[manifest.served]}{WEIGHTS}"
     damaged = bytearray(weights.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     weights.write_bytes(damaged)

@@ -22,9 +22,7 @@ logger = logging.getLogger(__name__)
 class Listener:
     """From its making until it is closed."""
 
-    def __init__(
-        self, listening: socket.socket, make: Callable[[], asyncio.Protocol], in_haste: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, listening: socket.socket, make: Callable[[], asyncio.Protocol], in_haste: Callable[[], bool]) -> None:
         """On the running loop. The socket listens already, and stays its maker's to close. `in_haste`: there is no limit now."""
         listening.setblocking(False)
         self._listening = listening
