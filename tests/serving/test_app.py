@@ -121,6 +121,8 @@ def test_a_refusal_names_the_field_and_the_limit(running_once: Running) -> None:
     assert detail({"texts": ["a"], "patrial": True}) == "unknown field; allowed beside texts is top_k and partial"
     assert detail({"texts": ["a", None]}) == "Expected `str`, got `null` - at `texts[1]`"
     assert detail({"text": "a" * 8193}) == "Expected `str` of length <= 8192 - at `text`"
+    assert detail({"text": ["a", "b"]}) == "text is one text; several go into texts"
+    assert detail({"texts": "a"}) == "texts is a list of texts; a single one goes into text"
     assert detail({"text": "a", "treshold": 1}) == "unknown field; allowed beside text is top_k"
     assert detail({"inputs": "a", "parameters": {"k": 1}}) == "unknown field; allowed beside inputs is parameters.top_k"
     assert detail({"sentence": "a"}) == "exactly one of the fields text, texts, inputs, instances is needed, in a JSON object"

@@ -203,6 +203,11 @@ ALLOWED = {
     "instances": "allowed beside instances is parameters.top_k",
 }
 
+MISPLACED: dict[tuple[str, type], str] = {
+    ("text", list): "text is one text; several go into texts",
+    ("texts", str): "texts is a list of texts; a single one goes into text",
+}
+
 
 class Question(Struct, frozen=True):
     """A request, whatever its shape was."""
@@ -287,10 +292,12 @@ _JSON = json.JSONDecoder(object_pairs_hook=_no_doubles, parse_constant=_no_const
 
 def _convert_question(value: object) -> PredictShape:
     found = [field for field in REQUESTS if field in value] if isinstance(value, dict) else []
-    if len(found) != 1:
+    if not isinstance(value, dict) or len(found) != 1:
         raise Problem(422, "invalid_request", f"exactly one of the fields {', '.join(REQUESTS)} is needed, in a JSON object")
-    shape = _LooseTexts if found[0] == "texts" else REQUESTS[found[0]]
-    return _convert(value, shape, ALLOWED[found[0]])
+    (field,) = found
+    if (misplaced := MISPLACED.get((field, type(value[field])))) is not None:
+        raise Problem(422, "invalid_request", misplaced)
+    return _convert(value, _LooseTexts if field == "texts" else REQUESTS[field], ALLOWED[field])
 
 
 def _convert(value: object, shape: type[Shape], allowed: str) -> Shape:
