@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from pigeonhole.metrics import expected_calibration_error
 from pigeonhole.training.calibration import calibrate, fit_temperature
@@ -24,8 +24,18 @@ def test_calibrating_makes_confident_logits_honest() -> None:
     assert after < 0.02 < 0.1 < before
 
 
-def test_logits_that_are_always_right_stay_within_the_bounds() -> None:
-    assert 0.05 <= fit_temperature(np.eye(3) * 5, np.arange(3)) <= 20
+@pytest.mark.parametrize("n", [20, 80, 300])
+def test_rows_that_are_all_right_do_not_promise_that_no_answer_is_wrong(n: int) -> None:
+    logits, label_ids = np.eye(3)[np.arange(n) % 3] * 12, np.arange(n) % 3
+    scores = softmax(logits / fit_temperature(logits, label_ids), axis=1).max(axis=1)
+    assert 1 - scores.mean() == pytest.approx(1 / (n + 1), rel=0.5)  # the rule of succession, and the third label's share
+
+
+def test_the_same_for_sigmoids() -> None:
+    label_ids = np.random.default_rng(0).integers(0, 2, (40, 5))
+    logits = 24.0 * label_ids - 12
+    scores = expit(np.abs(logits) / fit_temperature(logits, label_ids))
+    assert 1 - scores.mean() == pytest.approx(1 / 201, rel=0.01)
 
 
 def drawn(n: int, scale: list[float], bias: list[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -69,15 +69,24 @@ def calibrate_labels(logits: NDArray[np.floating], label_ids: NDArray[np.int64])
 def fit_temperature(logits: NDArray[np.floating], label_ids: NDArray[np.int64]) -> float:
     """The temperature that minimises the negative log likelihood of label_ids (n,) given logits (n, c); in [0.05, 20].
 
-    Of label_ids (n, c), where a text may have several labels, each of which has a sigmoid.
+    Of label_ids (n, c), where a text may have several labels, each of which has a sigmoid. To the rows comes one that is wrong
+    (Laplace's rule of succession): a few dozen that are all right would otherwise say that no answer ever is wrong.
     """
+    z, several = logits.astype(np.float64), label_ids.ndim == 2
     rows = np.arange(len(label_ids))
+    others = z.copy()
+    if not several:
+        others[rows, label_ids] = -np.inf
+    second = others.argmax(axis=1)  # what a wrong answer would most likely have been
 
     def loss(log_temperature: float) -> float:
-        scaled = logits.astype(np.float64) / np.exp(log_temperature)
-        if label_ids.ndim == 2:
-            return float(-log_expit(np.where(label_ids, scaled, -scaled)).mean())
-        return float(-log_softmax(scaled, axis=1)[rows, label_ids].mean())
+        scaled = z / np.exp(log_temperature)
+        if several:
+            right, wrong = log_expit(np.where(label_ids, scaled, -scaled)), log_expit(np.where(label_ids, -scaled, scaled))
+        else:
+            likelihood = log_softmax(scaled, axis=1)
+            right, wrong = likelihood[rows, label_ids], likelihood[rows, second]
+        return float(-right.sum() - wrong.mean())
 
     found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
     return float(np.exp(found.x))
