@@ -22,7 +22,7 @@ from pigeonhole.evaluation import compare, evaluate
 from pigeonhole.evaluation.labelled import read_own_split
 from pigeonhole.promotion import promote
 from pigeonhole.training.calibration import fit_label_thresholds, fit_temperature
-from pigeonhole.training.head import fit_head
+from pigeonhole.training.head import INVERSE_REGULARISATION, fit_head
 from pigeonhole.training.loss import several_labels_loss
 from pigeonhole.training.train import run
 
@@ -146,7 +146,7 @@ def test_the_head_is_a_logistic_regression_for_each_label() -> None:
     truth = np.stack([features[:, 0] > 0, features[:, 1] + random_.normal(size=200) > 1, np.ones(200)], axis=1).astype(np.int64)
     head = torch.nn.Linear(4, 3)
     fit_head(head, features, truth)
-    strength = 1 / float(features.var())
+    strength = INVERSE_REGULARISATION / float(features.var())
     for label in (0, 1):
         expected = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(features.astype(np.float64), truth[:, label])
         assert head.weight[label].detach().numpy() == pytest.approx(expected.coef_[0], abs=1e-5)

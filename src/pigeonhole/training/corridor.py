@@ -46,7 +46,7 @@ from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import ModelConfig, TrainConfig, TrainerConfig
 from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
 from pigeonhole.training.distillation import Distillation, teacher_logits, with_teacher
-from pigeonhole.training.head import REFIT_REGULARISATION, fit_head
+from pigeonhole.training.head import fit_head
 from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
 from pigeonhole.training.lora import add_adapters, merge_adapters
 from pigeonhole.training.loss import LabelLoss, several_labels_loss
@@ -271,7 +271,7 @@ def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable
     watch.lap("model")
     if config.trainer.fit_head_first and not config.model.keep_head:
         embeddings = trainer.embed(model, rows.train, make_recipe(config).precision)
-        fit_head(model.head, embeddings, rows.train.label_ids, balanced=balanced)
+        fit_head(model.head, embeddings, rows.train.label_ids, balanced)
         watch.lap("head")
     checkpoint = begun.out / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
@@ -286,7 +286,7 @@ def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable
         watch.lap("training")
     if config.trainer.refit_head:
         embeddings = trainer.embed(model, rows.train, make_recipe(config).precision)
-        fit_head(model.head, embeddings, rows.train.label_ids, REFIT_REGULARISATION, balanced)
+        fit_head(model.head, embeddings, rows.train.label_ids, balanced)
         watch.lap("refit")
     return Fitted(model, tokenizer.backend_tokenizer, tokenizer, rows, history)
 
