@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
+from pigeonhole.bundle import Windowing
 from pigeonhole.errors import ParityError
-from pigeonhole.training.export import Parity, compare_logits, require_parity, why_not_int8
+from pigeonhole.training.export import Parity, compare_logits, draft, require_parity, why_not_int8
+from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer
 
 
 def parity(**changes: float) -> Parity:
@@ -50,12 +55,44 @@ def test_an_export_within_its_bounds_passes() -> None:
 
 
 def test_the_comparison_counts_flips_and_differences() -> None:
-    torch = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
-    fp32 = torch + np.float32(0.25)
+    trained = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
+    fp32 = trained + np.float32(0.25)
     int8 = np.array([[1, 0], [1, 0], [1, 0]], np.float32)
-    found = compare_logits(torch, {"fp32": fp32, "int8": int8}, {"fp32": 0.0, "int8": 0.5})
+    found = compare_logits(trained, {"fp32": fp32, "int8": int8}, {"fp32": 0.0, "int8": 0.5})
     assert (found.rows, found.fp32_label_flips, found.int8_label_flips) == (3, 0, 1)
     assert found.fp32_max_logit_difference == 0.25
     assert found.int8_agreement_with_fp32 == pytest.approx(2 / 3)
     assert found.int8_company_difference == 0.5
-    assert compare_logits(torch, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None
+    assert compare_logits(trained, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None
+
+
+def test_int8_alone_hears_the_samples(tmp_path: Path) -> None:
+    texts = ["the parcel is late", "the card was charged twice"]
+    tiny = Pretrained(SCRATCH, local=True)
+    tokenizer = load_tokenizer(tiny, texts)
+    torch.manual_seed(0)
+    model = load_model(tiny, ["delivery", "billing"], tokenizer, averaging_layer=False, max_length=16)
+
+    def files(name: str, samples: list[str]) -> list[bytes]:
+        manifest = draft(
+            tmp_path / name,
+            model,
+            tokenizer.backend_tokenizer.to_str(),
+            name="tiny",
+            labels=["delivery", "billing"],
+            task="single_label",
+            max_length=16,
+            windowing=Windowing(),
+            threshold=0.5,
+            served="int8",
+            int8=True,
+            samples=samples,
+        )
+        return [
+            b"".join(file.read_bytes() for file in sorted((tmp_path / name).glob(f"{manifest.models[each]}*")))
+            for each in ("fp32", "int8")
+        ]
+
+    (fp32, int8), (same, other) = files("without", []), files("with", texts)
+    assert fp32 == same
+    assert int8 != other

@@ -81,10 +81,12 @@ def draft(
     threshold: float,
     served: Precision,
     int8: bool,
+    samples: Sequence[str] = (),
 ) -> Manifest:
     """Write models and tokenizer into a new folder, and return the manifest as far as it is known; nothing is sealed yet.
 
-    Its rules are those of a model that nothing is known of: no calibration, `threshold` for every label.
+    `samples`: some texts as they will come, which tell int8 what is usual. The rules of the manifest are those of a model that
+    nothing is known of: no calibration, `threshold` for every label.
     """
     models: dict[Precision, str] = {"fp32": "model.onnx"}
     shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it exported
@@ -92,9 +94,9 @@ def draft(
     export_fp32(model, folder / models["fp32"])
     if int8 and isinstance(model, TextClassifier):
         models["int8"] = "model.int8.onnx"
-        encodings = Encoder(Tokenizer.from_str(tokenizer), max_length).encode(PROBES)
-        samples = [encoding.input_ids for encoding in encodings]
-        export_int8(model, folder / models["fp32"], folder / models["int8"], samples)
+        encodings = Encoder(Tokenizer.from_str(tokenizer), max_length).encode([*PROBES, *samples])
+        token_ids = [encoding.input_ids for encoding in encodings]
+        export_int8(model, folder / models["fp32"], folder / models["int8"], token_ids)
     storage.write(str(folder / TOKENIZER), tokenizer.encode())
     now = datetime.datetime.now(datetime.UTC)
     return Manifest(
