@@ -73,11 +73,7 @@ def fit_temperature(logits: NDArray[np.floating], label_ids: NDArray[np.int64]) 
     (Laplace's rule of succession): a few dozen that are all right would otherwise say that no answer ever is wrong.
     """
     z, several = logits.astype(np.float64), label_ids.ndim == 2
-    rows = np.arange(len(label_ids))
-    others = z.copy()
-    if not several:
-        others[rows, label_ids] = -np.inf
-    second = others.argmax(axis=1)  # what a wrong answer would most likely have been
+    rows, other = np.arange(len(label_ids)), None if several else _likeliest_other(z, label_ids)
 
     def loss(log_temperature: float) -> float:
         scaled = z / np.exp(log_temperature)
@@ -85,25 +81,35 @@ def fit_temperature(logits: NDArray[np.floating], label_ids: NDArray[np.int64]) 
             right, wrong = log_expit(np.where(label_ids, scaled, -scaled)), log_expit(np.where(label_ids, -scaled, scaled))
         else:
             likelihood = log_softmax(scaled, axis=1)
-            right, wrong = likelihood[rows, label_ids], likelihood[rows, second]
+            right, wrong = likelihood[rows, label_ids], likelihood[rows, other]
         return float(-right.sum() - wrong.mean())
 
     found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
     return float(np.exp(found.x))
 
 
+def _likeliest_other(logits: Floats, label_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,): what each row's label would most likely have been if the model were wrong."""
+    others = logits.copy()
+    others[np.arange(len(label_ids)), label_ids] = -np.inf
+    return np.asarray(others.argmax(axis=1))
+
+
 def _fit_vector(logits: Floats, label_ids: NDArray[np.int64], temperature: float) -> tuple[Floats, Floats]:
-    """Scale and bias (c,) each, by the negative log likelihood and a pull of PULL rows towards 1 / temperature and 0."""
+    """Scale and bias (c,) each, as `fit_temperature`, with a pull of PULL rows towards 1 / temperature and 0."""
     n, c = logits.shape
     z = logits / temperature
-    rows = np.arange(n)
+    rows, other = np.arange(n), _likeliest_other(z, label_ids)
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         scale, bias = parameters[:c], parameters[c:]
         scaled = z * scale + bias
-        error = softmax(scaled, axis=1)
-        value = -log_softmax(scaled, axis=1)[rows, label_ids].sum() + PULL * (((scale - 1) ** 2).sum() + (bias**2).sum())
+        error = softmax(scaled, axis=1) * (1 + 1 / n)
+        likelihood = log_softmax(scaled, axis=1)
+        value = -likelihood[rows, label_ids].sum() - likelihood[rows, other].mean()
+        value += PULL * (((scale - 1) ** 2).sum() + (bias**2).sum())
         error[rows, label_ids] -= 1
+        error[rows, other] -= 1 / n
         gradient = np.concatenate([(error * z).sum(axis=0) + 2 * PULL * (scale - 1), error.sum(axis=0) + 2 * PULL * bias])
         return float(value), gradient
 
