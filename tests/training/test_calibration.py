@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from pigeonhole.metrics import expected_calibration_error
-from pigeonhole.training.calibration import Calibration, calibrate, fit_temperature
+from pigeonhole.training.calibration import calibrate, fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -62,15 +62,8 @@ def test_the_temperature_alone_stays_where_a_vector_gains_nothing() -> None:
     assert found.temperature == pytest.approx(1 / 0.7, rel=0.15)
 
 
-def test_a_vector_promises_no_more_on_rows_that_are_all_right() -> None:
-    random = np.random.default_rng(0)
+def test_a_vector_does_not_win_by_promising_more_on_rows_that_are_all_right() -> None:
     label_ids = np.arange(60) % 3
-    logits = np.eye(3)[label_ids] * 12 + random.normal(size=(60, 3))
-    found = calibrate(logits, label_ids, seed=0)
-    assert 1 - found.held_out.max(axis=1).mean() > 1 / 200
-    assert 1 - _calibrated(found, logits).max(axis=1).mean() > 1 / 200
-
-
-def _calibrated(found: Calibration, logits: np.ndarray) -> np.ndarray:
-    scale, bias = (found.vector.scale, found.vector.bias) if found.vector else (1 / found.temperature, 0.0)
-    return np.asarray(softmax(logits * np.array(scale) + np.array(bias), axis=1))
+    found = calibrate(np.eye(3)[label_ids] * 8 + np.random.default_rng(0).normal(size=(60, 3)) / 2, label_ids, seed=0)
+    assert found.vector is None
+    assert 1 - found.held_out.max(axis=1).mean() == pytest.approx(1 / 49, rel=0.1)  # each by a fit on 48 rows
