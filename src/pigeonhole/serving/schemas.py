@@ -291,8 +291,7 @@ _JSON = json.JSONDecoder(object_pairs_hook=_no_doubles, parse_constant=_no_const
 
 
 def _convert_question(value: object) -> PredictShape:
-    found = [field for field in REQUESTS if field in value] if isinstance(value, dict) else []
-    if not isinstance(value, dict) or len(found) != 1:
+    if not (isinstance(value, dict) and len(found := [field for field in REQUESTS if field in value]) == 1):
         raise Problem(422, "invalid_request", f"exactly one of the fields {', '.join(REQUESTS)} is needed, in a JSON object")
     (field,) = found
     if (misplaced := MISPLACED.get((field, type(value[field])))) is not None:

@@ -69,8 +69,9 @@ def calibrate_labels(logits: NDArray[np.floating], label_ids: NDArray[np.int64])
 def fit_temperature(logits: NDArray[np.floating], label_ids: NDArray[np.int64]) -> float:
     """The temperature that minimises the negative log likelihood of label_ids (n,) given logits (n, c); in [0.05, 20].
 
-    Of label_ids (n, c), where a text may have several labels, each of which has a sigmoid. To the rows comes one that is wrong
-    (Laplace's rule of succession): a few dozen that are all right would otherwise say that no answer ever is wrong.
+    Of label_ids (n, c), where a text may have several labels, each of which has a sigmoid. To the rows, or to the n c statements
+    about labels, comes one that is wrong (Laplace's rule of succession): a few dozen that are all right would otherwise say that
+    none ever is wrong.
     """
     z, several = logits.astype(np.float64), label_ids.ndim == 2
     rows, other = np.arange(len(label_ids)), None if several else _likeliest_other(z, label_ids)

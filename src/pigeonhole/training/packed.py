@@ -78,12 +78,14 @@ def _ranges(weights: Weights, samples: Sequence[Sequence[int]]) -> list[Range]:
     """Of what `_Graph.norm` and `_Graph.attended` are asked for, in the order in which they are."""
     graph = _Listening(weights.attention_heads, weights.words.shape[1])
     _embedding_of(graph, weights)
-    inputs = Packed().inputs(samples, max(map(len, samples)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "listening.onnx"
         graph.save(path, {name: [graph.d] for name in graph.heard})
-        heard = [np.asarray(found, np.float32) for found in ort.InferenceSession(path).run(graph.heard, dict(inputs))]
-    return list(zip(heard[::2], heard[1::2], strict=True))
+        session = ort.InferenceSession(path)
+        # One at a time: 62 texts of 512 tokens side by side are 0.8 GB of attention in each of several tensors.
+        runs = [session.run(graph.heard, dict(Packed().inputs([sample], len(sample)))) for sample in samples]
+    least, largest = (np.array([run[turn::2] for run in runs], np.float32) for turn in (0, 1))  # (texts, heard / 2, i) each
+    return list(zip(least.min(axis=0), largest.max(axis=0), strict=True))
 
 
 def _embedding_of(graph: "_Graph", weights: Weights) -> str:
