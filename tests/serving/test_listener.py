@@ -100,16 +100,56 @@ def test_where_no_file_can_be_opened_any_more_it_is_tried_again(
 ) -> None:
     monkeypatch.setattr(listener, "FULL_S", 0.01)
 
+    accept, errors = socket.socket.accept, [errno.EMFILE, errno.ECONNABORTED, errno.EMFILE]
+
+    def fail(listens: socket.socket) -> tuple[socket.socket, object]:
+        if errors:
+            raise OSError(errors.pop(), "too many open files")
+        return accept(listens)
+
+    monkeypatch.setattr(socket.socket, "accept", fail)
+
     async def look(_: Took) -> None:
-        loop = asyncio.get_running_loop()
-        accept, errors = loop.sock_accept, [errno.EMFILE, errno.ECONNABORTED, errno.EMFILE]
-
-        async def fail(listens: socket.socket) -> tuple[socket.socket, object]:
-            if errors:
-                raise OSError(errors.pop(), "too many open files")
-            return await accept(listens)
-
-        monkeypatch.setattr(loop, "sock_accept", fail)
+        pass
 
     listening(3, look)
     assert caplog.text.count("no connection can be taken: too many open files") == 2
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_who_comes_as_it_closes_is_taken_whatever_the_turn_of_the_loop(turns: int) -> None:
+    async def run(listens: socket.socket, opened: contextlib.ExitStack) -> None:
+        took = Took()
+        taking = Listener(listens, lambda: Greeting(took), lambda: False)
+        for _ in range(5):  # until it waits
+            await asyncio.sleep(0)
+        came = [opened.enter_context(socket.create_connection(listens.getsockname(), timeout=5)) for _ in range(3)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await taking.close()
+        assert len(took) == len(came)
+        assert {one.recv(5) for one in came} == {b"hello"}
+        for transport in took:
+            transport.abort()
+
+    with bind("127.0.0.1", 0) as listens, contextlib.ExitStack() as opened:
+        listens.listen()
+        asyncio.run(run(listens, opened))
+
+
+def test_as_it_closes_where_no_file_can_be_opened_it_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: socket.socket) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def run(listens: socket.socket) -> None:
+        taking = Listener(listens, asyncio.Protocol, lambda: False)
+        monkeypatch.setattr(socket.socket, "accept", fail)
+        async with asyncio.timeout(5):
+            await taking.close()
+
+    with bind("127.0.0.1", 0) as listens:
+        listens.listen()
+        asyncio.run(run(listens))
+    assert "connections are left in the kernel: too many open files" in caplog.text

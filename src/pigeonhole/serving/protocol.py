@@ -19,7 +19,7 @@ from pigeonhole.serving.problem import MEDIA_TYPE, Problem
 from pigeonhole.serving.quick import Quick
 
 HELD_BYTES = 64 << 10
-LINGER_S = 0.5
+LINGER_S = 1.0  # a client on a busy machine takes half of it to send what it has begun
 MAX_PIECES = 4096  # of a body; 256 KB of chunks with a byte each, which is what one read takes, hold up the loop for 0.26 s
 MAX_HEAD_BYTES = 16 << 10  # that are kept while the rest of a head, or of a plain request, is waited for
 REST_S = 5.0  # between two requests of a connection
@@ -129,15 +129,15 @@ class Protocol(H11Protocol):
             self.data_received(data)
 
     def shutdown(self) -> None:
-        """An idle connection lingers: a request may be on its way here, and closing now would break it off unanswered."""
+        """A connection with nothing to answer lingers: a request may be on its way, and would be broken off unanswered."""
         door: Door = self.app_state["door"]
         door.is_ending = True
         if self._begun:
             self.data_received(b"")  # the parser's from now on, and answered when it is whole
-        if self._is_idle():
-            self.loop.call_later(LINGER_S, self._end)
-        else:
+        if self._is_answering():
             super().shutdown()
+        else:
+            self.loop.call_later(LINGER_S, self._end)
 
     def time_out(self) -> None:
         """The request did not come."""
@@ -150,13 +150,14 @@ class Protocol(H11Protocol):
         if not self.transport.is_closing():
             super().shutdown()
 
+    def _is_answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        return cycle is not None and not cycle.response_complete
+
     def _is_idle(self) -> bool:
         """Whether the next byte begins a request."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
-        if cycle is not None and not cycle.response_complete:
-            return False
         conn = self.conn
-        return conn.our_state is conn.their_state is h11.IDLE and not conn.trailing_data[0]
+        return not self._is_answering() and conn.our_state is conn.their_state is h11.IDLE and not conn.trailing_data[0]
 
     def _may_wait(self, data: bytes, request: Plain | None) -> bool:
         """Whether the rest of a question is waited for here. What its head alone refuses, the long way refuses at once."""

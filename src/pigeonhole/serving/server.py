@@ -10,10 +10,9 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from pigeonhole.serving.listener import Listener
+from pigeonhole.serving.listener import BACKLOG, Listener
 from pigeonhole.serving.protocol import Protocol
 
-BACKLOG = 2048  # connections that the kernel holds until they are taken
 GRACE_S = 8  # Cloud Run kills ten seconds after SIGTERM; the rest is for the last records
 
 
