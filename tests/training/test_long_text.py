@@ -15,14 +15,15 @@ FILLER = "as I wrote to you already last week and again on this very morning"
 
 
 def test_a_model_learns_with_windows_what_it_cannot_see_without(tmp_path: Path) -> None:
-    rows = [(f"{number} {FILLER} {text}", label) for number, (text, label) in enumerate(tiny_rows())]
+    rows = [(f"{number * 37 % 150} {FILLER} {text}", label) for number, (text, label) in enumerate(tiny_rows())]
     data = write_rows(tmp_path / "long.csv", rows)
     found = {}
-    for rule, epochs in (("truncate", 2), ("max", 20)):
-        arguments = [f"model.windowing={rule}", f"trainer.epochs={epochs}", "model.max_length=16", "model.window_overlap=4"]
+    for rule in ("truncate", "max"):
+        model = ["model=minilm", "trainer.learning_rate=0.0002", "trainer.epochs=1"]
+        arguments = [*model, f"model.windowing={rule}", "model.max_length=16", "model.window_overlap=4"]
         found[rule] = run([*train_arguments(tmp_path / rule, data), *arguments])
     assert found["truncate"]["test"]["accuracy"] < 0.5
-    assert found["max"]["test"]["accuracy"] > 0.65
+    assert found["max"]["test"]["accuracy"] > 0.9
     assert found["max"]["parity"]["fp32_max_logit_difference"] < 1e-4
     bundle = open_bundle(found["max"]["bundle"])
     assert bundle.manifest.windowing == Windowing("max", 4, 64)
