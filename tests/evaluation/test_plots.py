@@ -65,3 +65,11 @@ def test_pyplot_is_never_loaded() -> None:
 
     program = "import sys, pigeonhole.evaluation.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_scores_that_differ_by_a_row_do_not_fill_the_picture() -> None:
+    curves = {"accuracy": [(72.0, 0.8681), (144.0, 0.8646), (216.0, 0.8681)]}
+    right = pixels(plots.learning_curve_png({}, curves))[:, 600:800, :3]  # beside the legend
+    blue = np.abs(right - np.array([31, 119, 180]) / 255).sum(axis=2) < 0.1
+    rows = np.flatnonzero(blue.any(axis=1))
+    assert 0 < np.ptp(rows) < 0.2 * right.shape[0]

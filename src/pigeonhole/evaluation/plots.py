@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pigeonhole.metrics import Floats, Ids, Interval, confusion_matrix, expected_calibration_error, reliability
 
+SCORE_SPAN = 0.1  # of its axis at least: one row of 288 is 0.003, and would look like a chasm
 WRITTEN_UP_TO = 20  # labels: beyond, a cell is too small for its number
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9822b", "#8a8a8a"
 
@@ -107,7 +108,16 @@ def learning_curve_png(losses: Mapping[str, Curve], scores: Mapping[str, Curve])
     left, right = figure.subplots(1, 2)
     _draw_curves(left, losses, "loss")
     _draw_curves(right, scores, "score")
+    _widen(right, SCORE_SPAN)
     return _png(figure)
+
+
+def _widen(axes: Axes, span: float) -> None:
+    """The y-axis, around its middle, where it spans less."""
+    least, largest = axes.get_ylim()
+    if largest - least < span:
+        middle = (least + largest) / 2
+        axes.set_ylim(middle - span / 2, middle + span / 2)
 
 
 def _write_counts(axes: Axes, counts: Ids, shares: Floats) -> None:
