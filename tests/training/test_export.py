@@ -3,8 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from pigeonhole.bundle import Windowing
+from pigeonhole.bundle import Bundle, Precision, Windowing
+from pigeonhole.classifier import Classifier
 from pigeonhole.errors import ParityError
 from pigeonhole.training.export import Parity, compare_logits, draft, require_parity, why_not_int8
 from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer
@@ -66,16 +68,17 @@ def test_the_comparison_counts_flips_and_differences() -> None:
     assert compare_logits(trained, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None
 
 
-def test_int8_alone_hears_the_samples(tmp_path: Path) -> None:
+def test_int8_alone_answers_otherwise_for_what_is_usual(tmp_path: Path) -> None:
     texts = ["the parcel is late", "the card was charged twice"]
     tiny = Pretrained(SCRATCH, local=True)
     tokenizer = load_tokenizer(tiny, texts)
     torch.manual_seed(0)
     model = load_model(tiny, ["delivery", "billing"], tokenizer, averaging_layer=False, max_length=16)
 
-    def files(name: str, samples: list[str]) -> list[bytes]:
+    def answers(name: str, usual: list[list[int]]) -> list[NDArray[np.float32]]:
+        folder = tmp_path / name
         manifest = draft(
-            tmp_path / name,
+            folder,
             model,
             tokenizer.backend_tokenizer.to_str(),
             name="tiny",
@@ -86,13 +89,13 @@ def test_int8_alone_hears_the_samples(tmp_path: Path) -> None:
             threshold=0.5,
             served="int8",
             int8=True,
-            samples=samples,
+            usual=usual,
         )
-        return [
-            b"".join(file.read_bytes() for file in sorted((tmp_path / name).glob(f"{manifest.models[each]}*")))
-            for each in ("fp32", "int8")
-        ]
+        precisions: tuple[Precision, ...] = "fp32", "int8"
+        classifiers = [Classifier.load(Bundle(name, folder, manifest), precision) for precision in precisions]
+        return [np.stack([found.logits for found in classifier.predict(texts)]) for classifier in classifiers]
 
-    (fp32, int8), (same, other) = files("without", []), files("with", texts)
-    assert fp32 == same
-    assert int8 != other
+    usual = [tokenizer.backend_tokenizer.encode(text).ids for text in texts]
+    (fp32, int8), (same, other) = answers("without", []), answers("with", usual)
+    assert np.array_equal(fp32, same)
+    assert not np.array_equal(int8, other)

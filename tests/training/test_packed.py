@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -18,6 +19,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from pigeonhole.bundle import Precision
 from pigeonhole.classifier import Packed
 from pigeonhole.training.model import TextClassifier, take_apart
 from pigeonhole.training.packed import write_packed
@@ -80,6 +82,21 @@ def test_the_weights_are_in_a_file_of_their_own_and_give_the_same_bits_from_with
     beside.unlink()
     with pytest.raises(Exception, match=r"model\.onnx\.data"):  # onnxruntime's errors share no base class
         ort.InferenceSession(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_words_that_come_stand_side_by_side_and_answers_are_the_same_bits(precision: Precision, tmp_path: Path) -> None:
+    weights = read_weights(random_classifier(FAMILIES["bert"]))
+    assert weights is not None
+    usual = [[50, 7, 50], [7, 50, 3]]
+    write_packed(weights, tmp_path / "as_they_are.onnx", precision, ROWS)
+    write_packed(weights, tmp_path / "common_first.onnx", precision, ROWS, usual)
+    as_they_are, common_first = (logits_of(tmp_path / f"{name}.onnx", ROWS) for name in ("as_they_are", "common_first"))
+    assert np.array_equal(as_they_are, common_first)
+    constants = {each.name: numpy_helper.to_array(each) for each in onnx.load(tmp_path / "common_first.onnx").graph.initializer}
+    assert constants["word"][[50, 7, 3]].tolist() == [0, 1, 2]
+    if precision == "fp32":
+        assert np.array_equal(constants["words"][constants["word"]], weights.words)
 
 
 def test_int8_stays_near_fp32_and_an_answer_is_the_same_in_any_company(tmp_path: Path) -> None:

@@ -59,8 +59,6 @@ from pigeonhole.training.tracking import NoTracker, Tracker, open_tracker
 from pigeonhole.training.trainer import Criterion, Recipe
 from pigeonhole.training.warm_start import keep_head
 
-SAMPLES = 32  # training texts that tell int8 what is usual: more widen its ranges, and its steps with them
-
 
 @dataclass(frozen=True)
 class Tokenized:
@@ -166,7 +164,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         threshold=config.serve.threshold,
         served="int8" if config.export.served == "int8" else "fp32",
         int8=config.export.int8,
-        samples=[row.text for row in split.train[:: max(1, len(split.train) // SAMPLES)][:SAMPLES]],
+        usual=rows.train.input_ids,
     )
     watch.lap("export")
 
