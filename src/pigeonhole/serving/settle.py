@@ -4,7 +4,6 @@ import ctypes
 import gc
 import mmap
 import re
-import sys
 from pathlib import Path
 
 # A thousand connections that wait have 200,000 objects, through which a full collection goes in 50 ms: it comes when a million
@@ -29,8 +28,7 @@ def give_back() -> None:
     trim = getattr(libc, "malloc_trim", None)  # glibc alone can be asked
     if trim is not None:
         trim(0)
-    if sys.platform == "linux":
-        _let_go_of_code(libc)
+    _let_go_of_code(libc)
 
 
 def _let_go_of_code(libc: ctypes.CDLL) -> None:
@@ -38,9 +36,13 @@ def _let_go_of_code(libc: ctypes.CDLL) -> None:
 
     What runs again is mapped again, from the system's own copy of the file. Code that somebody has changed in memory stays.
     """
+    try:
+        mapped = SMAPS.read_text().splitlines()
+    except OSError:  # Linux alone has it, and a sandbox may keep it closed: what is mapped stays
+        return
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     code = None
-    for line in SMAPS.read_text().splitlines():
+    for line in mapped:
         if "-" in line.partition(" ")[0]:
             code = CODE.match(line)
         elif code and line.startswith("Anonymous:") and line.split()[1] == "0":
