@@ -132,6 +132,7 @@ REFUSED: dict[str, Made] = {
     "by no issuer": lambda i: token(claims(i, iss=None)),
     "of no subject": lambda i: token(claims(i, sub=None)),
     "a subject that is no text": lambda i: token(claims(i, sub=["robot-7"])),
+    "the pattern as a subject": lambda i: token(claims(i, sub="*@team.example", email=None)),
     "of somebody else": lambda i: token(claims(i, email="other@example.com")),
     "an address that nobody verified": lambda i: token(claims(i, email_verified=False)),
     "an address verified by a word": lambda i: token(claims(i, email_verified="true")),
@@ -244,6 +245,12 @@ def test_googles_issuer_is_known_with_and_without_its_scheme(issuer: Issuer) -> 
     identity._issuer = "https://accounts.google.com"
     for name in ("https://accounts.google.com", "accounts.google.com"):
         assert identity.verify(token(claims(issuer, iss=name, sub="robot-7"))) == "robot-7"
+
+
+def test_an_issuer_whose_name_ends_with_a_slash_is_known_by_it(issuer: Issuer) -> None:
+    """As Auth0's do."""
+    identity = Identity(f"{issuer.url}/", AUDIENCE, "robot-7", ("predict",), 10)
+    assert identity.verify(token(claims(issuer, iss=f"{issuer.url}/", sub="robot-7"))) == "robot-7"
 
 
 @pytest.mark.parametrize("url", ["http://issuer.example", "ftp://issuer.example", "file:///etc/passwd"])

@@ -66,7 +66,8 @@ class Identity:
                 key,
                 algorithms=[key.algorithm_name],
                 audience=self._audience,
-                issuer=[self._issuer, self._issuer.removeprefix("https://")],  # Google writes it both ways
+                # Google writes its name with and without the scheme, Auth0 its own with a slash at the end.
+                issuer=[self._issuer, f"{self._issuer}/", self._issuer.removeprefix("https://")],
                 leeway=LEEWAY_S,
                 options={"require": REQUIRED},
             )
@@ -78,7 +79,9 @@ class Identity:
 
     def _is_allowed(self, claims: dict[str, Any]) -> bool:
         email = claims.get("email") if claims.get("email_verified") is True else None
-        names = {claims["sub"]}
+        names: set[str] = (
+            set() if claims["sub"].startswith("*@") else {claims["sub"]}
+        )  # a name is no pattern, whatever it looks like
         if isinstance(email, str) and email.count("@") == 1:
             names |= {email, f"*@{email.partition('@')[2]}"}
         return bool(names & self._allowed)
