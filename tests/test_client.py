@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.serving.conftest import run_service, words_bundle  # noqa: F401  a fixture
+from tests.serving.conftest import run_service, wait_until, words_bundle  # noqa: F401  a fixture
 
 from pigeonhole import client as module
 from pigeonhole.bundle import open_bundle
@@ -77,6 +77,15 @@ class Script(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers = list(answers)
         self.attempts: list[dict[str, str]] = []
+        self.opened = self.closed = 0  # connections
+
+    def get_request(self) -> Any:
+        self.opened += 1
+        return super().get_request()
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.closed += 1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -203,6 +212,41 @@ def test_the_deadline_ends_a_silent_server_and_nobody_there(serve: Serve) -> Non
         port = free.getsockname()[1]
     with pytest.raises(ServiceError, match="ConnectionRefusedError"):
         Client(f"http://127.0.0.1:{port}", timeout_s=0.05).predict("parcel")
+
+
+def test_threads_that_come_and_go_leave_no_connection_each_and_close_ends_them_all(serve: Serve) -> None:
+    script = serve(OK)
+    with Client(f"http://127.0.0.1:{script.server_address[1]}") as client:
+        for _ in range(20):
+            thread = threading.Thread(target=client.predict, args=("parcel",))
+            thread.start()
+            thread.join()
+        assert script.opened == 1
+        client.close()
+        client.predict("parcel")
+    wait_until(lambda: script.closed == script.opened == 2)
+
+
+def test_a_server_that_was_started_again_costs_one_attempt_however_many_connections_it_had(serve: Serve) -> None:
+    def answer_and_hang_up(handler: Handler) -> None:
+        OK(handler)
+        handler.close_connection = True
+
+    together = threading.Barrier(8)
+
+    def meet(handler: Handler) -> None:
+        together.wait(10)
+        answer_and_hang_up(handler)
+
+    script = serve(*[meet] * 8, OK)
+    with Client(f"http://127.0.0.1:{script.server_address[1]}", timeout_s=20) as client:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(client.predict, ["parcel"] * 8))
+        with pytest.MonkeyPatch.context() as patched:
+            pauses: list[float] = []
+            patched.setattr(time, "sleep", pauses.append)
+            client.predict("parcel")
+        assert len(pauses) <= 1
 
 
 def test_an_answer_of_another_shape_is_an_error_of_ours(serve: Serve) -> None:

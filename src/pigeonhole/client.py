@@ -8,10 +8,10 @@ Retry-After says, while the deadline lasts. All attempts of a call carry one Ide
 however often it was asked. Needs nothing but the standard library and msgspec; safe to share between threads.
 """
 
+import contextlib
 import http.client
 import random
 import ssl
-import threading
 import time
 import urllib.parse
 import uuid
@@ -115,8 +115,7 @@ class Client:
         self._tls = ssl.create_default_context() if found.scheme == "https" else None
         given = {"authorization": f"Bearer {key}" if key else None, "x-canary-key": canary_key}
         self._headers = {name: value for name, value in given.items() if value is not None}
-        self._local = threading.local()  # a connection a thread
-        self._connections: list[http.client.HTTPConnection] = []
+        self._idle: list[http.client.HTTPConnection] = []  # as many as were ever needed at once
 
     def predict(self, text: str, *, top_k: int | None = None) -> Prediction:
         return self._post("/predict", {"text": text, **_unless_none(top_k=top_k)}, Prediction)
@@ -142,9 +141,10 @@ class Client:
         return self._until_answered(lambda left_s: self._attempt("GET", "/model", b"", {}, left_s), dict[str, Any])
 
     def close(self) -> None:
-        """Of all threads' connections; a call after it opens a new one."""
-        while self._connections:
-            self._connections.pop().close()
+        """Of all connections that no call is using; a call after it opens a new one."""
+        with contextlib.suppress(IndexError):  # another thread may take the last one
+            while True:
+                self._idle.pop().close()
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +186,9 @@ class Client:
             data = answer.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            self.close()  # a server that was started again has closed the others too
             raise _NoAnswer(f"{type(error).__name__}: {error}") from error
+        self._idle.append(connection)
         if answer.status in AGAIN:
             raise _NoAnswer(_problem(data).code, answer.status, _retry_after(answer.headers.get("retry-after", "")))
         if answer.status != 200:
@@ -196,16 +198,15 @@ class Client:
         return data
 
     def _connection(self, left_s: float) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        timeout_s = max(0.001, left_s)
-        if connection is None:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
             host, port = self._address
             if self._tls is not None:
                 connection = http.client.HTTPSConnection(host, port, context=self._tls)
             else:
                 connection = http.client.HTTPConnection(host, port)
-            self._local.connection = connection
-            self._connections.append(connection)
+        timeout_s = max(0.001, left_s)
         connection.timeout = timeout_s
         if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
