@@ -258,8 +258,23 @@ def test_what_cannot_be_sent_is_said_before_it_is_sent() -> None:
     for url in ("127.0.0.1:8080", "ftp://host", "http://"):
         with pytest.raises(ConfigError, match="begins with http"):
             Client(url)
+    for url in ("http://host:port", "http://host:99999", "http://[::1", "http://a b", "http://host\n", "http://host/ö"):
+        with pytest.raises(ConfigError, match="url="):
+            Client(url)
+    for timeout_s in (0, -1, float("nan"), float("inf"), 1e6):
+        with pytest.raises(ConfigError, match="allowed are seconds above 0 to 999999"):
+            Client("http://host", timeout_s=timeout_s)
+    wrong: list[dict[str, Any]] = [{"key": "zebra\n"}, {"key": "зебра"}, {"canary_key": "斑馬"}]
+    for given in wrong:
+        with pytest.raises(ConfigError, match=r"^(canary_)?key has a character that no header can carry"):
+            Client("http://host", **given)
+    client = Client("http://127.0.0.1:1")
     with pytest.raises(ConfigError, match="257 texts: at most 256"):
-        Client("http://127.0.0.1:1").predict_many(["a"] * 257)
+        client.predict_many(["a"] * 257)
+    with pytest.raises(ConfigError, match="a list of texts; a single one is for predict"):
+        client.predict_many("my parcel")
+    with pytest.raises(ConfigError, match="half a surrogate pair"):
+        client.predict("\ud800")
 
 
 def test_a_retry_after_a_lost_answer_leaves_one_record(words_bundle: Path, tmp_path: Path) -> None:  # noqa: F811

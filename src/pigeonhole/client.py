@@ -11,6 +11,7 @@ however often it was asked. Needs nothing but the standard library and msgspec; 
 import contextlib
 import http.client
 import random
+import re
 import ssl
 import time
 import urllib.parse
@@ -26,6 +27,7 @@ MAX_TEXTS = 256  # of one request
 AGAIN = (429, 502, 503, 504)
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+LONGEST_TIMEOUT_S = 999_999.0  # what X-Request-Timeout-Ms can say
 
 Reply = TypeVar("Reply")
 
@@ -106,13 +108,14 @@ class Client:
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, canary_key: str | None = None) -> None:
         """`key`: an API key or an ID token. `canary_key`: who asks, where a candidate answers some. Raises ConfigError."""
-        found = urllib.parse.urlsplit(url)
-        if found.scheme not in ("http", "https") or not found.hostname:
-            raise ConfigError(f"url={url!r}: a service's URL begins with http:// or https:// and names a host")
+        scheme, self._address, self._path = _parts(url)
+        if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+            raise ConfigError(f"timeout_s={timeout_s}: allowed are seconds above 0 to {LONGEST_TIMEOUT_S:g}")
+        for name, value in (("key", key), ("canary_key", canary_key)):
+            if value is not None and not re.fullmatch(r"[ -~\xa0-\xff]*", value):
+                raise ConfigError(f"{name} has a character that no header can carry; allowed is one line of Latin-1")
         self.timeout_s = timeout_s
-        self._address = found.hostname, found.port
-        self._path = found.path.rstrip("/")
-        self._tls = ssl.create_default_context() if found.scheme == "https" else None
+        self._tls = ssl.create_default_context() if scheme == "https" else None
         given = {"authorization": f"Bearer {key}" if key else None, "x-canary-key": canary_key}
         self._headers = {name: value for name, value in given.items() if value is not None}
         self._idle: list[http.client.HTTPConnection] = []  # as many as were ever needed at once
@@ -122,6 +125,8 @@ class Client:
 
     def predict_many(self, texts: Sequence[str], *, top_k: int | None = None, partial: bool = False) -> Predictions:
         """Of up to 256 texts. `partial`: a text that cannot be read does not cost the others their answers."""
+        if isinstance(texts, str):
+            raise ConfigError("texts is a list of texts; a single one is for predict")
         if len(texts) > MAX_TEXTS:
             raise ConfigError(f"{len(texts)} texts: at most {MAX_TEXTS} go into one request; send several")
         body = {"texts": list(texts), "partial": partial, **_unless_none(top_k=top_k)}
@@ -154,7 +159,10 @@ class Client:
 
     def _post(self, path: str, body: dict[str, Any], shape: type[Reply]) -> Reply:
         headers = {"content-type": "application/json", "idempotency-key": str(uuid.uuid4())}
-        data = msgspec.json.encode(body)
+        try:
+            data = msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            raise ConfigError("there is half a surrogate pair in it, which is no character") from error
 
         def attempt(left_s: float) -> bytes:
             timeout = {"x-request-timeout-ms": str(max(1, int(left_s * 1000)))}
@@ -211,6 +219,20 @@ class Client:
         if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
         return connection
+
+
+def _parts(url: str) -> tuple[str, tuple[str, int | None], str]:
+    """Scheme, host and port, path. Raises ConfigError."""
+    try:
+        found = urllib.parse.urlsplit(url)
+        address = found.hostname or "", found.port
+    except ValueError as error:
+        raise ConfigError(f"url={url!r}: this is no URL ({error})") from error
+    if found.scheme not in ("http", "https") or not address[0]:
+        raise ConfigError(f"url={url!r}: a service's URL begins with http:// or https:// and names a host")
+    if re.search(r"\s", url) or not found.path.isascii():
+        raise ConfigError(f"url={url!r}: a URL has no spaces, and a path of ASCII characters")
+    return found.scheme, address, found.path.rstrip("/")
 
 
 def _unless_none(**values: Any) -> dict[str, Any]:
