@@ -1,5 +1,6 @@
 """The client against the real service, and against servers that fail in every way that a network has."""
 
+import contextlib
 import json
 import random
 import socket
@@ -212,6 +213,33 @@ def test_the_deadline_ends_a_silent_server_and_nobody_there(serve: Serve) -> Non
         port = free.getsockname()[1]
     with pytest.raises(ServiceError, match="ConnectionRefusedError"):
         Client(f"http://127.0.0.1:{port}", timeout_s=0.05).predict("parcel")
+
+
+def drip_body(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    drip(handler, b"{" * 1000)
+
+
+def drip_head(handler: Handler) -> None:
+    drip(handler, b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 90)
+
+
+def drip(handler: Handler, data: bytes) -> None:
+    handler.close_connection = True
+    with contextlib.suppress(OSError):  # the client has gone
+        for byte in data:
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("slow", [drip_body, drip_head])
+def test_the_deadline_ends_an_answer_that_comes_byte_by_byte(serve: Serve, slow: Callable[[Handler], None]) -> None:
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match=r"no answer within 0\.3 s: TimeoutError"):
+        ask(serve(slow), timeout_s=0.3)
+    assert time.monotonic() - began < 3  # the answer takes over five
 
 
 def test_threads_that_come_and_go_leave_no_connection_each_and_close_ends_them_all(serve: Serve) -> None:

@@ -9,9 +9,12 @@ however often it was asked. Needs nothing but the standard library and msgspec; 
 """
 
 import contextlib
+import functools
 import http.client
+import io
 import random
 import re
+import socket
 import ssl
 import time
 import urllib.parse
@@ -103,6 +106,38 @@ class _NoAnswer(Exception):  # noqa: N818  not an error yet: the next attempt ma
         self.retry_after_s = retry_after_s
 
 
+class _Within(io.RawIOBase):
+    """What comes from a socket until a moment (time.monotonic()); a socket's own timeout begins anew with each byte."""
+
+    def __init__(self, until: float, sock: socket.socket) -> None:
+        self._until = until
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left_s)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """Which has to be here by `until`, its head and its body."""
+
+    def __init__(self, until: float, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Within(until, sock))
+
+
 class Client:
     """Of the service at `url`. Every call raises ServiceError when it was refused, or had no answer within `timeout_s`."""
 
@@ -188,6 +223,7 @@ class Client:
 
     def _attempt(self, method: str, path: str, body: bytes, headers: dict[str, str], left_s: float) -> bytes:
         connection = self._connection(left_s)
+        connection.response_class = functools.partial(_Answer, time.monotonic() + left_s)  # type: ignore[assignment]
         try:
             connection.request(method, self._path + path, body or None, self._headers | headers)
             answer = connection.getresponse()
