@@ -49,7 +49,7 @@ class Service:
         self._max_waiting = settings.max_waiting
         self._tracing = tracing
         self.telemetry = telemetry = Telemetry(classifier.manifest, self._backlog)
-        self.feedback = FeedbackDesk(classifier.labels, feedback, self.replies, self.telemetry)
+        self.feedback = FeedbackDesk(classifier.manifest, feedback, self.replies, self.telemetry)
         self.batcher = Batcher(
             partial(self._work, "production"), settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc
         )
@@ -79,7 +79,7 @@ class Service:
         """Questions asked from now on are the new one's; the old one is gone when its last question is answered. Any thread."""
         self.telemetry.model("production", classifier.manifest)
         self.classifier = classifier
-        self.feedback.add_labels(classifier.labels)
+        self.feedback.add(classifier.manifest)
         self._failures = 0
         self.shadow.fill(self.shadow.classifier)  # compared with another one from now on
 
@@ -87,7 +87,7 @@ class Service:
         """Its share of the questions asked from now on goes to this one; None: to production. Any thread."""
         self.telemetry.model("candidate", classifier.manifest if classifier else None)
         if classifier is not None:
-            self.feedback.add_labels(classifier.labels)
+            self.feedback.add(classifier.manifest)
         self._canary_failures = 0
         self.canary = classifier
 
