@@ -265,5 +265,8 @@ def _logged(body: bytes, level: str) -> Response:
 async def _refuse(_: Request, error: Exception) -> Response:
     """Starlette's own refusals (404, 405), handed to the edge like all others."""
     assert isinstance(error, HTTPException)  # registered for nothing else
+    headers = dict(error.headers or {})
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    raise Problem(error.status_code, code, f"there is: {', '.join(LINKS.values())}", dict(error.headers or {}))
+    methods = headers.get("Allow")
+    detail = f"allowed here is {methods}" if methods else f"there is: {', '.join(LINKS.values())}"
+    raise Problem(error.status_code, code, detail, headers)
