@@ -124,7 +124,6 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         return min(settings.deadline_s, deadline_asked(request.headers))
 
     @routes.post("/predict", dependencies=needed, responses=openapi.PREDICT_RESPONSES, openapi_extra=openapi.PREDICT_BODY)
-    @routes.post("/predict/batch", dependencies=needed, include_in_schema=False)
     async def predict(request: Request) -> Response:
         """One text, many texts, Hugging Face's `inputs` or Vertex AI's `instances`."""
         check_content(request.headers)
@@ -143,6 +142,8 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         whose = f"predict {caller_of(request.headers)} {key}"
         reply = await service.replies.once(whose, hashlib.sha256(body).digest(), answer)
         return _logged(reply, service.kept_since(dropped, settings.sample))
+
+    routes.alias("/predict/batch", routes.at("/predict"))
 
     @routes.post("/explain", dependencies=needed, responses=openapi.EXPLAIN_RESPONSES, openapi_extra=openapi.EXPLAIN_BODY)
     async def explain(request: Request) -> Response:
