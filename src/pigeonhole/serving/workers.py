@@ -58,10 +58,11 @@ def run(arguments: list[str]) -> None:
     assert not arguments
     settings = read_settings(os.environ)
     journal.begin(settings.stderr)
-    with tempfile.TemporaryDirectory(prefix="pigeonhole-metrics-") as folder:
-        code = Workers(settings, {**os.environ, METRICS_FOLDER: folder}, folder).run()
-    if code == RunError.exit_code:
-        raise RunError("a worker did not end well; its lines above say why")
+    with journal.to_the_end(settings.stderr):
+        with tempfile.TemporaryDirectory(prefix="pigeonhole-metrics-") as folder:
+            code = Workers(settings, {**os.environ, METRICS_FOLDER: folder}, folder).run()
+        if code == RunError.exit_code:
+            raise RunError("a worker did not end well; its lines above say why")
     sys.exit(code)
 
 
