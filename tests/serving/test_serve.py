@@ -113,6 +113,7 @@ def test_help_names_every_variable_and_costs_nothing(capsys: pytest.CaptureFixtu
     ("arguments", "environment", "message"),
     [
         (["port=9"], {}, "unexpected argument 'port=9': the environment sets what is served, see uv run serve --help"),
+        (["--workers"], {}, "--workers names no number; allowed is --workers N"),
         ([], {"PORT": "abc"}, "PORT='abc': allowed is a whole number from 1 to 65535"),
         ([], {"PORT": "0"}, "PORT='0': allowed is a whole number from 1 to 65535"),
         ([], {"PORT": "70000"}, "PORT='70000': allowed is a whole number from 1 to 65535"),

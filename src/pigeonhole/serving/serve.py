@@ -44,6 +44,8 @@ def run(arguments: list[str]) -> None:
             pass
         case ["--workers", count]:
             environment["PIGEONHOLE_WORKERS"] = count
+        case ["--workers"]:
+            raise ConfigError("--workers names no number; allowed is --workers N, see uv run serve --help")
         case _:
             raise ConfigError(
                 f"unexpected argument {arguments[0]!r}: the environment sets what is served, see uv run serve --help"
