@@ -1,5 +1,6 @@
 """The client against the real service, and against servers that fail in every way that a network has."""
 
+import contextlib
 import json
 import random
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.serving.conftest import run_service, words_bundle  # noqa: F401  a fixture
+from tests.serving.conftest import run_service, wait_until, words_bundle  # noqa: F401  a fixture
 
 from pigeonhole import client as module
 from pigeonhole.bundle import open_bundle
@@ -77,6 +78,15 @@ class Script(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers = list(answers)
         self.attempts: list[dict[str, str]] = []
+        self.opened = self.closed = 0  # connections
+
+    def get_request(self) -> Any:
+        self.opened += 1
+        return super().get_request()
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.closed += 1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -205,6 +215,68 @@ def test_the_deadline_ends_a_silent_server_and_nobody_there(serve: Serve) -> Non
         Client(f"http://127.0.0.1:{port}", timeout_s=0.05).predict("parcel")
 
 
+def drip_body(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    drip(handler, b"{" * 1000)
+
+
+def drip_head(handler: Handler) -> None:
+    drip(handler, b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 90)
+
+
+def drip(handler: Handler, data: bytes) -> None:
+    handler.close_connection = True
+    with contextlib.suppress(OSError):  # the client has gone
+        for byte in data:
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("slow", [drip_body, drip_head])
+def test_the_deadline_ends_an_answer_that_comes_byte_by_byte(serve: Serve, slow: Callable[[Handler], None]) -> None:
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match=r"no answer within 0\.3 s: TimeoutError"):
+        ask(serve(slow), timeout_s=0.3)
+    assert time.monotonic() - began < 3  # the answer takes over five
+
+
+def test_threads_that_come_and_go_leave_no_connection_each_and_close_ends_them_all(serve: Serve) -> None:
+    script = serve(OK)
+    with Client(f"http://127.0.0.1:{script.server_address[1]}") as client:
+        for _ in range(20):
+            thread = threading.Thread(target=client.predict, args=("parcel",))
+            thread.start()
+            thread.join()
+        assert script.opened == 1
+        client.close()
+        client.predict("parcel")
+    wait_until(lambda: script.closed == script.opened == 2)
+
+
+def test_a_server_that_was_started_again_costs_one_attempt_however_many_connections_it_had(serve: Serve) -> None:
+    def answer_and_hang_up(handler: Handler) -> None:
+        OK(handler)
+        handler.close_connection = True
+
+    together = threading.Barrier(8)
+
+    def meet(handler: Handler) -> None:
+        together.wait(10)
+        answer_and_hang_up(handler)
+
+    script = serve(*[meet] * 8, OK)
+    with Client(f"http://127.0.0.1:{script.server_address[1]}", timeout_s=20) as client:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(client.predict, ["parcel"] * 8))
+        with pytest.MonkeyPatch.context() as patched:
+            pauses: list[float] = []
+            patched.setattr(time, "sleep", pauses.append)
+            client.predict("parcel")
+        assert len(pauses) <= 1
+
+
 def test_an_answer_of_another_shape_is_an_error_of_ours(serve: Serve) -> None:
     with pytest.raises(ServiceError, match="not what this client knows"):
         ask(serve(say(200, {"label": "delivery"})))
@@ -214,8 +286,23 @@ def test_what_cannot_be_sent_is_said_before_it_is_sent() -> None:
     for url in ("127.0.0.1:8080", "ftp://host", "http://"):
         with pytest.raises(ConfigError, match="begins with http"):
             Client(url)
+    for url in ("http://host:port", "http://host:99999", "http://[::1", "http://a b", "http://host\n", "http://host/ö"):
+        with pytest.raises(ConfigError, match="url="):
+            Client(url)
+    for timeout_s in (0, -1, float("nan"), float("inf"), 1e6):
+        with pytest.raises(ConfigError, match="allowed are seconds above 0 to 999999"):
+            Client("http://host", timeout_s=timeout_s)
+    wrong: list[dict[str, Any]] = [{"key": "zebra\n"}, {"key": "зебра"}, {"canary_key": "斑馬"}]
+    for given in wrong:
+        with pytest.raises(ConfigError, match=r"^(canary_)?key has a character that no header can carry"):
+            Client("http://host", **given)
+    client = Client("http://127.0.0.1:1")
     with pytest.raises(ConfigError, match="257 texts: at most 256"):
-        Client("http://127.0.0.1:1").predict_many(["a"] * 257)
+        client.predict_many(["a"] * 257)
+    with pytest.raises(ConfigError, match="a list of texts; a single one is for predict"):
+        client.predict_many("my parcel")
+    with pytest.raises(ConfigError, match="half a surrogate pair"):
+        client.predict("\ud800")
 
 
 def test_a_retry_after_a_lost_answer_leaves_one_record(words_bundle: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -36,6 +37,12 @@ def test_values_are_read_by_their_type() -> None:
 def test_a_value_out_of_range_is_refused_with_what_is_allowed(name: str, value: str, allowed: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name}='{value}': allowed is {allowed}"):
         read_variables(Kettle, {name: value})
+
+
+@pytest.mark.parametrize("name", ["KETTLE_NAME", "KETTLE_CUPS", "KETTLE_KEY"])
+def test_bytes_that_are_no_text_are_refused_and_not_repeated(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} holds bytes that are no text; allowed is UTF-8$"):
+        read_variables(Kettle, {name: os.fsdecode(b"\xffhunter2")})
 
 
 def test_the_table_names_each_variable_and_a_secret_is_not_shown() -> None:

@@ -8,10 +8,14 @@ Retry-After says, while the deadline lasts. All attempts of a call carry one Ide
 however often it was asked. Needs nothing but the standard library and msgspec; safe to share between threads.
 """
 
+import contextlib
+import functools
 import http.client
+import io
 import random
+import re
+import socket
 import ssl
-import threading
 import time
 import urllib.parse
 import uuid
@@ -26,6 +30,7 @@ MAX_TEXTS = 256  # of one request
 AGAIN = (429, 502, 503, 504)
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+LONGEST_TIMEOUT_S = 999_999.0  # what X-Request-Timeout-Ms can say
 
 Reply = TypeVar("Reply")
 
@@ -101,28 +106,62 @@ class _NoAnswer(Exception):  # noqa: N818  not an error yet: the next attempt ma
         self.retry_after_s = retry_after_s
 
 
+class _Within(io.RawIOBase):
+    """What comes from a socket until a moment (time.monotonic()); a socket's own timeout begins anew with each byte."""
+
+    def __init__(self, until: float, sock: socket.socket) -> None:
+        self._until = until
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left_s)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """Which has to be here by `until`, its head and its body."""
+
+    def __init__(self, until: float, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Within(until, sock))
+
+
 class Client:
     """Of the service at `url`. Every call raises ServiceError when it was refused, or had no answer within `timeout_s`."""
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, canary_key: str | None = None) -> None:
         """`key`: an API key or an ID token. `canary_key`: who asks, where a candidate answers some. Raises ConfigError."""
-        found = urllib.parse.urlsplit(url)
-        if found.scheme not in ("http", "https") or not found.hostname:
-            raise ConfigError(f"url={url!r}: a service's URL begins with http:// or https:// and names a host")
+        scheme, self._address, self._path = _parts(url)
+        if not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+            raise ConfigError(f"timeout_s={timeout_s}: allowed are seconds above 0 to {LONGEST_TIMEOUT_S:g}")
+        for name, value in (("key", key), ("canary_key", canary_key)):
+            if value is not None and not re.fullmatch(r"[ -~\xa0-\xff]*", value):
+                raise ConfigError(f"{name} has a character that no header can carry; allowed is one line of Latin-1")
         self.timeout_s = timeout_s
-        self._address = found.hostname, found.port
-        self._path = found.path.rstrip("/")
-        self._tls = ssl.create_default_context() if found.scheme == "https" else None
+        self._tls = ssl.create_default_context() if scheme == "https" else None
         given = {"authorization": f"Bearer {key}" if key else None, "x-canary-key": canary_key}
         self._headers = {name: value for name, value in given.items() if value is not None}
-        self._local = threading.local()  # a connection a thread
-        self._connections: list[http.client.HTTPConnection] = []
+        self._idle: list[http.client.HTTPConnection] = []  # as many as were ever needed at once
 
     def predict(self, text: str, *, top_k: int | None = None) -> Prediction:
         return self._post("/predict", {"text": text, **_unless_none(top_k=top_k)}, Prediction)
 
     def predict_many(self, texts: Sequence[str], *, top_k: int | None = None, partial: bool = False) -> Predictions:
         """Of up to 256 texts. `partial`: a text that cannot be read does not cost the others their answers."""
+        if isinstance(texts, str):
+            raise ConfigError("texts is a list of texts; a single one is for predict")
         if len(texts) > MAX_TEXTS:
             raise ConfigError(f"{len(texts)} texts: at most {MAX_TEXTS} go into one request; send several")
         body = {"texts": list(texts), "partial": partial, **_unless_none(top_k=top_k)}
@@ -142,9 +181,10 @@ class Client:
         return self._until_answered(lambda left_s: self._attempt("GET", "/model", b"", {}, left_s), dict[str, Any])
 
     def close(self) -> None:
-        """Of all threads' connections; a call after it opens a new one."""
-        while self._connections:
-            self._connections.pop().close()
+        """Of all connections that no call is using; a call after it opens a new one."""
+        with contextlib.suppress(IndexError):  # another thread may take the last one
+            while True:
+                self._idle.pop().close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +194,10 @@ class Client:
 
     def _post(self, path: str, body: dict[str, Any], shape: type[Reply]) -> Reply:
         headers = {"content-type": "application/json", "idempotency-key": str(uuid.uuid4())}
-        data = msgspec.json.encode(body)
+        try:
+            data = msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            raise ConfigError("there is half a surrogate pair in it, which is no character") from error
 
         def attempt(left_s: float) -> bytes:
             timeout = {"x-request-timeout-ms": str(max(1, int(left_s * 1000)))}
@@ -180,13 +223,16 @@ class Client:
 
     def _attempt(self, method: str, path: str, body: bytes, headers: dict[str, str], left_s: float) -> bytes:
         connection = self._connection(left_s)
+        connection.response_class = functools.partial(_Answer, time.monotonic() + left_s)  # type: ignore[assignment]
         try:
             connection.request(method, self._path + path, body or None, self._headers | headers)
             answer = connection.getresponse()
             data = answer.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            self.close()  # a server that was started again has closed the others too
             raise _NoAnswer(f"{type(error).__name__}: {error}") from error
+        self._idle.append(connection)
         if answer.status in AGAIN:
             raise _NoAnswer(_problem(data).code, answer.status, _retry_after(answer.headers.get("retry-after", "")))
         if answer.status != 200:
@@ -196,20 +242,33 @@ class Client:
         return data
 
     def _connection(self, left_s: float) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        timeout_s = max(0.001, left_s)
-        if connection is None:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
             host, port = self._address
             if self._tls is not None:
                 connection = http.client.HTTPSConnection(host, port, context=self._tls)
             else:
                 connection = http.client.HTTPConnection(host, port)
-            self._local.connection = connection
-            self._connections.append(connection)
+        timeout_s = max(0.001, left_s)
         connection.timeout = timeout_s
         if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
         return connection
+
+
+def _parts(url: str) -> tuple[str, tuple[str, int | None], str]:
+    """Scheme, host and port, path. Raises ConfigError."""
+    try:
+        found = urllib.parse.urlsplit(url)
+        address = found.hostname or "", found.port
+    except ValueError as error:
+        raise ConfigError(f"url={url!r}: this is no URL ({error})") from error
+    if found.scheme not in ("http", "https") or not address[0]:
+        raise ConfigError(f"url={url!r}: a service's URL begins with http:// or https:// and names a host")
+    if re.search(r"\s", url) or not found.path.isascii():
+        raise ConfigError(f"url={url!r}: a URL has no spaces, and a path of ASCII characters")
+    return found.scheme, address, found.path.rstrip("/")
 
 
 def _unless_none(**values: Any) -> dict[str, Any]:

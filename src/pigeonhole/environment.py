@@ -81,11 +81,21 @@ def read_variables(schema: type[SettingsT], environment: Mapping[str, str]) -> S
         name = found.vertex if environment.get(found.vertex) else found.name
         value = environment.get(name, "")
         if value:
+            if not value.isascii():
+                _require_text(name, value)
             try:
                 values[field.name] = found.read(value)
             except ValueError as error:
                 raise ConfigError(f"{name}={value!r}: allowed is {error}") from error
     return schema(**values)
+
+
+def _require_text(name: str, value: str) -> None:
+    """A secret of random bytes is not told; nothing could be made of it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name} holds bytes that are no text; allowed is UTF-8") from error
 
 
 def describe_variables(schema: type[Any]) -> str:

@@ -238,6 +238,22 @@ def test_threads_and_writers_together_lose_and_double_nothing(tmp_path: Path, ma
     assert (window.counts.torn, window.counts.damaged_objects, window.counts.misplaced) == (0, 0, 0)
 
 
+def test_a_full_disk_is_said_once_and_so_is_its_end(
+    slow_log: LogWriter, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole_write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda handle, data: whole_write(handle, data[:-7]))
+        for _ in range(3):
+            with pytest.raises(LogError, match="the disk is full"):
+                slow_log.append([make_record()])
+    slow_log.append([make_record()])
+    slow_log.append([make_record()])
+    said = [message.partition(":")[0] for message in caplog.messages]
+    assert said == ["records are not written down for now", "records are written down again"]
+    assert caplog.messages[0].endswith("the disk is full")
+
+
 def test_a_full_disk_is_an_error_of_the_caller_who_then_has_no_record(
     slow_log: LogWriter, tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_refusal_names_the_field_and_the_limit(running_once: Running) -> None:
 def test_where_the_method_is_wrong_the_answer_says_which_is_right(running_once: Running) -> None:
     answer = running_once.http.get("/predict")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert answer.json()["code"] == "method_not_allowed"
+    assert (answer.json()["code"], answer.json()["detail"]) == ("method_not_allowed", "allowed here is POST")
     assert "/predict" in running_once.http.get("/nope").json()["detail"]
 
 

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,24 @@ def test_a_candidate_that_fails_dies_or_hangs_costs_no_answer_and_is_sent_away(
         assert {ask(service, key) for key in chosen[:4]} == {"v1"}
         assert candidate(service) is None
         assert service.http.get("/ready").status_code == 200
+
+
+def test_callers_who_give_it_no_time_do_not_send_a_candidate_away(start: Start, registry: Registry) -> None:
+    with start(opened(registry), registry, poll_s=0.05, canary_share=0.5) as service:
+        moody = Moody(opened(registry, "v2"), lambda: time.sleep(0.1))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Classifier, "open", classmethod(lambda *_, **__: moody))
+            nominate(registry, "v2")
+            wait_until(lambda: candidate(service) is not None)
+        chosen = [f"user-{number}" for number in range(60) if is_chosen(f"user-{number}", "v2", 0.5)]
+
+        def hurry(key: str) -> None:
+            headers = {"x-canary-key": key, "x-request-timeout-ms": "1"}
+            service.http.post("/predict", json={"text": "parcel"}, headers=headers)
+
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(hurry, chosen[:24]))
+        assert candidate(service) == {"model_version": "v2", "share": 0.5}
 
 
 def test_a_bundle_by_url_has_neither_canary_nor_shadow(start: Start, classifier: Classifier, tmp_path: Path) -> None:

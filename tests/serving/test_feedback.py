@@ -45,6 +45,18 @@ def test_two_sources_have_a_word_each(running: Running) -> None:
     assert outcomes(running) == {"new": 2}
 
 
+@pytest.mark.parametrize("labels", [[], ["billing", "refund"]])
+def test_of_a_model_that_gives_one_label_no_other_number_is_right(running: Running, labels: list[str]) -> None:
+    """A harvest would make rows of them that no training of such a model reads."""
+    prediction_id = running.http.post("/predict", json={"text": "parcel"}).json()["prediction_id"]
+    answered = running.http.post("/feedback", json={"prediction_id": prediction_id, "labels": labels, "source": "agent"})
+    assert (answered.status_code, answered.json()["code"]) == (422, "invalid_request")
+    assert "a text has one here" in answered.json()["detail"]
+    only = running.http.post("/feedback", json={"prediction_id": prediction_id, "labels": ["refund"], "source": "agent"})
+    assert only.status_code == 200
+    assert len(logged(running)) == 1
+
+
 def id_of(at: datetime) -> str:
     milliseconds = f"{int(at.timestamp() * 1000):012x}"
     return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000001"

@@ -45,12 +45,18 @@ class Issuer(ThreadingHTTPServer):
             {"kty": "odd", "kid": "o"},
         ]
         self.reads = 0
+        self.leads_to = ""
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Issuer
 
     def do_GET(self) -> None:
+        if self.server.leads_to and not self.path.endswith("?led"):
+            self.send_response(302)
+            self.send_header("location", f"{self.server.leads_to}{self.path}?led")
+            self.end_headers()
+            return
         found = {
             "/.well-known/openid-configuration": {"jwks_uri": f"{self.server.url}/keys"},
             "/keys": {"keys": self.server.keys},
@@ -58,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.reads += self.path == "/keys"
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps(found[self.path]).encode())
+        self.wfile.write(json.dumps(found[self.path.removesuffix("?led")]).encode())
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -132,6 +138,7 @@ REFUSED: dict[str, Made] = {
     "by no issuer": lambda i: token(claims(i, iss=None)),
     "of no subject": lambda i: token(claims(i, sub=None)),
     "a subject that is no text": lambda i: token(claims(i, sub=["robot-7"])),
+    "the pattern as a subject": lambda i: token(claims(i, sub="*@team.example", email=None)),
     "of somebody else": lambda i: token(claims(i, email="other@example.com")),
     "an address that nobody verified": lambda i: token(claims(i, email_verified=False)),
     "an address verified by a word": lambda i: token(claims(i, email_verified="true")),
@@ -246,9 +253,45 @@ def test_googles_issuer_is_known_with_and_without_its_scheme(issuer: Issuer) -> 
         assert identity.verify(token(claims(issuer, iss=name, sub="robot-7"))) == "robot-7"
 
 
+def test_an_issuer_whose_name_ends_with_a_slash_is_known_by_it(issuer: Issuer) -> None:
+    """As Auth0's do."""
+    identity = Identity(f"{issuer.url}/", AUDIENCE, "robot-7", ("predict",), 10)
+    assert identity.verify(token(claims(issuer, iss=f"{issuer.url}/", sub="robot-7"))) == "robot-7"
+
+
 @pytest.mark.parametrize("url", ["http://issuer.example", "ftp://issuer.example", "file:///etc/passwd"])
 def test_an_issuer_is_read_over_https_alone(url: str) -> None:
     with pytest.raises(ConfigError, match="https:// alone"):
+        Identity(url, AUDIENCE, "robot-7", ("predict",), 10)
+
+
+def test_an_issuer_that_leads_away_from_https_is_not_followed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(issuer, "leads_to", issuer.url.replace("127.0.0.1", "127.1"))
+    with pytest.raises(ConfigError, match=r"cannot be read .*https:// alone"):
+        Identity(issuer.url, AUDIENCE, "robot-7", ("predict",), 10)
+
+
+@pytest.mark.parametrize("keys", [None, 5, {"a": 1}, ["zebra"], [5], [None], [{"kty": "RSA"}]])
+def test_keys_that_are_none_are_refused(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, keys: Any) -> None:
+    monkeypatch.setattr(issuer, "keys", keys)
+    with pytest.raises(ConfigError, match="has no key for RS256 or ES256"):
+        Identity(issuer.url, AUDIENCE, "robot-7", ("predict",), 10)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"zebra\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000, b"HTTP/1.0 200 OK\r\n\r\nzebra"]
+)
+def test_an_issuer_that_answers_with_something_else_is_refused(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.wfile.write(answer))
+    with pytest.raises(ConfigError, match=r"(?s)cannot be read .*is PIGEONHOLE_OIDC_ISSUER right"):
+        Identity(issuer.url, AUDIENCE, "robot-7", ("predict",), 10)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "https://issuer .example"])
+def test_an_issuer_whose_url_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)cannot be read .*is PIGEONHOLE_OIDC_ISSUER right"):
         Identity(url, AUDIENCE, "robot-7", ("predict",), 10)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from tests.serving.conftest import Running
 
-from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS
+from pigeonhole.serving.edge import MAX_BODY_BYTES, MAX_TIMEOUT_MS
+from pigeonhole.serving.schemas import MAX_BESIDE_STRINGS_BYTES, MAX_CHARS, MAX_STRINGS, MAX_TEXTS
 
 
 @pytest.fixture
@@ -33,6 +34,16 @@ def test_the_limits_stand_in_the_schemas(document: dict[str, Any]) -> None:
     assert schemas["PredictManyRequest"]["properties"]["texts"]["maxItems"] == MAX_TEXTS
     assert schemas["PredictRequest"]["additionalProperties"] is False
     assert set(schemas["PredictReply"]["required"]) == set(schemas["PredictReply"]["properties"]) - {"labels"}
+
+
+def test_what_a_header_may_say_and_the_limits_of_a_body_stand_there_too(document: dict[str, Any]) -> None:
+    (timeout,) = document["paths"]["/explain"]["post"]["parameters"]
+    assert (timeout["name"], timeout["schema"]["maximum"]) == ("X-Request-Timeout-Ms", MAX_TIMEOUT_MS)
+    assert document["components"]["securitySchemes"]["header"]["name"] == "X-API-Key"
+    for post in ("/predict", "/explain", "/feedback"):
+        responses = document["paths"][post]["post"]["responses"]
+        assert f"{MAX_BODY_BYTES} bytes" in responses["413"]["description"]
+        assert f"{MAX_STRINGS} strings, and {MAX_BESIDE_STRINGS_BYTES} bytes" in responses["422"]["description"]
 
 
 def test_the_examples_are_answered_in_the_shape_that_is_promised(document: dict[str, Any], running_once: Running) -> None:

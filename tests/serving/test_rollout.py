@@ -173,6 +173,24 @@ def test_a_registry_that_cannot_be_read_is_said_once_and_tried_again(
     assert service.classifier.manifest.version == "v2"
 
 
+def test_an_alias_that_cannot_be_understood_is_said_once_and_tried_again(
+    registry: Registry, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    rollout = Rollout(registry, service, 1)
+    move(registry, "v2")
+    alias = Path(registry.url) / "models" / "words" / "aliases" / "production.json"
+    kept = alias.read_bytes()
+    alias.write_bytes(kept[:20])
+    for _ in range(3):
+        rollout.look()
+    assert len(caplog.messages) == 1
+    assert "production.json" in caplog.text
+    assert sample(service, 'pigeonhole_rollouts_total{alias="production",outcome="unreachable"}') == 3
+    alias.write_bytes(kept)
+    rollout.look()
+    assert service.classifier.manifest.version == "v2"
+
+
 def test_the_old_model_is_gone_after_the_swap_even_if_nobody_asks_the_new_one(registry: Registry, service: Service) -> None:
     async def ask_then_swap() -> None:
         service.start()

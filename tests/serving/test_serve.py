@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import datetime as dt
+import json
 import os
 import shutil
 import signal
@@ -112,6 +113,7 @@ def test_help_names_every_variable_and_costs_nothing(capsys: pytest.CaptureFixtu
     ("arguments", "environment", "message"),
     [
         (["port=9"], {}, "unexpected argument 'port=9': the environment sets what is served, see uv run serve --help"),
+        (["--workers"], {}, "--workers names no number; allowed is --workers N"),
         ([], {"PORT": "abc"}, "PORT='abc': allowed is a whole number from 1 to 65535"),
         ([], {"PORT": "0"}, "PORT='0': allowed is a whole number from 1 to 65535"),
         ([], {"PORT": "70000"}, "PORT='70000': allowed is a whole number from 1 to 65535"),
@@ -193,8 +195,9 @@ def test_the_production_version_of_the_registry_is_found(tmp_path: Path, capsys:
 
 
 def test_of_several_models_the_one_promoted_last_is_served_and_it_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "pigeonhole.serving.serve")
     registry = Registry(str(tmp_path / "registry"))
     for name in ("alpha", "beta", "alpha"):
         publish(registry, tmp_path / "made", name, f"v{time.monotonic_ns()}")
@@ -202,14 +205,39 @@ def test_of_several_models_the_one_promoted_last_is_served_and_it_is_said(
     registry.publish(tmp_path / "spare", make_bundle(tmp_path / "spare", "candidate-only", "v1"))
     settings = Settings(registry=str(tmp_path / "registry"))
     assert find_bundle(settings).manifest.name == "alpha"
-    assert capsys.readouterr().err == "serving alpha, promoted last; set PIGEONHOLE_MODEL for another one (beta)\n"
+    assert caplog.messages == ["serving alpha, promoted last; set PIGEONHOLE_MODEL for another one (beta)"]
     assert find_bundle(Settings(registry=settings.registry, model="beta")).manifest.name == "beta"
-    assert capsys.readouterr().err == ""
+    assert len(caplog.messages) == 1
 
 
 def test_an_ipv6_address_can_be_listened_at() -> None:
     with contextlib.suppress(ConfigError), bind("::1", 0) as listener:  # refused by name on a host without IPv6
         assert listener.family == socket.AF_INET6
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+
+
+@pytest.mark.parametrize("arguments", [[], pytest.param(["--workers", "2"], marks=needs_linux)])
+def test_as_json_every_line_is_an_object_the_last_one_too_which_says_why_it_does_not_start(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    for name in ("alpha", "beta"):
+        publish(registry, tmp_path / "made", name, "v1")
+    (tmp_path / "registry" / "models" / "beta" / "versions" / "v1" / "golden.json").unlink()
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env={**os.environ, "PORT": str(free_port()), "PIGEONHOLE_STDERR": "json"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert ended.returncode == 2
+    assert lines[0]["message"].startswith("serving beta, promoted last")
+    assert (lines[-1]["severity"], "golden.json is missing" in lines[-1]["message"]) == ("ERROR", True)
 
 
 @needs_sigterm

@@ -116,6 +116,15 @@ def test_every_route_has_its_name_under_v1_too(running: Running) -> None:
     assert 'pigeonhole_requests_total{code="200",route="/predict"} 1.0' in running.http.get("/metrics").text
 
 
+def test_every_path_of_a_route_is_counted_as_one_whatever_the_answer(running: Running) -> None:
+    for path in ("/predict/batch", "/v1/predict/batch"):
+        assert running.http.post(path, json={"text": "a"}).status_code == 200
+        assert running.http.get(path).status_code == 405
+    metrics = running.http.get("/metrics").text
+    for code in (200, 405):
+        assert f'pigeonhole_requests_total{{code="{code}",route="/predict"}} 2.0' in metrics
+
+
 def test_vertex_ai_asks_in_its_own_shape_by_its_own_paths(start: Start) -> None:
     routes = {"predict_route": "/v1/endpoints/7/deployedModels/8:predict", "health_route": "/v1/endpoints/7/deployedModels/8"}
     with start(**routes) as service:
@@ -128,5 +137,9 @@ def test_vertex_ai_asks_in_its_own_shape_by_its_own_paths(start: Start) -> None:
         assert [record.text for record in service.records()] == ["my parcel", "refund"]
         blank = service.http.post(routes["predict_route"], json={"instances": ["a", {"text": " "}]})
         assert blank.json()["detail"] == "instances[1] is blank"
+        metrics = service.http.get("/metrics").text
+        assert 'pigeonhole_requests_total{code="200",route="/predict"} 1.0' in metrics  # whose alerts are for it as well
+        assert 'pigeonhole_requests_total{code="200",route="/ready"} 1.0' in metrics
+        assert "deployedModels" not in metrics
         misspelt = service.http.post("/predict", json={"instances": ["a"], "top_k": 1})
         assert misspelt.json()["detail"] == "unknown field; allowed beside instances is parameters.top_k"

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serving.test_serve import free_port, records
+from tests.serving.test_serve import free_port, records, wait_for_child
 
 PROGRAM = "from pigeonhole.serving.serve import main; main()"
 
@@ -106,3 +106,15 @@ def test_what_cannot_be_served_is_told_once(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2
     assert ended.stderr.count("manifest.json is missing") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections, and /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_while_the_workers_start_ends_all_with_0(words_bundle: Path, tmp_path: Path, workers: int) -> None:
+    environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
+    command = [sys.executable, "-c", PROGRAM, "--workers", "2"]
+    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        while len(wait_for_child(process.pid).split()) < workers:
+            time.sleep(0.001)
+        process.terminate()
+        assert process.wait(20) == 0

@@ -75,6 +75,7 @@ class LogWriter:
         self._written_at = time.monotonic()
         self._mutex = threading.Lock()  # of `dropped` and `_unwritten`
         self._failures = 0
+        self._refusing = False  # since a disk, or the spool, was full
         self._adopted_at = float("-inf")
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -98,11 +99,17 @@ class LogWriter:
                 self._hold(lines)
                 return
             appended = self._spool.append(lines)
-        except LogError:
+        except LogError as error:
+            if not self._refusing:  # once, not for each of a thousand requests
+                logger.warning("records are not written down for now: %s", error)
+            self._refusing = True
             if self._when_full == "shed":
                 raise
             self._drop(lines)
             return
+        if self._refusing:
+            logger.warning("records are written down again")
+            self._refusing = False
         if appended.records >= self._segment_records:
             self._spool.rotate()
             self._wake.set()

@@ -124,7 +124,6 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         return min(settings.deadline_s, deadline_asked(request.headers))
 
     @routes.post("/predict", dependencies=needed, responses=openapi.PREDICT_RESPONSES, openapi_extra=openapi.PREDICT_BODY)
-    @routes.post("/predict/batch", dependencies=needed, include_in_schema=False)
     async def predict(request: Request) -> Response:
         """One text, many texts, Hugging Face's `inputs` or Vertex AI's `instances`."""
         check_content(request.headers)
@@ -143,6 +142,8 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         whose = f"predict {caller_of(request.headers)} {key}"
         reply = await service.replies.once(whose, hashlib.sha256(body).digest(), answer)
         return _logged(reply, service.kept_since(dropped, settings.sample))
+
+    routes.alias("/predict/batch", routes.at("/predict"))
 
     @routes.post("/explain", dependencies=needed, responses=openapi.EXPLAIN_RESPONSES, openapi_extra=openapi.EXPLAIN_BODY)
     async def explain(request: Request) -> Response:
@@ -265,5 +266,8 @@ def _logged(body: bytes, level: str) -> Response:
 async def _refuse(_: Request, error: Exception) -> Response:
     """Starlette's own refusals (404, 405), handed to the edge like all others."""
     assert isinstance(error, HTTPException)  # registered for nothing else
+    headers = dict(error.headers or {})
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    raise Problem(error.status_code, code, f"there is: {', '.join(LINKS.values())}", dict(error.headers or {}))
+    methods = headers.get("Allow")
+    detail = f"allowed here is {methods}" if methods else f"there is: {', '.join(LINKS.values())}"
+    raise Problem(error.status_code, code, detail, headers)

@@ -104,7 +104,7 @@ class Edge:
         try:
             await self._answer(_Way(scope, receive, send, exchange))
         finally:
-            exchange.route = getattr(scope.get("route"), "path", "other")
+            exchange.route = getattr(scope.get("route"), "name", "other")
             self._accounts.end(exchange)
 
     async def _answer(self, way: "_Way") -> None:

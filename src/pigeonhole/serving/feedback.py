@@ -7,11 +7,11 @@ replica was told) is for the reader of the log to join.
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from pigeonhole.bundle import Manifest
 from pigeonhole.errors import LogError
 from pigeonhole.prediction_log import Feedback, LogWriter, moment_of
 from pigeonhole.serving.problem import Problem
@@ -27,20 +27,26 @@ SKEW = timedelta(days=1)  # how far ahead the clock of another replica may be
 class FeedbackDesk:
     """Takes the words on predictions, of every version that ever answered here. Belongs to one event loop."""
 
-    def __init__(self, labels: Iterable[str], log: LogWriter, replies: Replies, telemetry: Telemetry) -> None:
-        self._labels = set(labels)
+    def __init__(self, manifest: Manifest, log: LogWriter, replies: Replies, telemetry: Telemetry) -> None:
+        self._labels: set[str] = set()
+        self._several = False  # whether a text may have any other number of labels than one
+        self.add(manifest)
         self._log = log
         self._replies = replies
         self._telemetry = telemetry
         # Who on what -> labels, feedback id.
         self._latest: OrderedDict[tuple[str, str], tuple[tuple[str, ...], str]] = OrderedDict()
 
-    def add_labels(self, labels: Iterable[str]) -> None:
-        self._labels.update(labels)
+    def add(self, manifest: Manifest) -> None:
+        """One more version whose predictions may be spoken of."""
+        self._labels.update(manifest.labels)
+        self._several |= manifest.task == "multi_label"
 
     async def take(self, given: FeedbackRequest) -> bytes:
         """The body of the 200; when it returns, the feedback is in the log. Raises Problem."""
         now = datetime.now(UTC)
+        if len(given.given) != 1 and not self._several:
+            raise Problem(422, "invalid_request", "labels names any number of labels, and a text has one here; name it in label")
         if not self._labels.issuperset(given.given):
             raise self._refused("unknown_label", "label is none of the model's labels; see /model")
         made_at = moment_of(given.prediction_id)

@@ -4,6 +4,7 @@ The issuer's keys are read at the start and by a poller, never while a request w
 refused, and the next look reads the keys again. What is wrong with a token that is refused is not told.
 """
 
+import http.client
 import json
 import logging
 import time
@@ -22,6 +23,8 @@ REQUIRED = ["exp", "iat", "iss", "aud", "sub"]
 LEEWAY_S = 30
 FRESH_S = 300.0
 TIMEOUT_S = 5.0
+SAFE = ("https://", "http://127.0.0.1:", "http://localhost:")
+SAFE_ALONE = "an issuer and its keys are read over https:// alone"
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,8 @@ class Identity:
                 key,
                 algorithms=[key.algorithm_name],
                 audience=self._audience,
-                issuer=[self._issuer, self._issuer.removeprefix("https://")],  # Google writes it both ways
+                # Google writes its name with and without the scheme, Auth0 its own with a slash at the end.
+                issuer=[self._issuer, f"{self._issuer}/", self._issuer.removeprefix("https://")],
                 leeway=LEEWAY_S,
                 options={"require": REQUIRED},
             )
@@ -78,17 +82,20 @@ class Identity:
 
     def _is_allowed(self, claims: dict[str, Any]) -> bool:
         email = claims.get("email") if claims.get("email_verified") is True else None
-        names = {claims["sub"]}
+        names: set[str] = set()
+        if not claims["sub"].startswith("*@"):  # a subject is no pattern, whatever it looks like
+            names.add(claims["sub"])
         if isinstance(email, str) and email.count("@") == 1:
             names |= {email, f"*@{email.partition('@')[2]}"}
         return bool(names & self._allowed)
 
     def _read_keys(self) -> dict[str, jwt.PyJWK]:
         found: dict[str, jwt.PyJWK] = {}
-        for entry in self._read(str(self._keys_url)).get("keys", []):
+        entries = self._read(str(self._keys_url)).get("keys")
+        for entry in entries if isinstance(entries, list) else []:
             try:
                 key = jwt.PyJWK(entry)
-            except (jwt.PyJWTError, TypeError, ValueError) as error:
+            except (jwt.PyJWTError, AttributeError, TypeError, ValueError) as error:  # AttributeError: an entry that is no object
                 logger.warning("%s: a key is passed over: %s", self._keys_url, type(error).__name__)
                 continue
             if key.key_id and key.algorithm_name in ALGORITHMS and entry.get("use", "sig") == "sig":
@@ -98,13 +105,22 @@ class Identity:
         return found
 
     def _read(self, url: str) -> dict[str, Any]:
-        if not url.startswith(("https://", "http://127.0.0.1:", "http://localhost:")):
-            raise ConfigError(f"{url}: an issuer and its keys are read over https:// alone")
+        if not url.startswith(SAFE):
+            raise ConfigError(f"{url}: {SAFE_ALONE}")
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310  the scheme is looked at above
+            with urllib.request.build_opener(_SafeRedirects).open(url, timeout=TIMEOUT_S) as answer:
                 found = json.loads(answer.read(1 << 20))
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (urllib.error.URLError, OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise ConfigError(f"{url}: the issuer cannot be read ({error}); is PIGEONHOLE_OIDC_ISSUER right?") from error
         if not isinstance(found, dict):
             raise ConfigError(f"{url}: this is no JSON object")
         return found
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """urllib's own follows https:// to http:// too, where anybody on the way could put in keys."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(SAFE):
+            raise urllib.error.URLError(f"it leads to {newurl}; {SAFE_ALONE}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -4,19 +4,24 @@ A line that is written while a request is answered carries the request's id and 
 that somebody sent.
 """
 
+import contextlib
 import datetime
 import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import msgspec
 
+from pigeonhole.errors import PigeonholeError
 from pigeonhole.prediction_log import random_bits
 
 Form = Literal["text", "json"]
 
+logger = logging.getLogger(__name__)
 requests = logging.getLogger("pigeonhole.requests")
 """One line a request, where the form is json."""
 
@@ -46,6 +51,18 @@ def begin(form: Form) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("pigeonhole").setLevel(logging.INFO)
     requests.setLevel(logging.INFO if form == "json" else logging.WARNING)
+
+
+@contextlib.contextmanager
+def to_the_end(form: Form) -> Iterator[None]:
+    """Why the service ends is a JSON line too, where the form is json; as text it is the command's to tell."""
+    try:
+        yield
+    except PigeonholeError as error:
+        if form == "text":
+            raise
+        logger.error("%s", error, exc_info=bool(os.environ.get("PIGEONHOLE_TRACEBACK")))
+        sys.exit(error.exit_code)
 
 
 def traceparent_of(headers: Sequence[tuple[bytes, bytes]]) -> Traceparent | None:

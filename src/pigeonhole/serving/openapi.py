@@ -7,7 +7,7 @@ import msgspec
 from pigeonhole.prediction_log import Durability
 from pigeonhole.serving import explain, history, schemas
 from pigeonhole.serving.batcher import BATCH_TEXTS, NEXT_S
-from pigeonhole.serving.edge import MAX_TIMEOUT_MS
+from pigeonhole.serving.edge import MAX_BODY_BYTES, MAX_TIMEOUT_MS
 from pigeonhole.serving.problem import MEDIA_TYPE
 from pigeonhole.serving.replies import KEEP_S
 from pigeonhole.serving.routing import Routes
@@ -25,9 +25,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "Not JSON, or not HTTP as it should be",
         401: "No API key that holds, where the service is not open",
         403: "The key has not the scope",
-        413: "The body is too large",
+        413: f"The body has more than {MAX_BODY_BYTES} bytes",
         415: "The body is not plain JSON",
-        422: "JSON, but not a question; the detail names the field and the limit",
+        422: "JSON, but not a question; the detail names the field and the limit. A body has at most "
+        f"{schemas.MAX_STRINGS} strings, and {schemas.MAX_BESIDE_STRINGS_BYTES} bytes beside them",
         429: "Above the rate of the key; Retry-After says when",
         503: "No answer now: too much is waiting, too late, or the prediction cannot be written down; try again later",
     }
@@ -53,7 +54,6 @@ LEVEL = {
     }
 }
 
-EXPLAIN_BODY = _body("ExplainRequest", {"text": "Where is my parcel?"})
 EXPLAIN_RESPONSES = _responses("ExplainReply", f"The first {explain.MAX_WORDS} words, within {explain.MAX_S:g} s")
 FEEDBACK_BODY = _body(
     "FeedbackRequest", {"prediction_id": "019ca92d-8a00-7000-8000-000000000001", "label": "delivery", "source": "agent"}
@@ -83,6 +83,8 @@ _TIMEOUT = {
     f"A question that finds none waiting is the next one, and has {NEXT_S * 1000:g} ms for every {BATCH_TEXTS} texts at least.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
 }
+
+EXPLAIN_BODY = {"parameters": [_TIMEOUT], **_body("ExplainRequest", {"text": "Where is my parcel?"})}
 
 PREDICT_BODY: dict[str, Any] = {
     "parameters": [_IDEMPOTENCY_KEY, _CANARY_KEY, _TIMEOUT],
@@ -165,6 +167,9 @@ def document(title: str, routes: Routes) -> bytes:
     ]
     found = get_openapi(title=title, version=importlib.metadata.version("pigeonhole"), description=DESCRIPTION, routes=described)
     found.setdefault("components", {}).setdefault("schemas", {}).update(schemas.components())
-    found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
-    found["security"] = [{}, {"key": []}]
+    found["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key, or an ID token."},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
+    }
+    found["security"] = [{}, {"key": []}, {"header": []}]
     return msgspec.json.encode(found)

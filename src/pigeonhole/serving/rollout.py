@@ -13,7 +13,7 @@ from typing import Protocol
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
-from pigeonhole.errors import BundleError, StorageError
+from pigeonhole.errors import BundleError, RegistryError, StorageError
 from pigeonhole.registry import Alias, Change, Registry
 from pigeonhole.serving.service import Service
 from pigeonhole.serving.settle import give_back
@@ -106,7 +106,7 @@ class Rollout:
         """Once. Raises nothing that the registry or a bundle can cause."""
         try:
             self._follow()
-        except StorageError as error:  # nothing is wrong with the version: the next look tries again
+        except (StorageError, RegistryError) as error:  # nothing is wrong with the version: the next look tries again
             self._count("unreachable")
             if not self._unreachable:
                 logger.warning("%s: the rollout cannot read the registry for now: %s", self._name, error)

@@ -17,10 +17,14 @@ Check = Callable[[Request], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Entry:
-    """`responses` and `extra` are FastAPI's words for /openapi.json; `checks` come before the body is read."""
+    """`responses` and `extra` are FastAPI's words for /openapi.json; `checks` come before the body is read.
+
+    `name` is the first path, by which telemetry calls its aliases too.
+    """
 
     method: str
     path: str
+    name: str
     endpoint: Endpoint
     checks: tuple[Check, ...]
     responses: Mapping[int | str, dict[str, Any]]
@@ -67,7 +71,7 @@ class Routes:
     ) -> Callable[[Endpoint], Endpoint]:
         def add(endpoint: Endpoint) -> Endpoint:
             about = (tuple(dependencies), responses or {}, openapi_extra or {}, response_class, include_in_schema)
-            self.entries.append(Entry(method, path, endpoint, *about))
+            self.entries.append(Entry(method, path, path, endpoint, *about))
             return endpoint
 
         return add
@@ -78,4 +82,4 @@ def _runnable(path: str, entry: Entry) -> Route:
         request.scope["route"] = entry  # telemetry names it, by one path for all its aliases
         return await entry.answer(request)
 
-    return Route(path, endpoint, methods=[entry.method])
+    return Route(path, endpoint, methods=[entry.method], name=entry.name)  # of a 405 it is Starlette's route that is known

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
-from pigeonhole.command import command, say
+from pigeonhole.command import command
 from pigeonhole.errors import ConfigError, RegistryError
 from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
@@ -44,6 +44,8 @@ def run(arguments: list[str]) -> None:
             pass
         case ["--workers", count]:
             environment["PIGEONHOLE_WORKERS"] = count
+        case ["--workers"]:
+            raise ConfigError("--workers names no number; allowed is --workers N, see uv run serve --help")
         case _:
             raise ConfigError(
                 f"unexpected argument {arguments[0]!r}: the environment sets what is served, see uv run serve --help"
@@ -54,7 +56,8 @@ def run(arguments: list[str]) -> None:
 
         become_parent(settings.workers)
     journal.begin(settings.stderr)
-    serve(settings, environment)
+    with journal.to_the_end(settings.stderr):
+        serve(settings, environment)
 
 
 def run_worker(arguments: list[str]) -> None:
@@ -65,7 +68,8 @@ def run_worker(arguments: list[str]) -> None:
     from pigeonhole.serving.workers import follow_parent
 
     follow_parent()
-    serve(settings, os.environ)
+    with journal.to_the_end(settings.stderr):
+        serve(settings, os.environ)
 
 
 def serve(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -145,7 +149,7 @@ def _model_promoted_last(registry: Registry) -> str:
     name = promoted[-1][1]
     if len(promoted) > 1:
         others = ", ".join(sorted(other for _, other in promoted[:-1]))
-        say(f"serving {name}, promoted last; set PIGEONHOLE_MODEL for another one ({others})")
+        logger.info("serving %s, promoted last; set PIGEONHOLE_MODEL for another one (%s)", name, others)
     return name
 
 

@@ -6,6 +6,7 @@ are of one version, whatever happens meanwhile.
 
 import itertools
 import logging
+import math
 import operator
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.errors import InferenceError, LogError
 from pigeonhole.prediction_log import Backlog, LogWriter, new_id
 from pigeonhole.registry import Alias
-from pigeonhole.serving.batcher import Batcher, DeadError, LateError, OverloadedError, StoppedError
+from pigeonhole.serving.batcher import BATCH_TEXTS, NEXT_S, Batcher, DeadError, LateError, OverloadedError, StoppedError
 from pigeonhole.serving.canary import is_chosen
 from pigeonhole.serving.explain import MAX_S, MAX_WORDS, weights, without, words_of
 from pigeonhole.serving.feedback import FeedbackDesk
@@ -33,6 +34,7 @@ from pigeonhole.serving.tracing import Tracing, span_of_request
 
 MAX_FAILURES = 3
 MAX_LATE_S = 0.005
+LATE_CODE = "deadline_passed"
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class Service:
         self._max_waiting = settings.max_waiting
         self._tracing = tracing
         self.telemetry = telemetry = Telemetry(classifier.manifest, self._backlog)
-        self.feedback = FeedbackDesk(classifier.labels, feedback, self.replies, self.telemetry)
+        self.feedback = FeedbackDesk(classifier.manifest, feedback, self.replies, self.telemetry)
         self.batcher = Batcher(
             partial(self._work, "production"), settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc
         )
@@ -57,6 +59,7 @@ class Service:
         self._canary_batcher = Batcher(partial(self._work, "candidate"), settings.max_waiting, telemetry.worker_deaths.inc)
         self.canary: Classifier | None = None
         self.canary_share = settings.canary_share
+        self._deadline_s = settings.deadline_s
         self.shadow = Shadow(telemetry.shadowed, telemetry.shadow_difference)
         self._failures = 0  # of the model in production, since it last gave an answer
         self._canary_failures = 0
@@ -79,7 +82,7 @@ class Service:
         """Questions asked from now on are the new one's; the old one is gone when its last question is answered. Any thread."""
         self.telemetry.model("production", classifier.manifest)
         self.classifier = classifier
-        self.feedback.add_labels(classifier.labels)
+        self.feedback.add(classifier.manifest)
         self._failures = 0
         self.shadow.fill(self.shadow.classifier)  # compared with another one from now on
 
@@ -87,7 +90,7 @@ class Service:
         """Its share of the questions asked from now on goes to this one; None: to production. Any thread."""
         self.telemetry.model("candidate", classifier.manifest if classifier else None)
         if classifier is not None:
-            self.feedback.add_labels(classifier.labels)
+            self.feedback.add(classifier.manifest)
         self._canary_failures = 0
         self.canary = classifier
 
@@ -130,10 +133,12 @@ class Service:
         asked_at = time.monotonic()
         canary = self._canary_for(key or question.texts[0])
         if canary is not None:
+            patience_s = deadline_s / 2
             try:
-                found = await self._answer(canary, self._canary_batcher, question, request_id, began, deadline_s / 2)
+                found = await self._answer(canary, self._canary_batcher, question, request_id, began, patience_s)
             except Exception as error:  # noqa: BLE001  whatever the candidate failed of, production answers
-                self._canary_failed(canary, error)
+                if not (_is_late(error) and patience_s < self._fair_s(question)):
+                    self._canary_failed(canary, error)
                 deadline_s -= time.monotonic() - asked_at
             else:
                 self._canary_failures = 0
@@ -165,6 +170,10 @@ class Service:
         if canary is None or canary.manifest.version == self.classifier.manifest.version:
             return None
         return canary if is_chosen(key, canary.manifest.version, self.canary_share) else None
+
+    def _fair_s(self, question: Question) -> float:
+        """Seconds; who gave a candidate less has found out nothing about it."""
+        return min(self._deadline_s / 2, NEXT_S * math.ceil(len(question.texts) / BATCH_TEXTS))
 
     def _canary_failed(self, canary: Classifier, error: Exception) -> None:
         self._canary_failures += 1
@@ -204,7 +213,7 @@ class Service:
         except OverloadedError as error:
             raise _later(OVERLOADED_CODE, "too many texts are waiting") from error
         except LateError as error:
-            raise _later("deadline_passed", "there was no answer within the deadline") from error
+            raise _later(LATE_CODE, "there was no answer within the deadline") from error
         except StoppedError as error:
             raise _later("stopping", "the service is going down") from error
         except DeadError as error:
@@ -248,6 +257,10 @@ class Service:
             spans = {id(each.span): (each.span, each.queued) for each in waited if each.span is not None}
             self._tracing.batch(list(spans.values()), began, ended, classifier.manifest.version)
         return predictions
+
+
+def _is_late(error: Exception) -> bool:
+    return isinstance(error, Problem) and error.code == LATE_CODE
 
 
 def _later(code: str, detail: str) -> Problem:

@@ -58,10 +58,11 @@ def run(arguments: list[str]) -> None:
     assert not arguments
     settings = read_settings(os.environ)
     journal.begin(settings.stderr)
-    with tempfile.TemporaryDirectory(prefix="pigeonhole-metrics-") as folder:
-        code = Workers(settings, {**os.environ, METRICS_FOLDER: folder}, folder).run()
-    if code == RunError.exit_code:
-        raise RunError("a worker did not end well; its lines above say why")
+    with journal.to_the_end(settings.stderr):
+        with tempfile.TemporaryDirectory(prefix="pigeonhole-metrics-") as folder:
+            code = Workers(settings, {**os.environ, METRICS_FOLDER: folder}, folder).run()
+        if code == RunError.exit_code:
+            raise RunError("a worker did not end well; its lines above say why")
     sys.exit(code)
 
 
@@ -85,8 +86,8 @@ class Workers:
             signal.signal(number, self._stop)
         bind(self._settings.host, self._settings.port).close()  # refuses a port at which somebody listens
         self._workers.append(self._start())
-        while not self._answers():
-            if (code := self._workers[0].process.poll()) is not None:
+        while self._stop_by is None and not self._answers():
+            if (code := self._workers[0].process.poll()) is not None and self._stop_by is None:
                 return code
             time.sleep(LOOK_S)
         while len(self._workers) < self._settings.workers and self._stop_by is None:
@@ -125,16 +126,18 @@ class Workers:
             worker.process.terminate()
 
     def _end(self) -> int:
-        """0 where every worker that was alive ended with 0."""
+        """0 where every worker that was alive ended with 0, or of our signal before it knew what to do with it."""
         assert self._stop_by is not None
         codes: list[int] = []
+        for worker in self._workers:
+            worker.process.terminate()  # one that was being started when we were asked to stop has not heard of it
         for worker in self._workers:
             try:
                 codes.append(worker.process.wait(max(0.0, self._stop_by - time.monotonic())))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 codes.append(worker.process.wait())
-        return RunError.exit_code if any(codes) else 0
+        return 0 if set(codes) <= {0, -signal.SIGTERM} else RunError.exit_code
 
 
 main = command(run)
