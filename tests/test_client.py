@@ -205,6 +205,27 @@ def test_the_deadline_ends_a_silent_server_and_nobody_there(serve: Serve) -> Non
         Client(f"http://127.0.0.1:{port}", timeout_s=0.05).predict("parcel")
 
 
+def test_threads_that_have_ended_leave_no_connection_behind(serve: Serve) -> None:
+    script = serve(*[OK] * 20)
+    with Client(f"http://127.0.0.1:{script.server_address[1]}") as client:
+        for _ in range(20):
+            thread = threading.Thread(target=client.predict, args=("parcel",))
+            thread.start()
+            thread.join()
+        assert len(client._idle) == 1
+    assert len(script.attempts) == 20
+
+
+def test_connections_that_have_rested_too_long_cost_one_attempt_together(serve: Serve) -> None:
+    script = serve(*[OK] * 4, *[hang_up] * 1, OK)
+    with Client(f"http://127.0.0.1:{script.server_address[1]}") as client:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(client.predict, ["parcel"] * 4))
+        assert client.predict("parcel").label == "delivery"
+        assert len(client._idle) == 1
+    assert len(script.attempts) == 6
+
+
 def test_an_answer_of_another_shape_is_an_error_of_ours(serve: Serve) -> None:
     with pytest.raises(ServiceError, match="not what this client knows"):
         ask(serve(say(200, {"label": "delivery"})))
@@ -214,6 +235,16 @@ def test_what_cannot_be_sent_is_said_before_it_is_sent() -> None:
     for url in ("127.0.0.1:8080", "ftp://host", "http://"):
         with pytest.raises(ConfigError, match="begins with http"):
             Client(url)
+    for url in ("http://host:99999", "http://host:x", "http://[::1"):
+        with pytest.raises(ConfigError, match=r"such as http://127\.0\.0\.1:8080"):
+            Client(url)
+    refusals: list[dict[str, Any]] = [{"key": "secret\n"}, {"canary_key": "\u20ac"}]
+    for headers in refusals:
+        with pytest.raises(ConfigError, match="no header may") as refused:
+            Client("http://127.0.0.1:1", **headers)
+        assert "secret" not in str(refused.value)
+    with pytest.raises(ConfigError, match="surrogate"):
+        Client("http://127.0.0.1:1").predict("\ud800")
     with pytest.raises(ConfigError, match="257 texts: at most 256"):
         Client("http://127.0.0.1:1").predict_many(["a"] * 257)
 

@@ -8,10 +8,10 @@ Retry-After says, while the deadline lasts. All attempts of a call carry one Ide
 however often it was asked. Needs nothing but the standard library and msgspec; safe to share between threads.
 """
 
+import contextlib
 import http.client
 import random
 import ssl
-import threading
 import time
 import urllib.parse
 import uuid
@@ -106,17 +106,23 @@ class Client:
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, canary_key: str | None = None) -> None:
         """`key`: an API key or an ID token. `canary_key`: who asks, where a candidate answers some. Raises ConfigError."""
-        found = urllib.parse.urlsplit(url)
-        if found.scheme not in ("http", "https") or not found.hostname:
+        try:
+            found = urllib.parse.urlsplit(url)
+            host, port = found.hostname, found.port
+        except ValueError as error:
+            raise ConfigError(f"url={url!r}: {error}; a service's URL is such as http://127.0.0.1:8080") from error
+        if found.scheme not in ("http", "https") or not host:
             raise ConfigError(f"url={url!r}: a service's URL begins with http:// or https:// and names a host")
         self.timeout_s = timeout_s
-        self._address = found.hostname, found.port
+        self._address = host, port
         self._path = found.path.rstrip("/")
         self._tls = ssl.create_default_context() if found.scheme == "https" else None
         given = {"authorization": f"Bearer {key}" if key else None, "x-canary-key": canary_key}
         self._headers = {name: value for name, value in given.items() if value is not None}
-        self._local = threading.local()  # a connection a thread
-        self._connections: list[http.client.HTTPConnection] = []
+        for name, value in self._headers.items():
+            if not all(letter.isprintable() and ord(letter) < 256 for letter in value):  # not shown: it may be a secret
+                raise ConfigError(f"{name}: holds a line break, or another character that no header may; is it read from a file?")
+        self._idle: list[http.client.HTTPConnection] = []  # as many as calls were under way at one time
 
     def predict(self, text: str, *, top_k: int | None = None) -> Prediction:
         return self._post("/predict", {"text": text, **_unless_none(top_k=top_k)}, Prediction)
@@ -142,9 +148,10 @@ class Client:
         return self._until_answered(lambda left_s: self._attempt("GET", "/model", b"", {}, left_s), dict[str, Any])
 
     def close(self) -> None:
-        """Of all threads' connections; a call after it opens a new one."""
-        while self._connections:
-            self._connections.pop().close()
+        """All connections that no call is using now; a call after it opens a new one."""
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread took it
+                self._idle.pop().close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +161,10 @@ class Client:
 
     def _post(self, path: str, body: dict[str, Any], shape: type[Reply]) -> Reply:
         headers = {"content-type": "application/json", "idempotency-key": str(uuid.uuid4())}
-        data = msgspec.json.encode(body)
+        try:
+            data = msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            raise ConfigError("a text holds half of a surrogate pair, which is no character; take it out") from error
 
         def attempt(left_s: float) -> bytes:
             timeout = {"x-request-timeout-ms": str(max(1, int(left_s * 1000)))}
@@ -186,7 +196,9 @@ class Client:
             data = answer.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            self.close()  # the others have rested as long
             raise _NoAnswer(f"{type(error).__name__}: {error}") from error
+        self._idle.append(connection)
         if answer.status in AGAIN:
             raise _NoAnswer(_problem(data).code, answer.status, _retry_after(answer.headers.get("retry-after", "")))
         if answer.status != 200:
@@ -196,20 +208,21 @@ class Client:
         return data
 
     def _connection(self, left_s: float) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         timeout_s = max(0.001, left_s)
-        if connection is None:
-            host, port = self._address
-            if self._tls is not None:
-                connection = http.client.HTTPSConnection(host, port, context=self._tls)
-            else:
-                connection = http.client.HTTPConnection(host, port)
-            self._local.connection = connection
-            self._connections.append(connection)
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._new_connection()
         connection.timeout = timeout_s
         if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
         return connection
+
+    def _new_connection(self) -> http.client.HTTPConnection:
+        host, port = self._address
+        if self._tls is not None:
+            return http.client.HTTPSConnection(host, port, context=self._tls)
+        return http.client.HTTPConnection(host, port)
 
 
 def _unless_none(**values: Any) -> dict[str, Any]:
