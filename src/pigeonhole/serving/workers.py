@@ -125,16 +125,18 @@ class Workers:
             worker.process.terminate()
 
     def _end(self) -> int:
-        """0 where every worker that was alive ended with 0."""
+        """0 where every worker ended with 0, or had not come so far as to answer anybody."""
         assert self._stop_by is not None
         codes: list[int] = []
+        for worker in self._workers:
+            worker.process.terminate()  # once more: the signal may have come while this one was being started
         for worker in self._workers:
             try:
                 codes.append(worker.process.wait(max(0.0, self._stop_by - time.monotonic())))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 codes.append(worker.process.wait())
-        return RunError.exit_code if any(codes) else 0
+        return RunError.exit_code if set(codes) - {0, -signal.SIGTERM} else 0
 
 
 main = command(run)
