@@ -8,6 +8,7 @@ from pathlib import PurePath
 import pandas as pd
 
 MAX_ROWS = 100_000
+MAX_UNPACKED_BYTES = 512 << 20  # of a workbook: a hundred times as much fits into a small file
 KINDS = ("csv", "tsv", "xlsx", "jsonl")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What makes a spreadsheet compute a cell (also in full width, which Excel takes for the same)."""
@@ -26,8 +27,10 @@ def read_table(name: str, data: bytes) -> pd.DataFrame:
         table = _read(kind, data)
     except UnicodeDecodeError as error:
         raise Unreadable(f"{name} is not UTF-8: save it as CSV UTF-8") from error
+    except RecursionError as error:
+        raise Unreadable(f"{name} cannot be read as {kind}: it is nested too deeply") from error
     except (ValueError, KeyError, OSError, csv.Error) as error:
-        raise Unreadable(f"{name} cannot be read as {kind}: {str(error).splitlines()[0][:200]}") from error
+        raise Unreadable(f"{name} cannot be read as {kind}: {str(error).partition(chr(10))[0][:200]}") from error
     if table.empty:
         raise Unreadable(f"{name} has no rows")
     if len(table) > MAX_ROWS:
@@ -40,7 +43,7 @@ def _read(kind: str, data: bytes) -> pd.DataFrame:
         return _cells(_open_excel(data))
     text = data.decode("utf-8-sig")
     if kind == "jsonl":
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]  # U+2028 ends no line of JSON
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a line is not a JSON object")
         return _cells(pd.DataFrame(rows, dtype=object))
@@ -67,12 +70,21 @@ def _separator(text: str) -> str:
 
 
 def _open_excel(data: bytes) -> pd.DataFrame:
-    import zipfile  # beside openpyxl, which raises it
+    import zipfile  # beside openpyxl, which raises what it and the parser raise, and more of its own for what is damaged
 
     try:
-        return pd.read_excel(io.BytesIO(data), dtype=object, keep_default_na=False, engine="openpyxl", nrows=MAX_ROWS + 1)
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            size_bytes = sum(part.file_size for part in packed.infolist())  # it unpacks no more than it says here
     except zipfile.BadZipFile as error:
         raise ValueError("it is no Excel workbook") from error
+    if size_bytes > MAX_UNPACKED_BYTES:
+        raise ValueError(
+            f"it unpacks to {size_bytes >> 20} MiB, at most {MAX_UNPACKED_BYTES >> 20} MiB; save it as CSV, or split it"
+        )
+    try:
+        return pd.read_excel(io.BytesIO(data), dtype=object, keep_default_na=False, engine="openpyxl", nrows=MAX_ROWS + 1)
+    except Exception as error:  # SyntaxError, TypeError, zlib.error, …: a workbook may be broken in any place
+        raise ValueError("it is no Excel workbook, or a damaged one") from error
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:

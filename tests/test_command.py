@@ -1,5 +1,7 @@
 import json
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,27 @@ def test_a_result_is_one_line_of_json_on_stdout(capsys: pytest.CaptureFixture[st
     assert json.loads(printed.out) == {"arguments": ["a=ü"]}
     assert printed.out.count("\n") == 1
     assert printed.err == ""
+
+
+def test_a_path_that_is_no_utf8_does_not_cost_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(lambda arguments: {"file": arguments[0], "n": 1}, ["a\udcff.csv"]) == 0
+    assert capsys.readouterr().out == '{"file": "a\\udcff.csv", "n": 1}\n'
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux: a disk that is always full")
+@pytest.mark.parametrize("ending", ["return {'a': 1}", "raise GateError('HOLD', {'a': 1})"])
+def test_a_result_that_cannot_be_written_is_one_line_and_a_run_that_failed(ending: str) -> None:
+    program = f"""
+from pigeonhole.command import command
+from pigeonhole.errors import GateError
+def run(arguments):
+    {ending}
+command(run)()
+"""
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
+    assert ended.stderr.startswith("error: all is done, but the result cannot be written to stdout: No space left")
 
 
 def test_nothing_is_printed_for_no_result(capsys: pytest.CaptureFixture[str]) -> None:

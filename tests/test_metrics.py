@@ -264,3 +264,10 @@ def test_the_interval_of_a_median_holds_it_in_95_of_100_sets() -> None:
         (found := metrics.median_interval(random.exponential(size=100))).low <= np.log(2) <= found.high for _ in range(1_000)
     )
     assert 930 <= held <= 985
+
+
+def test_a_bootstrap_interval_is_shifted_back_by_the_bootstraps_own_bias() -> None:
+    drawn = np.linspace(0.3, 0.5, 10_001)  # around 0.4, where the figure itself is 0.5
+    found = metrics._shifted_interval(0.5, drawn)
+    assert [found.estimate, found.low, found.high] == pytest.approx([0.5, 0.405, 0.595])
+    assert metrics._shifted_interval(0.98, drawn).high == 1

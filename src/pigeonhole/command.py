@@ -5,6 +5,7 @@ came from. Of the processes that torchrun starts, the first one alone speaks; a 
 """
 
 import functools
+import json
 import os
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from pigeonhole.errors import GateError, PigeonholeError
+from pigeonhole.errors import GateError, PigeonholeError, RunError
 
 
 def command(run: Callable[[list[str]], Any], *, together: bool = False) -> Callable[[], None]:
@@ -32,10 +33,12 @@ def command(run: Callable[[list[str]], Any], *, together: bool = False) -> Calla
 def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     try:
-        _print(run(arguments))
-    except PigeonholeError as error:
-        if isinstance(error, GateError):
+        try:
+            _print(run(arguments))
+        except GateError as error:
             _print(error.result)
+            raise
+    except PigeonholeError as error:
         if os.environ.get("PIGEONHOLE_TRACEBACK"):
             traceback.print_exc()
         say(f"error: {_printable(str(error))}")
@@ -47,9 +50,22 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
 
 
 def _print(result: Any) -> None:
-    if result is not None and is_first_process():
-        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+    """Raises RunError where stdout takes nothing: a full disk, a reader that has gone."""
+    if result is None or not is_first_process():
+        return
+    try:
+        sys.stdout.write(_encoded(result) + "\n")
         sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more when it ends
+        raise RunError(f"all is done, but the result cannot be written to stdout: {error.strerror}") from error
+
+
+def _encoded(result: Any) -> str:
+    try:
+        return msgspec.json.encode(result).decode()
+    except UnicodeEncodeError:  # a path that is no UTF-8 holds lone surrogates
+        return json.dumps(msgspec.to_builtins(result))
 
 
 def _printable(text: str) -> str:

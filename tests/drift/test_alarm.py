@@ -1,7 +1,11 @@
 """The sender against real HTTP servers on this machine."""
 
 import base64
+import contextlib
 import json
+import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -45,6 +49,41 @@ def test_a_receiver_that_is_gone_is_a_reason_and_no_exception(receiver: Receiver
     delivery = sender("http://127.0.0.1:9", []).deliver(ALARM)
     assert (delivery.sent, delivery.attempts) == (False, 4)
     assert "cannot be reached" in str(delivery.why_not)
+
+
+@contextlib.contextmanager
+def answering(data: bytes) -> Iterator[str]:
+    """Something listens that answers every connection with the same bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):  # the end of the test
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(data)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_a_receiver_that_speaks_no_http_is_a_reason_and_no_exception() -> None:
+    with answering(b"SSH-2.0-OpenSSH_9.2\r\n") as url:
+        delivery = sender(url, []).deliver(ALARM)
+    assert (delivery.sent, delivery.attempts) == (False, 4)
+    assert "cannot be reached (SSH-2.0-OpenSSH_9.2" in str(delivery.why_not)
+    assert "nonnumeric port" in str(sender("http://127.0.0.1:abc/", []).deliver(ALARM).why_not)
+
+
+@pytest.mark.parametrize("token", [b"{}", b"[]", b"no JSON"])
+def test_a_machine_that_gives_no_token_is_a_reason_and_no_exception(receiver: Receiver, token: bytes) -> None:
+    with answering(b"HTTP/1.0 200 OK\r\n\r\n" + token) as metadata:
+        delivery = sender("pubsub://projects/p/topics/t", [], pubsub=receiver.url, metadata=metadata).deliver(ALARM)
+    assert (delivery.sent, delivery.attempts, receiver.got) == (False, 4, [])
 
 
 def test_a_topic_gets_the_alarm_as_the_account_of_the_machine(receiver: Receiver) -> None:

@@ -1,9 +1,11 @@
 import gzip
+import random
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from tests.drift.conftest import NOON
 
@@ -124,6 +126,36 @@ def test_an_object_that_is_not_sound_stays_as_it_is(log: str) -> None:
         [f"date=2026-03-01/hour=12/{first.name}", f"date=2026-03-01/hour=13/{second.name}"]
     )
     assert first.exists()
+
+
+def test_whatever_byte_of_a_compacted_object_is_damaged_the_rest_of_the_log_is_read(log: str) -> None:
+    compact_log(log, LATER)
+    damaged, whole = sorted((Path(log) / "predictions").rglob("*.parquet"))
+    sound, others = damaged.read_bytes(), set(pq.read_table(whole)["prediction_id"].to_pylist())
+    draw = random.Random(0)
+    met = set()
+    for _ in range(150):
+        flipped = bytearray(sound)
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        damaged.write_bytes(flipped)
+        window = read_window(log, NOON, LATER, read_compacted=compacted_lines)
+        assert others <= {record.prediction_id for record in window}
+        met.add((window.counts.damaged_objects, window.counts.torn > 0))
+    assert {(0, False), (1, False), (0, True)} <= met
+    damaged.write_bytes(sound[:-9])
+    assert compact_log(log, LATER).sources_left == []  # it stands alone, and as it is
+    assert damaged.read_bytes() == sound[:-9]
+
+
+def test_a_store_that_fails_is_not_taken_for_damage(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compact_log(log, LATER)
+
+    def fail(_: object) -> None:
+        raise TimeoutError("the store does not answer")
+
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(StorageError, match="does not answer"):
+        records_in(log)
 
 
 def test_an_object_that_does_not_read_back_keeps_its_sources(log: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@ import gzip
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -112,6 +112,24 @@ def test_what_a_running_server_holds_is_waited_for(settings: Settings, records_o
     assert SECRET.encode() not in everything(settings.log)
 
 
+def test_a_segment_that_is_shipped_while_it_is_looked_at_is_no_error(
+    settings: Settings, records_of: RecordsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LogWriter(settings.log, interval_s=3600) as server:
+        (marked,) = records_of(["where is it"], text=SECRET)
+        server.append([marked])
+        listed, once = Path.glob, [server.flush]
+
+        def ship_meanwhile(folder: Path, pattern: str) -> Iterator[Path]:
+            found = list(listed(folder, pattern))
+            while once:
+                once.pop()()
+            return iter(found)
+
+        monkeypatch.setattr(Path, "glob", ship_meanwhile)
+        assert erase_keys(settings.log, {marked.prediction_id}).records == 1
+
+
 def test_a_server_that_cannot_ship_is_an_error(settings: Settings, records_of: RecordsOf) -> None:
     with LogWriter(settings.log, interval_s=3600) as server:
         server.append(records_of(["where is it"]))
@@ -172,12 +190,15 @@ def test_the_command_erases_by_id_by_list_and_by_age(
         (["key=a", "days=3"], "key and days is given"),
         (["key=two words"], "1 of 1 keys are no ids"),
         (["before=yesterday"], "expected a date"),
+        (["keys=log-of-bytes"], "is no text in UTF-8"),
         (["key=abc"], "there is no log here"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "log-of-bytes").write_bytes(b"\xff\xfe\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIGEONHOLE_LOG", str(tmp_path / "nowhere" if said.startswith("there is no log") else tmp_path))
     assert call(run, arguments) == 2
     assert said in capsys.readouterr().err

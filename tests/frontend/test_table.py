@@ -1,4 +1,5 @@
 import io
+import zipfile
 
 import openpyxl
 import pandas as pd
@@ -32,7 +33,21 @@ def test_every_kind_of_file_keeps_its_cells_as_they_stand(name: str) -> None:
     assert read_table(name, FILES[name]).to_dict("list") == {"id": ["007", "008"], "text": ["NA", "null"]}
 
 
+def repacked(data: bytes, part: str, content: bytes) -> bytes:
+    """A workbook with another content of one of its parts."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, content if name == part else source.read(name))
+    return stream.getvalue()
+
+
+BOOK = FILES["e.XLSX"]
+
 REFUSED = {
+    "sheet.xlsx": (repacked(BOOK, "xl/worksheets/sheet1.xml", b"<worksheet><sheetData><row>"), "a damaged one"),
+    "part.xlsx": (repacked(BOOK, "xl/workbook.xml", b"no XML"), "a damaged one"),
+    "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "nested too deeply"),
     "shifted.csv": (b"a,b\n1,2,\n", "row 1 has 3 cells"),
     "twice.csv": (b"a,a\n1,2\n", "same name"),
     "latin.csv": ("text\ncafé\n".encode("latin-1"), "not UTF-8"),
@@ -51,6 +66,21 @@ def test_what_is_no_table_is_refused_with_the_reason(name: str) -> None:
     data, reason = REFUSED[name]
     with pytest.raises(Unreadable, match=reason):
         read_table(name, data)
+
+
+def test_a_workbook_that_unpacks_to_far_more_than_it_is_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "MAX_UNPACKED_BYTES", 8 << 20)
+    bomb = repacked(BOOK, "xl/theme/theme1.xml", bytes(64 << 20))
+    assert len(bomb) < 100_000
+    with pytest.raises(Unreadable, match="unpacks to 64 MiB, at most 8 MiB"):
+        read_table("bomb.xlsx", bomb)
+
+
+def test_what_ends_a_line_elsewhere_ends_none_of_json() -> None:
+    assert read_table("a.jsonl", '{"text": "a\u2028b\u0085c"}\r\n{"text": "d"}'.encode())["text"].tolist() == [
+        "a\u2028b\u0085c",
+        "d",
+    ]
 
 
 def test_too_many_rows_are_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

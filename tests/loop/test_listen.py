@@ -130,6 +130,21 @@ def test_a_job_that_fails_without_a_result_is_told(tmp_path: Path) -> None:
     assert (job["exit_code"], job["result"]) == (3, None)
 
 
+def test_an_alarm_whose_job_cannot_be_started_may_come_again(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pigeonhole.loop.listen.subprocess.Popen", fail)
+        assert post(client, alarm()).status_code == 503
+    assert client.get("/jobs").json() == {"jobs": []}
+    assert post(client, alarm()).json()["did"] == "started"
+    (tmp_path / "go").touch()
+    ended(client)
+
+
 def test_it_does_not_start_without_a_key_or_with_arguments_that_retrain_would_refuse() -> None:
     with pytest.raises(ConfigError, match="PIGEONHOLE_ALARM_SECRET is not set"):
         listen({})

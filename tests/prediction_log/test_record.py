@@ -1,6 +1,9 @@
 import hashlib
 import hmac
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 import zlib
@@ -61,6 +64,24 @@ def test_ids_are_version_7_uuids_that_sort_by_time() -> None:
     assert before <= parsed.int >> 80 <= time.time_ns() // 1_000_000
     assert first < second
     assert len({new_id() for _ in range(10_000)}) == 10_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Linux: nothing forks on Windows")
+def test_a_forked_process_hands_out_none_of_its_parents_ids() -> None:
+    program = """
+import os
+from pigeonhole.prediction_log import new_id
+new_id()
+reading, writing = os.pipe()
+child = os.fork()
+drawn = " ".join(new_id()[-17:] for _ in range(100))  # what of it is random
+if child == 0:
+    os.write(writing, drawn.encode())
+    os._exit(0)
+os.waitpid(child, 0)
+print(len({*drawn.split(), *os.read(reading, 10_000).decode().split()}))
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "200\n"
 
 
 def test_the_text_is_kept_as_the_policy_says() -> None:

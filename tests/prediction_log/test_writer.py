@@ -165,6 +165,21 @@ def test_a_failing_store_keeps_the_spool_and_is_tried_again_until_it_works(
     ]
 
 
+def test_an_outage_of_any_length_is_survived(tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_BACKOFF_S", 0.01)  # 5 s each would be an hour and a half
+    record = make_record()
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "ship_segment", lambda *_: (_ for _ in ()).throw(StorageError("the store is away")))
+        log = LogWriter(str(tmp_path), interval_s=0.01)
+        log.append([record])
+        wait_for(lambda: log.backlog().failures > 0)
+        log._failures += 10_000
+        failures = log._failures
+        wait_for(lambda: log.backlog().failures > failures + 1)
+    wait_for(lambda: ids_in(tmp_path) == [record.prediction_id] and log.backlog() == writer.Backlog(0, 0.0, 0))
+    log.close()
+
+
 def test_what_a_failing_store_never_took_is_adopted_by_the_next_writer(tmp_path: Path, make_record: MakeRecord) -> None:
     store = tmp_path / "predictions"
     store.write_text("a file where the folder should be")

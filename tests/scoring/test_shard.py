@@ -16,7 +16,7 @@ import pytest
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.errors import InferenceError, RunError
-from pigeonhole.prediction_log import read_window
+from pigeonhole.prediction_log import read_window, sketch
 from pigeonhole.scoring.config import ScoreConfig
 from pigeonhole.scoring.plan import Plan, make_plan, make_shards
 from pigeonhole.scoring.shard import Answered, answer, commit, encode
@@ -97,6 +97,7 @@ def test_log_records_can_be_read_as_the_services_can(config: ScoreConfig, classi
         record = records[row["prediction_id"]]
         assert (record.label, record.score, record.features.n_chars) == (row["label"], row["score"], len(row["text"]))
         assert record.text is None
+        assert record.features.sketch == sketch(classifier.predict([row["text"]])[0].embedding[None, :])[0].tolist()
         identity = uuid.UUID(row["prediction_id"])
         assert (identity.version, identity.variant) == (7, uuid.RFC_4122)
         assert identity.int >> 80 == int(NOW.timestamp() * 1000)

@@ -213,3 +213,15 @@ def test_a_reply_is_kept_for_its_own_caller_alone(closed: Closed) -> None:
         return str(answer.json()["prediction_id"])
 
     assert ask("predict") == ask("predict") != ask("all")
+
+
+def test_processes_that_share_a_port_share_a_keys_rate(tmp_path: Path) -> None:
+    url = str(tmp_path / "keys.json")
+    secret, _ = new_key(url, ("predict",), 8, 90)
+    headers = Headers({"x-api-key": secret})
+    access = Access(url, share=4)
+    for _ in range(2):
+        access.admit(headers, "predict")
+    with pytest.raises(Problem, match="rate_limited") as refused:
+        access.admit(headers, "predict")
+    assert refused.value.detail == "at most 8 requests a second with this key"

@@ -80,3 +80,13 @@ def test_replies_are_kept_for_a_while_and_up_to_a_size() -> None:
 
     made: list[int] = []
     asyncio.run(ask())
+
+
+def test_a_reply_that_is_being_made_is_never_forgotten() -> None:
+    async def ask() -> list[bytes]:
+        replies = Replies(keep_s=0.0, max_bytes=1)
+        return await asyncio.gather(*(replies.once("k", b"f", maker(made)) for _ in range(3)))
+
+    made: list[int] = []
+    assert asyncio.run(ask()) == [b"\0"] * 3
+    assert made == [0]

@@ -1,6 +1,7 @@
 """Two real workers on one port."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.test_serve import free_port, records, wait_for_child
+
+from pigeonhole.serving.settings import read_settings
+from pigeonhole.serving.workers import PATIENCE_S, Workers, _Worker
 
 PROGRAM = "from pigeonhole.serving.serve import main; main()"
 
@@ -92,6 +96,50 @@ def test_workers_share_the_port_and_their_metrics_and_a_dead_one_is_replaced(wor
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(20) == 0
     assert len({record.prediction_id for record in records(tmp_path / "log")}) == 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_an_end_while_workers_are_started_is_a_good_one(words_bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    environment = {"PORT": str(port), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "--workers", "3"],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        running = Pool(process, port)
+        while len(running.workers()) < 3:  # the second and the third have only begun
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        assert (process.wait(20), process.stderr and "error:" in process.stderr.read()) == (0, False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_a_worker_that_was_started_while_the_end_was_told_is_told_too(
+    words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
+    pool = Workers(read_settings(environment), {**os.environ, **environment}, str(tmp_path))
+    start = pool._start
+
+    def start_as_the_signal_comes() -> _Worker:
+        worker = start()
+        if pool._workers:
+            pool._stop(signal.SIGTERM, None)
+        return worker
+
+    monkeypatch.setattr(pool, "_start", start_as_the_signal_comes)
+    monkeypatch.setattr(pool, "_settings", dataclasses.replace(pool._settings, workers=2))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    began = time.monotonic()
+    assert pool.run() == 0
+    assert time.monotonic() - began < PATIENCE_S
+    for worker in pool._workers:
+        assert worker.process.stdin
+        worker.process.stdin.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")

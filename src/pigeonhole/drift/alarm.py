@@ -7,6 +7,7 @@ knows it by `id`. It never raises: an alarm that cannot be delivered is still in
 import base64
 import hashlib
 import hmac
+import http.client
 import json
 import re
 import time
@@ -69,8 +70,8 @@ class Sender:
                 why = f"the receiver answered {error.code}"
                 if error.code < 500 and error.code not in (408, 425, 429):
                     return Delivery(False, attempt, why)
-            except (OSError, ValueError) as error:
-                why = f"the receiver cannot be reached ({getattr(error, 'reason', error)})"
+            except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:  # the token's answer, too
+                why = f"the receiver cannot be reached ({getattr(error, 'reason', error) or type(error).__name__})"
             else:
                 return Delivery(True, attempt)
         return Delivery(False, len(self.waits_s), why)

@@ -118,8 +118,15 @@ def compacted_lines(url: str) -> Iterator[bytes]:
     with storage.open_read(url) as stream:
         try:
             yield from _lines_of(pq.ParquetFile(stream))
-        except (pa.ArrowException, KeyError) as error:
+        except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and not _is_arrows_own(error):
+                raise
             raise DamagedObjectError(f"{url}: {error}") from error
+
+
+def _is_arrows_own(error: OSError) -> bool:
+    """Damage is told by Arrow as a bare OSError; what a disk or a store raises has a number, or a class of its own."""
+    return type(error) is OSError and error.errno is None
 
 
 def _lines_of(file: pq.ParquetFile) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.prediction_log.record import Kind, is_intact
-from pigeonhole.prediction_log.spool import spool_folder
+from pigeonhole.prediction_log.spool import size_of, spool_folder
 from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError
 
 SHIPPED = ".jsonl.gz"
@@ -123,7 +123,7 @@ def _settle_spool(log: str, spool: str | None, patience_s: float) -> None:
     """Ship what dead writers left, and wait until the living have shipped what they hold now."""
     for kind in get_args(Kind):
         folder = spool_folder(log, spool) / kind
-        waiting = {path for path in folder.glob("*.jsonl") if path.stat().st_size} if folder.is_dir() else set()
+        waiting = {path for path in folder.glob("*.jsonl") if size_of(path)} if folder.is_dir() else set()
         if not waiting:
             continue
         with LogWriter(log, kind, spool=spool) as writer:
@@ -258,7 +258,10 @@ def _without_dashes(arguments: list[str]) -> list[str]:
 
 
 def _keys(options: Options) -> set[str]:
-    keys = set(storage.read(options.keys).decode().split()) if options.keys else {options.key or ""}
+    try:
+        keys = set(storage.read(options.keys).decode().split()) if options.keys else {options.key or ""}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"keys={options.keys}: is no text in UTF-8; a file with one id a line is needed") from error
     wrong = [key for key in sorted(keys) if not re.fullmatch("[A-Za-z0-9._-]{1,64}", key)]
     if wrong or not keys:
         raise ConfigError(f"{len(wrong)} of {len(keys)} keys are no ids: up to 64 letters, digits, '.', '_' and '-' are allowed")

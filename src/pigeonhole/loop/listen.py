@@ -77,16 +77,21 @@ class Jobs:
         self._process: subprocess.Popen[bytes] | None = None
 
     def answer(self, alarm: Alarm) -> str:
-        """What the alarm did: started a job, is known already, or found one running."""
+        """What the alarm did: started a job, is known already, or found one running.
+
+        Raises OSError where no process can be started; the same alarm may then come again.
+        """
         with self._lock:
             if alarm.id in self._seen:
                 return "known"
+            busy = bool(self._jobs) and self._jobs[-1].ended is None
+            if not busy:
+                self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
             self._seen = [*self._seen[-KEPT_JOBS:], alarm.id]
-            if self._jobs and self._jobs[-1].ended is None:
+            if busy:
                 return "busy"
             job = Job(alarm, _now())
             self._jobs = [*self._jobs[-KEPT_JOBS:], job]
-            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
             threading.Thread(target=self._follow, args=(job, self._process), daemon=True).start()
         say(f"alarm of report {alarm.report}: {shlex.join(self._command)}")
         return "started"
@@ -115,14 +120,18 @@ def create_app(settings: Settings, jobs: Jobs) -> FastAPI:
 
     @app.post("/alarms")
     def alarms(request: Request, body: Annotated[bytes, Depends(_body)]) -> Response:
-        """202 with what the alarm did; 401 without a valid signature or token, 422 for a body that is no alarm."""
+        """202 with what the alarm did; 401 without a valid signature or token, 422 for no alarm, 503 where no job starts."""
         if not _is_authentic(settings.secret, request, body):
             return _answer(401, {"detail": f"the body has to be signed ({SIGNATURE}), or sent with the secret as a bearer token"})
         try:
             alarm = read_alarm(body)
         except ValueError as error:
             return _answer(422, {"detail": str(error)})
-        return _answer(202, {"alarm": alarm.id, "did": jobs.answer(alarm)})
+        try:
+            return _answer(202, {"alarm": alarm.id, "did": jobs.answer(alarm)})
+        except OSError as error:
+            say(f"error: retrain cannot be started: {error}")
+            return _answer(503, {"detail": "no job can be started now; send the alarm again"})
 
     @app.get("/jobs")
     def listed() -> Response:

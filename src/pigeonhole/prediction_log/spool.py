@@ -105,12 +105,12 @@ class Spool:
 
     def measure(self) -> None:
         with self._mutex:
-            self._total_bytes = sum(map(_size_of, self.all_segments()))
+            self._total_bytes = sum(map(size_of, self.all_segments()))
 
     def remove(self, segment: Path) -> None:
         """After it was shipped; one that another process removed is gone already."""
         with self._mutex:
-            self._total_bytes = max(0, self._total_bytes - _size_of(segment))
+            self._total_bytes = max(0, self._total_bytes - size_of(segment))
             segment.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -168,7 +168,8 @@ def spool_folder(url: str, spool: str | None = None) -> Path:
     return private / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
-def _size_of(segment: Path) -> int:
+def size_of(segment: Path) -> int:
+    """0 where it is gone."""
     try:
         return segment.stat().st_size
     except FileNotFoundError:  # shipped meanwhile

@@ -23,6 +23,7 @@ from pigeonhole.prediction_log.record import Feedback, Kind, Record, encode_line
 from pigeonhole.prediction_log.spool import Durability, Spool, spool_folder
 
 MAX_BACKOFF_S = 5.0  # a cloud client has tried for half a minute by itself before a failure comes here
+MOST_DOUBLINGS = 16  # of the pause: an outage may last for days, and no float holds 2**1024
 ADOPT_EVERY_S = 30.0
 MAX_SPOOL_BYTES = 1 << 30
 
@@ -207,7 +208,7 @@ class LogWriter:
     def _ship_until_stopped(self) -> None:
         while not self._stop.is_set():
             if self._failures:
-                self._stop.wait(min(MAX_BACKOFF_S, self._interval_s * 2**self._failures))
+                self._stop.wait(min(MAX_BACKOFF_S, self._interval_s * 2 ** min(self._failures, MOST_DOUBLINGS)))
             else:
                 self._wake.wait(self._interval_s)
                 self._wake.clear()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,7 +23,7 @@ from pigeonhole import storage
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.errors import InferenceError, RunError
-from pigeonhole.prediction_log import Features, Record, kept_probabilities
+from pigeonhole.prediction_log import Features, Record, kept_probabilities, sketch
 from pigeonhole.prediction_log.record import encode_line, partition_of
 from pigeonhole.scoring.plan import Plan, Receipt, errors_url, part_name, part_url, receipt_url
 from pigeonhole.scoring.source import BadRow, Rows
@@ -180,15 +181,13 @@ def _jsonl(plan: Plan, table: pa.Table) -> bytes:
 
 def _write_log(plan: Plan, shard: int, found: Answered, ids: Sequence[str]) -> None:
     """One object a shard, under a name that follows from it: however often it is tried, it is there once."""
-    lines = [
-        encode_line(_record(plan, text, prediction, prediction_id))
-        for text, prediction, prediction_id in zip(found.texts, found.predictions, ids, strict=True)
-    ]
+    sketches = sketch(np.stack([prediction.embedding for prediction in found.predictions])).tolist()
+    lines = [encode_line(_record(plan, *row)) for row in zip(found.texts, found.predictions, ids, sketches, strict=True)]
     folder = storage.join(str(plan.options.log), "predictions", partition_of(plan.created_at))
     _create(storage.join(folder, f"{plan.job}-{part_name(shard)}.jsonl.gz"), gzip.compress(b"".join(lines), 6, mtime=0))
 
 
-def _record(plan: Plan, text: str, prediction: Prediction, prediction_id: str) -> Record:
+def _record(plan: Plan, text: str, prediction: Prediction, prediction_id: str, drawn: list[float]) -> Record:
     return Record(
         prediction_id=prediction_id,
         at=plan.created_at,
@@ -204,6 +203,7 @@ def _record(plan: Plan, text: str, prediction: Prediction, prediction_id: str) -
             unknown_tokens=prediction.unknown_tokens,
             truncated=prediction.truncated,
             max_logit=float(prediction.logits.max()),
+            sketch=drawn,
         ),
         label=prediction.label,
         labels=list(prediction.labels) if plan.bundle.task == "multi_label" else msgspec.UNSET,
