@@ -29,6 +29,7 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from pigeonhole.command import command, say
 from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
+from pigeonhole.drift.port import bind
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 from pigeonhole.loop.retrain import split_arguments
@@ -193,21 +194,20 @@ def listen(environment: Mapping[str, str]) -> None:
     split_arguments(given)
     jobs = Jobs([_script("retrain"), *given])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    say(f"listening at http://{settings.host}:{settings.port} (POST /alarms)")
     signal.signal(signal.SIGTERM, _ended_well)  # uvicorn raises the signal again when it is done
     config = uvicorn.Config(
         create_app(settings, jobs),
-        host=settings.host,
-        port=settings.port,
         log_level="error",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(GRACE_S),
     )
-    try:
-        uvicorn.Server(config).run()
-    finally:
-        jobs.stop()
+    with bind(settings.host, settings.port) as listener:
+        say(f"listening at http://{settings.host}:{settings.port} (POST /alarms)")
+        try:
+            uvicorn.Server(config).run([listener])
+        finally:
+            jobs.stop()
 
 
 def _script(name: str) -> str:
