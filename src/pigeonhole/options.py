@@ -121,10 +121,10 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
     return options
 
 
-def key_lines(schema: type[Any]) -> list[str]:
+def key_lines(schema: type[Any], leave_out: Sequence[str] = ()) -> list[str]:
     """The part of `--help` that tells the keys."""
     lines = ["keys:"]
-    for found in settings_of(schema):
+    for found in (each for each in settings_of(schema) if each.key not in leave_out):
         default = "" if found.default is None else found.default
         lines.append(f"  {found.key}={default}")
         lines.append(f"      {found.help} ({found.expected})")

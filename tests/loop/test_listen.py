@@ -131,11 +131,20 @@ def test_a_job_that_fails_without_a_result_is_told(tmp_path: Path) -> None:
     assert (job["exit_code"], job["result"]) == (3, None)
 
 
-def test_it_does_not_start_without_a_key_or_with_arguments_that_retrain_would_refuse() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("zebra=1", "zebra=1"),
+        ("window_hours=abc", "window_hours=abc: expected float"),
+        ("trainer.epoch=3", "did you mean trainer.epochs?"),
+        ("always='true", "PIGEONHOLE_RETRAIN=.*: No closing quotation"),
+    ],
+)
+def test_it_does_not_start_without_a_key_or_with_arguments_that_retrain_would_refuse(arguments: str, said: str) -> None:
     with pytest.raises(ConfigError, match="PIGEONHOLE_ALARM_SECRET is not set"):
         listen({})
-    with pytest.raises(ConfigError, match="zebra=1"):
-        listen({"PIGEONHOLE_ALARM_SECRET": "key", "PIGEONHOLE_RETRAIN": "zebra=1"})
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=said):
+        listen({"PIGEONHOLE_ALARM_SECRET": "key", "PIGEONHOLE_RETRAIN": arguments, "PORT": str(taken.getsockname()[1])})
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

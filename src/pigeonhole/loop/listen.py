@@ -32,7 +32,7 @@ from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
 from pigeonhole.drift.port import bind
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
-from pigeonhole.loop.retrain import split_arguments
+from pigeonhole.loop.retrain import check_arguments
 
 KEPT_JOBS = 100
 BODY_LIMIT_BYTES = 100_000
@@ -190,8 +190,7 @@ def listen(environment: Mapping[str, str]) -> None:
     settings = read_variables(Settings, environment)
     if not settings.secret:
         raise ConfigError("PIGEONHOLE_ALARM_SECRET is not set: anybody could start a training; give the drift service the same")
-    given = shlex.split(settings.retrain)
-    split_arguments(given)
+    given = _arguments(settings.retrain)
     jobs = Jobs([_script("retrain"), *given])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _ended_well)  # uvicorn raises the signal again when it is done
@@ -208,6 +207,16 @@ def listen(environment: Mapping[str, str]) -> None:
             uvicorn.Server(config).run([listener])
         finally:
             jobs.stop()
+
+
+def _arguments(line: str) -> list[str]:
+    """Raises ConfigError for what `retrain` would refuse, at the first alarm."""
+    try:
+        given = shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"PIGEONHOLE_RETRAIN={line!r}: {error}; write it as on a command line") from error
+    check_arguments(given)
+    return given
 
 
 def _script(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import command, say
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.load import OutOfScope
 from pigeonhole.dataset.read import Row
@@ -29,7 +30,9 @@ from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.metrics import wilson_difference, wilson_interval
 from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.promotion.promote import PromoteConfig
 from pigeonhole.registry import Registry
+from pigeonhole.training.config import TrainConfig
 
 USAGE = """usage: retrain [key=value …] [KEY OF train=value …] [gate.KEY OF promote=value …]
 
@@ -91,8 +94,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
         print("\n".join([USAGE, *key_lines(RetrainConfig)]))
         return None
-    own, training, gating = split_arguments(arguments)
-    config = read_options(RetrainConfig, own)
+    config, training, gating = check_arguments(arguments)
     began = time.perf_counter()
     registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
     production = _production(registry, config.name)
@@ -121,6 +123,15 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 
 
 main = command(run)
+
+
+def check_arguments(arguments: Sequence[str]) -> tuple[RetrainConfig, list[str], list[str]]:
+    """The keys of this command, those of `train` and those of the gate, each held to its range. Raises ConfigError."""
+    own, training, gating = split_arguments(arguments)
+    config = read_options(RetrainConfig, own)
+    compose(TrainConfig, "train", training)
+    compose(PromoteConfig, "promote", gating)
+    return config, training, gating
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
