@@ -25,7 +25,7 @@ from pigeonhole.dataset.load import OutOfScope
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.split import Split, split_rows
 from pigeonhole.dataset.taxonomy import Taxonomy, read_taxonomy
-from pigeonhole.errors import ConfigError, GateError, RegistryError
+from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.metrics import wilson_difference, wilson_interval
@@ -157,7 +157,10 @@ def _production(registry: Registry, name: str | None) -> Bundle:
     models = [name] if name else registry.models()
     if len(models) != 1:
         raise RegistryError(f"{registry.url}: write name=NAME; models here: {', '.join(models) or 'none'}")
-    return open_bundle(storage.to_url(registry.resolve(models[0], "production")))
+    found = open_bundle(storage.to_url(registry.resolve(models[0], "production")))
+    if "test" not in found.manifest.metrics:
+        raise BundleError(f"{found.url}: nothing was measured on it to compare feedback with; promote one that `train` made")
+    return found
 
 
 def _harvest(config: RetrainConfig, production: Bundle, taxonomy: Taxonomy | None) -> Harvest:
