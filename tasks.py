@@ -15,6 +15,9 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+# invoke finds this file from a folder below too, where every line would check or write that folder alone, or nothing.
+os.chdir(Path(__file__).parent)
+
 LINT = "uv run ruff check ."
 FORMAT = "uv run ruff format --check ."
 TYPES = "uv run mypy"

@@ -44,7 +44,7 @@ PORTS = {"API_PORT": API_PORT, "DRIFT_PORT": DRIFT_PORT, "PAGE_PORT": PAGE_PORT,
 
 def parts(environment: Mapping[str, str], scratch: Path) -> list[Part]:
     """The ports are those of ports.py; variables of the same names put others in their place. `scratch` is for Prometheus."""
-    api, drift, page, prometheus = (int(environment.get(name) or default) for name, default in PORTS.items())
+    api, drift, page, prometheus = (_port(name, environment.get(name) or str(default)) for name, default in PORTS.items())
     own = {API_VARIABLE: local(api), DRIFT_VARIABLE: local(drift), "PYTHONPATH": str(ROOT)}
     streamlit = [sys.executable, "-m", "streamlit", "run", str(ROOT / "frontend/app.py")]
     streamlit += ["--server.address", "127.0.0.1", "--server.port", str(page)]
@@ -55,6 +55,14 @@ def parts(environment: Mapping[str, str], scratch: Path) -> list[Part]:
         command = [program, *_prometheus(scratch, api, drift, prometheus)]
         found.append(Part("prometheus", command, {}, local(prometheus), "/-/ready"))
     return [Part(each.name, each.command, {**environment, **each.environment}, each.url, each.ready) for each in found]
+
+
+def _port(name: str, value: str) -> int:
+    """Ends the process with 2 for what is no port."""
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 65535):
+        _say(f"error: {name}={value!r}: allowed is a whole number from 1 to 65535")
+        raise SystemExit(2)
+    return int(value)
 
 
 def _prometheus(scratch: Path, api: int, drift: int, port: int) -> list[str]:

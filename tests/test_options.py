@@ -15,12 +15,14 @@ class Oven:
     share: float = setting(0.5, "of the tray", ge=0, lt=1)
     fan: bool = setting(False, "blow")
     light: Literal["on", "off"] = setting("on", "lamp", choices=("on", "off"))
+    grill: Literal["top", "both"] | None = setting(None, "heat from", choices=("top", "both"))
 
 
 def test_arguments_fill_the_fields_by_their_types() -> None:
     arguments = ["name=a=b c", "door=null", "degrees=+200", "share=1e-3", "fan=true", "light=off"]
     assert read_options(Oven, arguments) == Oven("a=b c", None, 200, 0.001, True, "off")
     assert read_options(Oven, ["door=red"]).door == "red"
+    assert [read_options(Oven, [f"grill={word}"]).grill for word in ("both", "null")] == ["both", None]
     assert read_options(Oven, []) == Oven()
 
 
@@ -34,7 +36,7 @@ def test_arguments_fill_the_fields_by_their_types() -> None:
         ("degrees=300", "degrees=300: expected int >= 50 and <= 250"),
         ("share=nan", "share=nan: expected float >= 0 and < 1"),
         ("fan=yes", "fan=yes: expected bool"),
-        ("light=dim", "light=dim: expected typing.Literal['on', 'off'] one of on, off"),
+        ("light=dim", "light=dim: expected str one of on, off"),
     ],
 )
 def test_a_wrong_argument_is_told_with_what_is_allowed(argument: str, message: str) -> None:
@@ -52,3 +54,7 @@ def test_help_tells_every_key_with_default_and_range() -> None:
     lines = key_lines(Oven)
     assert "  degrees=180" in lines
     assert "      heat (int >= 50 and <= 250)" in lines
+
+
+def test_help_tells_words_to_choose_from_without_pythons_own() -> None:
+    assert "      heat from (str | None one of top, both)" in key_lines(Oven)

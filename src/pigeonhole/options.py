@@ -93,8 +93,9 @@ def settings_of(schema: type[Any], prefix: str = "") -> Iterator[Setting]:
             yield from settings_of(factory, key + ".")
         else:
             default = factory() if callable(factory) else field.default
-            name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-            yield Setting(key, name, default, field.metadata.get("help", ""), field.metadata.get("allowed", Allowed()))
+            yield Setting(
+                key, _type_name(field.type), default, field.metadata.get("help", ""), field.metadata.get("allowed", Allowed())
+            )
 
 
 def read_options(schema: type[T], arguments: Sequence[str]) -> T:
@@ -121,10 +122,10 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
     return options
 
 
-def key_lines(schema: type[Any]) -> list[str]:
+def key_lines(schema: type[Any], leave_out: Sequence[str] = ()) -> list[str]:
     """The part of `--help` that tells the keys."""
     lines = ["keys:"]
-    for found in settings_of(schema):
+    for found in (each for each in settings_of(schema) if each.key not in leave_out):
         default = "" if found.default is None else found.default
         lines.append(f"  {found.key}={default}")
         lines.append(f"      {found.help} ({found.expected})")
@@ -157,8 +158,24 @@ def check_ranges(config: object) -> None:
             raise ConfigError(f"{found.key}={value}: expected {found.expected}")
 
 
+def _type_name(kind: Any) -> str:
+    """As a person writes it; the words of a Literal are told by what is allowed."""
+    if _is_union(kind):
+        return " | ".join(map(_type_name, typing.get_args(kind)))
+    if typing.get_origin(kind) is typing.Literal:
+        return "str"
+    if kind is types.NoneType:
+        return "None"
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _is_union(kind: Any) -> bool:
+    """`Literal[…] | None` is a typing.Union, `str | None` is not."""
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
 def _value(text: str, kind: Any) -> object:
-    if isinstance(kind, types.UnionType):
+    if _is_union(kind):
         if text == "null":
             return None
         kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)

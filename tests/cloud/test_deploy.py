@@ -232,6 +232,16 @@ def test_the_command_prints_the_service_and_sends_nothing(
         deploy.run([f"image={SHA}", "service=train", "--dry-run"])
 
 
+def test_another_folder_and_a_key_given_twice_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    with pytest.raises(ConfigError, match="model=a model=b: a key is given twice"):
+        deploy.run([f"image={SHA}", "model=a", "model=b"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"serve\.yaml: there is no such file here; run this in the folder of the repository"):
+        deploy.run([f"image={SHA}", "model=tickets", "--dry-run"])
+
+
 def test_what_the_sidecar_scrapes_is_where_the_service_listens() -> None:
     assert scraped((FILE.parent / "run_monitoring.yaml").read_text()) == wanted_scrapes()
 

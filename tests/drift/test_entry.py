@@ -1,5 +1,6 @@
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,14 @@ def test_the_command_listens_and_sigterm_ends_it_with_0(settings: Settings) -> N
         assert _answers(f"{address}/health")
         process.terminate()
         assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT, not Windows")
+def test_ctrl_c_ends_it_with_130_as_it_does_the_service(settings: Settings) -> None:
+    with started(settings) as (process, address):
+        assert _answers(f"{address}/health")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc says which signals a process handles")

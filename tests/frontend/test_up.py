@@ -85,3 +85,13 @@ def test_prometheus_is_started_where_it_is_installed_and_takes_its_configuration
     assert [Path(rule).name for rule in config["rule_files"]] == ["recording_rules.yaml", "alert_rules.yaml"]
     monkeypatch.setattr("shutil.which", lambda name, path=None: None)
     assert [part.name for part in parts({}, tmp_path)] == ["service", "drift", "page"]
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "70000", "-1"])
+def test_what_is_no_port_is_told_in_a_line_and_ends_it_with_2(
+    port: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parts({"API_PORT": port}, tmp_path)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: API_PORT={port!r}: allowed is a whole number from 1 to 65535\n"

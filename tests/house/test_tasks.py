@@ -214,6 +214,12 @@ def test_a_tag_is_the_version_or_nothing_is_released() -> None:
         tasks.release(MockContext(), tag="v9.9.9")
 
 
+def test_a_task_that_is_called_in_a_folder_below_runs_in_the_repository() -> None:
+    words = [sys.executable, "-m", "invoke", "release", "--tag", "v9.9.9"]
+    ended = subprocess.run(words, cwd=ROOT / "docs", capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.partition(":")[0]) == (2, "tag v9.9.9")
+
+
 def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
     changelog = "# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - today\n\n### Added\n\n- A\n\n## [1.1.0]\n\n- B\n"
     assert tasks.section(changelog, "1.2.0") == "### Added\n\n- A\n"

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import HAPPENINGS, tiny_rows, write_rows
 
 from pigeonhole.errors import ConfigError
-from pigeonhole.loop.demo import run, split_demo_arguments
+from pigeonhole.loop.demo import _why_not, run, split_demo_arguments
 from pigeonhole.loop.processes import Processes
 
 CHANGED = {
@@ -45,6 +46,21 @@ def cut_off_works() -> bool:
     if not all(map(shutil.which, ("unshare", "ip"))):
         return False
     return subprocess.run([*CUT_OFF, "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (None, "retrain ended without a result"),
+        ({"decision": "WAIT", "reason": "9 predictions are judged, 50 are needed"}, "9 predictions are judged, 50 are needed"),
+        (
+            {"decision": "GATE", "gate": {"decision": "HOLD", "reasons": ["politeness: 76 of 100", "size"], "test": {"n": 342}}},
+            "the gate says HOLD, politeness: 76 of 100; size",
+        ),
+    ],
+)
+def test_a_loop_that_does_not_close_says_why_in_a_line(outcome: dict[str, Any] | None, said: str) -> None:
+    assert _why_not(outcome) == said
 
 
 def test_the_guard_lets_nothing_out_but_to_this_machine() -> None:

@@ -1,5 +1,6 @@
 import base64
 import json
+import socket
 import sys
 import threading
 import time
@@ -145,11 +146,28 @@ def test_an_alarm_whose_job_cannot_be_started_may_come_again(
     ended(client)
 
 
-def test_it_does_not_start_without_a_key_or_with_arguments_that_retrain_would_refuse() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("zebra=1", "zebra=1"),
+        ("window_hours=abc", "window_hours=abc: expected float"),
+        ("trainer.epoch=3", "did you mean trainer.epochs?"),
+        ("always='true", "PIGEONHOLE_RETRAIN=.*: No closing quotation"),
+    ],
+)
+def test_it_does_not_start_without_a_key_or_with_arguments_that_retrain_would_refuse(arguments: str, said: str) -> None:
     with pytest.raises(ConfigError, match="PIGEONHOLE_ALARM_SECRET is not set"):
         listen({})
-    with pytest.raises(ConfigError, match="zebra=1"):
-        listen({"PIGEONHOLE_ALARM_SECRET": "key", "PIGEONHOLE_RETRAIN": "zebra=1"})
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=said):
+        listen({"PIGEONHOLE_ALARM_SECRET": "key", "PIGEONHOLE_RETRAIN": arguments, "PORT": str(taken.getsockname()[1])})
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"PORT={port}: cannot listen there"):
+            listen({"PIGEONHOLE_ALARM_SECRET": "key", "PORT": str(port)})
+    assert capsys.readouterr().err == ""
 
 
 def test_help_names_every_variable_and_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The steps before training; the whole of it is what tests/loop/test_demo.py runs."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,13 +10,13 @@ import msgspec
 import pytest
 from tests.conftest import tiny_rows, write_rows
 
-from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.bundle import MANIFEST, Bundle, open_bundle, seal
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.load import read_out_of_scope
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import read_taxonomy
-from pigeonhole.errors import ConfigError, GateError, RegistryError
+from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.loop.retrain import divide, learned_keys, run, split_arguments, write
 from pigeonhole.prediction_log import Features, Feedback, LogWriter, Record, TextPolicy, new_id
@@ -210,6 +211,18 @@ def test_labels_without_texts_are_no_material(judge: Judge, registry: Registry, 
 def test_what_the_loop_decides_itself_cannot_be_given(argument: str) -> None:
     with pytest.raises(ConfigError, match="retrain itself says"):
         split_arguments([argument])
+
+
+def test_a_version_that_nothing_was_measured_on_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "unmeasured"
+    shutil.copytree(bundle.folder, folder)
+    (folder / MANIFEST).unlink()
+    manifest = seal(folder, msgspec.structs.replace(bundle.manifest, metrics={}))
+    registry = Registry(str(tmp_path / "registry"))
+    registry.publish(folder, manifest)
+    registry.set_alias("tiny", "production", manifest.version, "imported", expected=None)
+    with pytest.raises(BundleError, match="nothing was measured on it"):
+        run([f"registry={registry.url}"])
 
 
 def test_of_several_models_one_has_to_be_named(registry: Registry, tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_the_job_is_one_of_vertex_and_runs_retrain_on_the_projects_own_places() 
         (["name=tickets", "log=elsewhere"], "cpu", "log=elsewhere: the job reads and writes the project's own bucket"),
         (["name=tickets", "zebra=1"], "cpu", "zebra=1"),
         (["name=tickets", "window_hours=x"], "cpu", "window_hours"),
+        (["name=tickets", "trainer.epoch=3"], "cpu", "did you mean trainer.epochs?"),
+        (["name=tickets", "gate.margin=2"], "cpu", "gate.margin=2.0: expected float >= 0 and <= 1"),
         (["name=tickets"], "sweep", "one retraining is one run"),
     ],
 )
@@ -72,6 +74,13 @@ def test_what_the_job_would_refuse_is_refused_here(retraining: list[str], machin
 def test_a_retraining_has_one_machine() -> None:
     with pytest.raises(ConfigError, match="workers=2: a retraining reads feedback and asks the gate once"):
         check(VertexConfig(image=SHA, workers=2), ["name=tickets"])
+
+
+def test_help_lists_no_key_that_the_command_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) is None
+    keys = set(re.findall(r"^  (\w+)=", capsys.readouterr().out, re.MULTILINE))
+    assert {"image", "machine", "hours", "name", "window_hours"} <= keys
+    assert not keys & {"registry", "log", "rows", "run", "workers", "sweep", "trials", "parallel"}
 
 
 def test_the_command_prints_the_job_and_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

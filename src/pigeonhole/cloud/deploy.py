@@ -47,6 +47,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     options = dict(argument.partition("=")[::2] for argument in arguments if argument != "--dry-run")
     if unknown := sorted(options.keys() - {"image", "model", "service"}):
         raise ConfigError(f"{unknown[0]}: allowed are image=COMMIT, service=NAME, model=NAME and --dry-run")
+    if len(options) < len(arguments) - arguments.count("--dry-run"):
+        raise ConfigError(f"{' '.join(arguments)}: a key is given twice")
     name = options.get("service", "serve")
     if name not in QUESTIONS:
         raise ConfigError(f"service={name}: allowed is {' | '.join(QUESTIONS)}")

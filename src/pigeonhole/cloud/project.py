@@ -86,4 +86,8 @@ def read_yaml(path: Path, values: Mapping[str, str]) -> Any:
     """A file of this repository with its substitutions made. Raises ConfigError."""
     import yaml  # only the commands that deploy need it
 
-    return yaml.safe_load(substitute(path.read_text(encoding="utf-8"), values))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file here; run this in the folder of the repository") from error
+    return yaml.safe_load(substitute(text, values))

@@ -25,6 +25,7 @@ from pigeonhole.drift.asked import read_body, read_query
 from pigeonhole.drift.detectors import DETECTORS
 from pigeonhole.drift.feedback import live_accuracy
 from pigeonhole.drift.pages import add_pages
+from pigeonhole.drift.port import bind
 from pigeonhole.drift.report import Reports
 from pigeonhole.drift.review import queue
 from pigeonhole.drift.settings import Settings, read_settings
@@ -314,10 +315,10 @@ def watch(environment: Mapping[str, str]) -> None:
     settings = read_settings(environment)
     storage.exists(settings.log)
     storage.exists(settings.reports)
-    say(f"drift at http://{settings.host}:{settings.port} (POST /runs)")
-    uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_level="error", access_log=False, server_header=False
-    )
+    with bind(settings.host, settings.port) as listener:
+        config = uvicorn.Config(create_app(settings), log_level="error", access_log=False, server_header=False)
+        say(f"drift at http://{settings.host}:{settings.port} (POST /runs)")
+        uvicorn.Server(config).run([listener])
 
 
 main = command(run)

@@ -247,7 +247,7 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
         job = town.wait_for_job()
         outcome = job["result"]
         if outcome is None or outcome["decision"] != "PROMOTED":
-            raise RunError(f"the gate did not promote what was trained anew: {(outcome or {}).get('gate', outcome)}")
+            raise RunError(f"nothing new came into production: {_why_not(outcome)}; logs/listen.log tells the rest")
         swapped_s = _wait_for_version(traffic, outcome["candidate"])
     story.tell(f"gate: {outcome['gate']['decision']}, {outcome['gate']['reasons'][0]}")
     story.tell(f"version {outcome['candidate']} answers {swapped_s:.1f} s later", "new version")
@@ -263,6 +263,14 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
         "verdict_at_the_end": report["verdict"],
         "recovered": _accuracy(after)["right"] > _accuracy(before)["right"],
     }
+
+
+def _why_not(outcome: dict[str, Any] | None) -> str:
+    """What held it, in a line, of what `retrain` printed."""
+    if outcome is None:
+        return "retrain ended without a result"
+    gate = outcome.get("gate")
+    return f"the gate says {gate['decision']}, {'; '.join(gate['reasons'])}" if gate else str(outcome["reason"])
 
 
 def stay_calm(town: Town, world: World, rounds: int) -> dict[str, Any]:

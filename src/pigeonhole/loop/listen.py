@@ -29,9 +29,10 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from pigeonhole.command import command, say
 from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
+from pigeonhole.drift.port import bind
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
-from pigeonhole.loop.retrain import split_arguments
+from pigeonhole.loop.retrain import check_arguments
 
 KEPT_JOBS = 100
 BODY_LIMIT_BYTES = 100_000
@@ -198,25 +199,33 @@ def listen(environment: Mapping[str, str]) -> None:
     settings = read_variables(Settings, environment)
     if not settings.secret:
         raise ConfigError("PIGEONHOLE_ALARM_SECRET is not set: anybody could start a training; give the drift service the same")
-    given = shlex.split(settings.retrain)
-    split_arguments(given)
+    given = _arguments(settings.retrain)
     jobs = Jobs([_script("retrain"), *given])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    say(f"listening at http://{settings.host}:{settings.port} (POST /alarms)")
     signal.signal(signal.SIGTERM, _ended_well)  # uvicorn raises the signal again when it is done
     config = uvicorn.Config(
         create_app(settings, jobs),
-        host=settings.host,
-        port=settings.port,
         log_level="error",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(GRACE_S),
     )
+    with bind(settings.host, settings.port) as listener:
+        say(f"listening at http://{settings.host}:{settings.port} (POST /alarms)")
+        try:
+            uvicorn.Server(config).run([listener])
+        finally:
+            jobs.stop()
+
+
+def _arguments(line: str) -> list[str]:
+    """Raises ConfigError for what `retrain` would refuse, at the first alarm."""
     try:
-        uvicorn.Server(config).run()
-    finally:
-        jobs.stop()
+        given = shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"PIGEONHOLE_RETRAIN={line!r}: {error}; write it as on a command line") from error
+    check_arguments(given)
+    return given
 
 
 def _script(name: str) -> str:

@@ -19,17 +19,20 @@ from typing import Any
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import command, say
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.load import OutOfScope
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.split import Split, split_rows
 from pigeonhole.dataset.taxonomy import Taxonomy, read_taxonomy
-from pigeonhole.errors import ConfigError, GateError, RegistryError
+from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.metrics import wilson_difference, wilson_interval
 from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.promotion.promote import PromoteConfig
 from pigeonhole.registry import Registry
+from pigeonhole.training.config import TrainConfig
 
 USAGE = """usage: retrain [key=value …] [KEY OF train=value …] [gate.KEY OF promote=value …]
 
@@ -91,8 +94,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
         print("\n".join([USAGE, *key_lines(RetrainConfig)]))
         return None
-    own, training, gating = split_arguments(arguments)
-    config = read_options(RetrainConfig, own)
+    config, training, gating = check_arguments(arguments)
     began = time.perf_counter()
     registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
     production = _production(registry, config.name)
@@ -123,6 +125,15 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 main = command(run)
 
 
+def check_arguments(arguments: Sequence[str]) -> tuple[RetrainConfig, list[str], list[str]]:
+    """The keys of this command, those of `train` and those of the gate, each held to its range. Raises ConfigError."""
+    own, training, gating = split_arguments(arguments)
+    config = read_options(RetrainConfig, own)
+    compose(TrainConfig, "train", training)
+    compose(PromoteConfig, "promote", gating)
+    return config, training, gating
+
+
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Those of this command, those of `train` and those of the gate. Raises ConfigError for keys that the loop itself sets."""
     own_keys = set(RetrainConfig.__dataclass_fields__)
@@ -146,7 +157,10 @@ def _production(registry: Registry, name: str | None) -> Bundle:
     models = [name] if name else registry.models()
     if len(models) != 1:
         raise RegistryError(f"{registry.url}: write name=NAME; models here: {', '.join(models) or 'none'}")
-    return open_bundle(storage.to_url(registry.resolve(models[0], "production")))
+    found = open_bundle(storage.to_url(registry.resolve(models[0], "production")))
+    if "test" not in found.manifest.metrics:
+        raise BundleError(f"{found.url}: nothing was measured on it to compare feedback with; promote one that `train` made")
+    return found
 
 
 def _harvest(config: RetrainConfig, production: Bundle, taxonomy: Taxonomy | None) -> Harvest:

@@ -11,17 +11,22 @@ from dataclasses import fields
 from pigeonhole.cloud.project import Project, read_project
 from pigeonhole.command import command
 from pigeonhole.errors import ConfigError
-from pigeonhole.loop.retrain import RetrainConfig, split_arguments
+from pigeonhole.loop.retrain import RetrainConfig, check_arguments
 from pigeonhole.options import key_lines, read_options
-from pigeonhole.training.vertex import USAGE, Job, VertexConfig, job_around, open_client, submit
+from pigeonhole.training.vertex import Job, VertexConfig, job_around, open_client, submit
 
 SET_HERE = ("registry", "log", "rows", "run")
+FOR_TRAIN = ("workers", "sweep", "trials", "parallel")  # one retraining is one run on one machine
+HELP = """usage: vertex-retrain image=COMMIT name=MODEL [key=value …] [KEY OF train=value …] [gate.KEY=value …] [--dry-run]
+
+`retrain` as a job of Vertex AI, on the project's own registry and log. --dry-run prints the job and sends nothing.
+"""
 
 
 def run(arguments: list[str]) -> Job | None:
     if {"-h", "--help"} & set(arguments):
-        print("\n".join([USAGE.replace("vertex", "vertex-retrain"), *key_lines(VertexConfig)]))
-        print("\n".join(["\n--dry-run prints the job and sends nothing.\n", *key_lines(RetrainConfig)]))
+        print("\n".join([HELP, *key_lines(VertexConfig, leave_out=FOR_TRAIN)]))
+        print("\n".join(["\nand of retrain (name is needed here):", *key_lines(RetrainConfig, leave_out=SET_HERE)[1:]]))
         return None
     own_keys = {field.name for field in fields(VertexConfig)}
     given = [argument for argument in arguments if argument != "--dry-run"]
@@ -41,15 +46,13 @@ main = command(run)
 
 def check(config: VertexConfig, retraining: Sequence[str]) -> None:
     """Raises ConfigError for what the job itself would refuse, minutes later."""
-    own, _, _ = split_arguments(retraining)
-    name = read_options(RetrainConfig, own).name
-    if name is None:
+    if check_arguments(retraining)[0].name is None:
         raise ConfigError("name: a value is missing, write name=MODEL: a project's registry may hold several")
     if config.machine == "sweep":
         raise ConfigError("machine=sweep: one retraining is one run; machine=cpu, gpu or spot")
     if config.workers > 1:
         raise ConfigError(f"workers={config.workers}: a retraining reads feedback and asks the gate once; expected workers=1")
-    if fixed := [argument for argument in own if argument.partition("=")[0] in SET_HERE]:
+    if fixed := [argument for argument in retraining if argument.partition("=")[0] in SET_HERE]:
         raise ConfigError(f"{fixed[0]}: the job reads and writes the project's own bucket; leave {', '.join(SET_HERE)} out")
 
 
