@@ -2,10 +2,10 @@ import socket
 
 import pytest
 
-from pigeonhole.drift.port import bind
 from pigeonhole.drift.service import watch
 from pigeonhole.drift.settings import Settings
 from pigeonhole.errors import ConfigError
+from pigeonhole.port import bind
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line_before_anything_is_said(

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from pigeonhole.bundle import Golden, Manifest, Windowing, open_bundle, seal
 from pigeonhole.classifier import Classifier
+from pigeonhole.port import bind
 from pigeonhole.prediction_log import LogWriter, Record, read_window
 from pigeonhole.registry import Registry
 from pigeonhole.serving.app import create_app
-from pigeonhole.serving.port import bind
 from pigeonhole.serving.server import make_server
 from pigeonhole.serving.settings import Settings
 

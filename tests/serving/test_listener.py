@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from pigeonhole.port import bind
 from pigeonhole.serving import listener
 from pigeonhole.serving.listener import AT_ONCE, Listener
-from pigeonhole.serving.port import bind
 
 
 class Took(list[asyncio.Transport]):

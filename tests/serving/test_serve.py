@@ -22,9 +22,9 @@ from tests.serving.conftest import make_bundle
 from pigeonhole.bundle import Manifest
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError
+from pigeonhole.port import bind
 from pigeonhole.prediction_log import Record, read_window
 from pigeonhole.registry import Registry
-from pigeonhole.serving.port import bind
 from pigeonhole.serving.protocol import LINGER_S
 from pigeonhole.serving.serve import find_bundle, run
 from pigeonhole.serving.server import Server, make_server

@@ -25,13 +25,13 @@ from pigeonhole.drift.asked import read_body, read_query
 from pigeonhole.drift.detectors import DETECTORS
 from pigeonhole.drift.feedback import live_accuracy
 from pigeonhole.drift.pages import add_pages
-from pigeonhole.drift.port import bind
 from pigeonhole.drift.report import Reports
 from pigeonhole.drift.review import queue
 from pigeonhole.drift.settings import Settings, read_settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
 from pigeonhole.environment import describe_variables
 from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError
+from pigeonhole.port import bind
 from pigeonhole.prediction_log import new_id
 
 LINKS = {

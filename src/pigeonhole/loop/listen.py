@@ -29,10 +29,10 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from pigeonhole.command import command, say
 from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
-from pigeonhole.drift.port import bind
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 from pigeonhole.loop.retrain import check_arguments
+from pigeonhole.port import bind
 
 KEPT_JOBS = 100
 BODY_LIMIT_BYTES = 100_000

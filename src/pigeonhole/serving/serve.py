@@ -11,10 +11,10 @@ from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import command
 from pigeonhole.errors import ConfigError, RegistryError
+from pigeonhole.port import bind
 from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import journal
-from pigeonhole.serving.port import bind
 from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
 from pigeonhole.serving.settle import settle
 

@@ -23,8 +23,8 @@ from prometheus_client import multiprocess
 
 from pigeonhole.command import command
 from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.port import bind
 from pigeonhole.serving import journal
-from pigeonhole.serving.port import bind
 from pigeonhole.serving.settings import Settings, read_settings
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's name; telemetry.py reads it, and is too heavy for the parent
