@@ -38,6 +38,9 @@ def test_both_ends_of_every_sweep_compose_and_differ_from_each_other(name: str, 
         ("trainer.refit_head: {low: 0, high: 1}", "takes bool, not a range"),
         ("trainer.epochs: [1]", "length >= 2"),
         ("trainer.epochs: {lo: 1, high: 2}", "mine.yaml: .*lo"),
+        ("trainer.epochs: [1, 2]\n  trainer.epochs: [3, 4]", "mine.yaml: found duplicate key trainer.epochs"),
+        ("trainer.epochs: [1, 2026-13-01]", "mine.yaml: a value cannot be read: month must be in 1..12"),
+        ("trainer.epochs: " + "[" * 5000, "mine.yaml: is nested too deeply"),
     ],
 )
 def test_a_mistake_in_a_definition_names_file_key_and_what_is_allowed(tmp_path: Path, content: str, message: str) -> None:
