@@ -83,8 +83,14 @@ def _check(path: Path, key: str, values: Range | list[Choice]) -> None:
         if setting.type == "int" and values.scale == "log":
             raise ConfigError(f"{path}: {key}: takes whole numbers, which have no log scale here; list its values: [16, 32, 64]")
     for value in ends:
-        if not setting.allowed.holds(value) or (setting.type == "int" and not float(value).is_integer()):
+        if not setting.allowed.holds(value) or not _is_of(setting.type.removesuffix(" | None"), value):
             raise ConfigError(f"{path}: {key}: {value} is not allowed; expected {setting.expected}")
+
+
+def _is_of(kind: str, value: Choice) -> bool:
+    if kind in ("int", "float"):
+        return isinstance(value, int | float) and not isinstance(value, bool) and (kind == "float" or float(value).is_integer())
+    return isinstance(value, bool if kind == "bool" else str)
 
 
 def written(value: Choice) -> str:
