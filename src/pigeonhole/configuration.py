@@ -29,6 +29,7 @@ __all__ = [
     "config_folder",
     "groups",
     "help_text",
+    "parse_yaml",
     "setting",
     "settings_of",
     "to_flat",
@@ -68,6 +69,34 @@ def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
 
 def to_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def parse_yaml(content: str) -> object:
+    """The values of a YAML text. Raises ValueError, one line for a user, for code, an alias or a key that stands twice."""
+    try:
+        # Nine lines of aliases stand for 9**9 values.
+        if not any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader)):
+            return yaml.load(content, Loader=_EveryKeyOnce)  # noqa: S506  it is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except ValueError as error:  # a number of more digits than Python reads, a month 13
+        raise ValueError(f"a value cannot be read: {str(error).partition(':')[0]}") from error
+    raise ValueError("holds a YAML alias (*name); write the values out")
+
+
+class _EveryKeyOnce(yaml.SafeLoader):
+    """YAML's own rule, which PyYAML does not keep: it takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"found duplicate key {key.value}", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return cast(dict[Any, Any], super().construct_mapping(node, deep))
 
 
 def config_folder() -> Path:
@@ -140,23 +169,16 @@ def _own_files(folder: str) -> dict[str, list[str]]:
 
 
 def _check_file(path: Path, group: str) -> None:
-    """What Hydra would hang on, fail at or misread: no text, no mapping, a bomb of aliases (nine lines stand for 9**9 values)."""
+    """What Hydra would hang on, fail at or misread: no text, no YAML of ours, no mapping."""
     try:
         content = path.read_text(encoding="utf-8")
-        aliases = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader))
-        found = {} if aliases else yaml.safe_load(content)
+        found = parse_yaml(content)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start + 1})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: is nested too deeply") from error
-    except ValueError as error:  # a number of more digits than Python reads, a month 13
-        raise ConfigError(f"{path}: a value cannot be read: {str(error).partition(':')[0]}") from error
-    if aliases:
-        raise ConfigError(f"{path}: holds a YAML alias (*name); write the values out")
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(found, dict | None):
         raise ConfigError(f"{path}: holds {type(found).__name__}; keys with values are needed")
     if found and "hydra" in found:

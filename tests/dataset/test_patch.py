@@ -95,6 +95,19 @@ def test_two_decisions_on_one_row_and_other_files_are_refused(tmp_path: Path) ->
         read_patch(str(tmp_path / "short.csv"), None)
 
 
+def test_no_spreadsheet_takes_a_text_of_a_review_file_for_a_formula_and_its_decision_still_fits(tmp_path: Path) -> None:
+    texts = ["=cmd|calc!A0", "-1 is what I see", " +49", "\uff1dcmd", "'=quoted", "plain", "'tis plain"]
+    url = str(tmp_path / "review.csv")
+    write_review(url, [(Row(text, "@label", 2), "=other", 0.5) for text in texts])
+    with open(url, encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    guarded = ["'=cmd|calc!A0", "'-1 is what I see", "' +49", "'\uff1dcmd", "''=quoted", "plain", "'tis plain"]
+    assert [line["text"] for line in lines] == guarded
+    assert {(line["label"], line["suggestion"], line["new_label"]) for line in lines} == {("'@label", "'=other", "'=other")}
+    write_patch(Path(url), *((line["text"], line["label"], "relabel", line["new_label"]) for line in lines))
+    assert read_patch(url, None).relabelled == dict.fromkeys([(text, "@label") for text in texts], "=other")
+
+
 def test_a_review_file_is_a_patch_without_decisions(tmp_path: Path) -> None:
     url = str(tmp_path / "review.csv")
     write_review(url, [(Row('says "no", twice\n', "a", 2), "b", 0.0123)])

@@ -147,6 +147,7 @@ def test_broken_json_line_is_refused(line: str, said: str, tmp_path: Path) -> No
         _read(tmp_path, json.dumps({"text": "good", "label": "b"}) + "\n" + line + "\n", "data.jsonl")
     assert "line 2: " in str(raised.value)
     assert said in str(raised.value)
+    assert "sys." not in str(raised.value)  # advice for programmers
 
 
 def test_json_without_the_columns_lists_what_is_there(tmp_path: Path) -> None:

@@ -75,6 +75,12 @@ def test_a_data_set_is_read_with_the_new_labels_and_says_by_which_file(tiny_data
         ("merge: {all: [billing]}", "length >= 2"),
         ("retire: {a: b}", "Expected `array`"),
         ("retire: [1", "expected add, rename, merge, split and retire"),
+        ("rename: {delivery: x}\nrename: {billing: y}", "labels.yaml: found duplicate key rename"),
+        ("rename: {delivery: x, delivery: y}", "labels.yaml: found duplicate key delivery"),
+        ("retire: &all [billing]\nadd: *all", "labels.yaml: holds a YAML alias"),
+        ("rename: {delivery: 2026-13-01}", "labels.yaml: a value cannot be read: month must be in 1..12"),
+        (f"retire: [{'1' * 5000}]", "labels.yaml: a value cannot be read: Exceeds the limit"),
+        ("[" * 5000, "labels.yaml: is nested too deeply"),
     ],
 )
 def test_what_is_named_and_is_not_there_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -15,11 +15,12 @@ from pigeonhole.classifier import Classifier
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
-from pigeonhole.errors import ConfigError, DataError
+from pigeonhole.errors import ConfigError, DataError, StoppedError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
+from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
-from pigeonhole.training.corridor import make_recipe
+from pigeonhole.training.corridor import make_recipe, validate
 from pigeonhole.training.train import run
 
 
@@ -109,6 +110,34 @@ def test_every_number_of_the_recipe_follows_its_key() -> None:
     keys += ["trainer.average_decay=0.7", "trainer.layer_decay=0.7", "trainer.frozen_layers=7"]
     plain, changed = (asdict(make_recipe(compose(TrainConfig, "train", given))) for given in ([], keys))
     assert not [name for name in plain if plain[name] == changed[name]]
+
+
+def stop_in_second_epoch(epoch: Epoch) -> None:
+    if epoch.number == 2:
+        raise StoppedError("in the second epoch")
+
+
+def test_a_run_goes_on_where_a_dead_label_is_allowed_now(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = train_arguments(tmp_path, tiny_data)
+    for allowed in ("false", "true"):
+        config = compose(TrainConfig, "train", [*arguments, f"trainer.allow_dead_labels={allowed}"])
+        with pytest.raises(StoppedError):
+            validate(config, stop_in_second_epoch)
+    assert "going on from epoch 2" in capsys.readouterr().err
+
+
+def test_other_validation_rows_are_another_run(tmp_path: Path) -> None:
+    rows = tiny_rows()
+    data = write_rows(tmp_path / "rows.csv", [row for place, row in enumerate(rows) if place % 5])
+    validation = write_rows(tmp_path / "validation.csv", rows[::5])
+    config = compose(TrainConfig, "train", [*train_arguments(tmp_path, data), f"data.validation_path={validation}"])
+    with pytest.raises(StoppedError):
+        validate(config, stop_in_second_epoch)
+    write_rows(validation, rows[::10])
+    with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data"):
+        validate(config, stop_in_second_epoch)
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

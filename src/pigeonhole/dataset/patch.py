@@ -14,6 +14,7 @@ from pigeonhole.dataset.digest import digest_file, verify_file
 from pigeonhole.dataset.read import Row, shown
 from pigeonhole.errors import DataError
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # what a spreadsheet computes
 COLUMNS = ("text", "label", "suggestion", "confidence", "decision", "new_label")
 DECISIONS = ("", "keep", "relabel", "remove")  # empty: nobody has looked at it yet
 
@@ -70,15 +71,29 @@ def read_patch(url: str, sha256: str | None) -> Patch:
                 f"{url}: no column {', '.join(sorted(missing))}; a file that label-errors wrote has {', '.join(COLUMNS)}"
             )
         for record in reader:
-            _decide(url, reader.line_num, record, relabelled, removed, kept)
+            _decide(url, reader.line_num, _plain(url, reader.line_num, record), relabelled, removed, kept)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{url}: not a CSV file in UTF-8: {error}") from error
     return Patch(url, found.sha256, relabelled, frozenset(removed), frozenset(kept))
 
 
-def _decide(url: str, line: int, record: dict[str, str], relabelled: dict[Key, str], removed: set[Key], kept: set[Key]) -> None:
+def _plain(url: str, line: int, record: dict[str, str]) -> dict[str, str]:
+    """The cells as they stood in the data."""
     if None in record or None in record.values():
         raise DataError(f"{url}: line {line}: another number of fields than the header")
+    return {name: cell[1:] if cell.startswith("'") and _is_guarded(cell[1:]) else cell for name, cell in record.items()}
+
+
+def _guarded(cell: str) -> str:
+    """With an apostrophe before what a spreadsheet would compute, and before one that stands in the data for itself."""
+    return f"'{cell}" if _is_guarded(cell) else cell
+
+
+def _is_guarded(cell: str) -> bool:
+    return cell.lstrip(" '").startswith(FORMULA)
+
+
+def _decide(url: str, line: int, record: dict[str, str], relabelled: dict[Key, str], removed: set[Key], kept: set[Key]) -> None:
     key, decision, new_label = (record["text"], record["label"]), record["decision"].strip(), record["new_label"]
     if decision not in DECISIONS:
         raise DataError(f"{url}: line {line}: decision {shown(decision)}; expected keep, relabel, remove or nothing")
@@ -95,11 +110,12 @@ def _decide(url: str, line: int, record: dict[str, str], relabelled: dict[Key, s
 
 
 def write_review(url: str, lines: Iterable[tuple[Row, str, float]]) -> None:
-    """Rows with a suggested label and the confidence in the label that they have, ready to be decided on."""
+    """Rows with a suggested label and the confidence in the label that they have, ready to be decided on in a spreadsheet."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     writer.writerow(COLUMNS)
     writer.writerows(
-        (row.text, row.label, suggestion, f"{confidence:.4f}", "", suggestion) for row, suggestion, confidence in lines
+        map(_guarded, (row.text, row.label, suggestion, f"{confidence:.4f}", "", suggestion))
+        for row, suggestion, confidence in lines
     )
     storage.write(url, stream.getvalue().encode())

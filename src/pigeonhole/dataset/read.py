@@ -191,7 +191,7 @@ def _json_object(url: str, raw: str, line: int) -> dict[str, Any]:
     except json.JSONDecodeError:
         _refuse_line(url, line, "not JSON (cut off?); one object per line is needed")
     except (ValueError, RecursionError) as error:
-        _refuse_line(url, line, str(error))
+        _refuse_line(url, line, str(error).partition("; use sys.")[0])  # of a number with too many digits, for programmers
     if not isinstance(record, dict):
         _refuse_line(url, line, f"a JSON {type(record).__name__}; one object per line is needed, with the columns as its keys")
     return record

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
-import yaml
 from msgspec import Meta
 
 from pigeonhole import storage
+from pigeonhole.configuration import parse_yaml
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import digest_file, normalise, verify_file
 from pigeonhole.dataset.read import Row, listed, read_rows, shown
@@ -119,9 +119,9 @@ def read_taxonomy(url: str, sha256: str | None = None) -> Taxonomy:
     found = digest_file(url)
     verify_file(url, found, sha256, "data.taxonomy_sha256")
     try:
-        labels = msgspec.convert(yaml.safe_load(storage.read(url).decode()) or {}, Labels)
-    except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise DataError(f"{url}: {' '.join(str(error).split())}; expected add, rename, merge, split and retire") from error
+        labels = msgspec.convert(parse_yaml(storage.read(url).decode()) or {}, Labels)
+    except ValueError as error:  # of parse_yaml, of UTF-8 and of msgspec
+        raise DataError(f"{url}: {error}; expected add, rename, merge, split and retire") from error
     merged = {old: new for new, several in labels.merge.items() for old in several}
     old = [*labels.rename, *(one for several in labels.merge.values() for one in several), *labels.split, *labels.retire]
     twice = sorted({label for label in old if old.count(label) > 1})

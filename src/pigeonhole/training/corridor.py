@@ -432,8 +432,10 @@ def _fingerprint(config: TrainConfig, dataset: Dataset, threads: int) -> str:
     decisive = {
         key: value for key, value in to_flat(config).items() if key == "seed" or key.startswith(("data.", "model.", "trainer."))
     }
+    del decisive["trainer.allow_dead_labels"]  # asked when the weights are there: a run that failed by it goes on with it
+    rows = {name: file["sha256"] for name, file in dataset.report["files"].items() if name != "test"}
     processes = os.environ.get("WORLD_SIZE", "1")
-    return hashlib.sha256(msgspec.json.encode([decisive, dataset.sha256, dataset.amendments, threads, processes])).hexdigest()
+    return hashlib.sha256(msgspec.json.encode([decisive, rows, dataset.amendments, threads, processes])).hexdigest()
 
 
 def _windowing(model: ModelConfig) -> Windowing:

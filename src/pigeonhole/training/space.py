@@ -12,7 +12,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from pigeonhole.configuration import config_folder
+from pigeonhole.configuration import config_folder, parse_yaml
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import Setting, nearest, settings_of
 from pigeonhole.training.config import TrainConfig
@@ -56,9 +56,9 @@ def read_space(name: str) -> Space:
             f"sweep={name}: there is no such sweep; {nearest(name, known)}allowed: {', '.join(known)}, or a .yaml file"
         )
     try:
-        space = msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), Space)
-    except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+        space = msgspec.convert(parse_yaml(path.read_text(encoding="utf-8")), Space)
+    except ValueError as error:  # of parse_yaml, of UTF-8 and of msgspec
+        raise ConfigError(f"{path}: {error}") from error
     for key, values in space.keys.items():
         _check(path, key, values)
     return space
@@ -83,8 +83,14 @@ def _check(path: Path, key: str, values: Range | list[Choice]) -> None:
         if setting.type == "int" and values.scale == "log":
             raise ConfigError(f"{path}: {key}: takes whole numbers, which have no log scale here; list its values: [16, 32, 64]")
     for value in ends:
-        if not setting.allowed.holds(value) or (setting.type == "int" and not float(value).is_integer()):
+        if not setting.allowed.holds(value) or not _is_of(setting.type.removesuffix(" | None"), value):
             raise ConfigError(f"{path}: {key}: {value} is not allowed; expected {setting.expected}")
+
+
+def _is_of(kind: str, value: Choice) -> bool:
+    if kind in ("int", "float"):
+        return isinstance(value, int | float) and not isinstance(value, bool) and (kind == "float" or float(value).is_integer())
+    return isinstance(value, bool if kind == "bool" else str)
 
 
 def written(value: Choice) -> str:
