@@ -46,6 +46,12 @@ command(run)()
     assert ended.stderr.startswith("error: all is done, but the result cannot be written to stdout: No space left")
 
 
+def test_a_stdout_that_is_closed_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `>&-`
+    assert call(lambda arguments: {"a": 1}, []) == 3
+    assert capsys.readouterr().err == "error: all is done, but the result cannot be written: stdout is closed\n"
+
+
 def test_nothing_is_printed_for_no_result(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(lambda arguments: None, []) == 0
     assert capsys.readouterr() == ("", "")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pigeonhole.configuration import Allowed, compose, config_folder, groups, settings_of, to_flat
+from pigeonhole.configuration import Allowed, compose, config_folder, groups, help_text, settings_of, to_flat
 from pigeonhole.errors import ConfigError
 from pigeonhole.training.config import TrainConfig
 
@@ -160,6 +160,8 @@ def test_help_lists_every_key_with_default_and_range(capsys: pytest.CaptureFixtu
     for found in settings_of(TrainConfig):
         assert f"  {found.key}=" in shown
     assert "experiment=" + "|".join(groups()["experiment"]) in shown
+    assert "train [group=choice …]" in shown
+    assert "[group=choice" not in help_text(TrainConfig, "evaluate")  # which takes none
 
 
 def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ TAKEN = 50
 KEYS = "123456789"
 WHY = {
     "uncertain": "asked because the model was not sure",
-    "audit": "asked at random, to see how often the model is right where it is sure",
+    "audit": "asked at random, to see how often the model is right where it has little doubt",
 }
 
 

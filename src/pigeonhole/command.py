@@ -53,6 +53,8 @@ def _print(result: Any) -> None:
     """Raises RunError where stdout takes nothing: a full disk, a reader that has gone."""
     if result is None or not is_first_process():
         return
+    if sys.stdout is None:  # `>&-`
+        raise RunError("all is done, but the result cannot be written: stdout is closed")
     try:
         sys.stdout.write(_encoded(result) + "\n")
         sys.stdout.flush()

@@ -113,8 +113,9 @@ def groups() -> dict[str, list[str]]:
 
 def help_text(schema: type[Any], name: str) -> str:
     """What `--help` prints: the groups that this command takes, then every key with its default and range."""
-    lines = [f"usage: {name.replace('_', '-')} [group=choice …] [key=value …] [--cfg job] [--config-dir FOLDER]", ""]
     taken = _groups_of(name)
+    choice = "[group=choice …] " if taken else ""
+    lines = [f"usage: {name.replace('_', '-')} {choice}[key=value …] [--cfg job] [--config-dir FOLDER]", ""]
     if taken:
         lines += ["groups:", *(f"  {group}={'|'.join(choices)}" for group, choices in groups().items() if group in taken), ""]
     return "\n".join([*lines, *key_lines(schema)])

@@ -160,9 +160,13 @@ def test_what_a_killed_writer_left_beside_its_object_goes(world: tuple[str, Reco
 
 def test_retention_takes_whole_days_and_leaves_the_rest(world: tuple[str, Record, list[Record]]) -> None:
     log, *_ = world
+    kept_aside = Path(log) / "predictions" / "aside" / "hour=12" / "mine.jsonl.gz"  # nobody says of which day it is
+    kept_aside.parent.mkdir(parents=True)
+    kept_aside.touch()
     assert erase_before(log, NOON.date()).objects_deleted == 0
     tally = erase_before(log, (NOON + timedelta(days=1)).date())
     assert tally.objects_deleted >= 4
+    assert kept_aside.exists()
     assert ids_in(log) == []
     assert len(storage.list_files(str(Path(log) / "feedback"))) == 1
 

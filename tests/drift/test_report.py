@@ -69,6 +69,18 @@ def test_reports_are_numbered_and_never_overwritten(reference: Reference, tmp_pa
     assert [each["number"] for each in reports.history()] == [2, 1]
 
 
+def test_a_report_whose_page_was_never_written_has_one(reference: Reference, tmp_path: Path) -> None:
+    reports = Reports(str(tmp_path / "reports"))
+    kept = reports.keep(compare(reference, sample(reference, 60), SPAN, budget=0.01, min_rows=25), None)
+    there = reports.read(1, "html")
+    (tmp_path / "reports" / "000001.html").unlink()
+    assert reports.read(1, "html") == there == page(kept).encode()
+    with pytest.raises(NotFoundError):
+        reports.read(1, "evidently.html")
+    with pytest.raises(NotFoundError):
+        reports.read(2, "html")
+
+
 def test_a_number_that_somebody_else_took_meanwhile_is_left_to_them(
     reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.pyplot import get_fignums
 from numpy.typing import NDArray
@@ -49,6 +50,15 @@ def test_learning_curve_takes_long_curves_single_points_and_none() -> None:
     losses = {"training": [(step, 1 / step) for step in range(1, 100)], "validation": [(50, 0.4)]}
     assert pixels(plots.learning_curve_png(losses, {})).size
     assert pixels(plots.learning_curve_png({"training": []}, {"macro-F1": [(1, 0.5)]})).size
+
+
+def test_steps_are_whole_and_begin_at_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    plots.learning_curve_png({"training": [(15, 0.5)]}, {"accuracy": [(15, 0.9)]})
+    for axes in drawn[0].axes:
+        assert axes.get_xlim()[0] == 0
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
 def test_labels_may_hold_dollars_and_other_alphabets() -> None:

@@ -26,7 +26,7 @@ from pigeonhole.command import call
 from pigeonhole.errors import RunError
 from pigeonhole.scoring.config import ScoreConfig
 from pigeonhole.scoring.plan import make_plan, make_shards, settle
-from pigeonhole.scoring.score import run, score
+from pigeonhole.scoring.score import read_receipts, run, score
 from pigeonhole.scoring.shard import answer, commit
 from pigeonhole.scoring.source import Wanted, find_files, read, scan
 
@@ -129,6 +129,13 @@ def test_a_finished_job_has_nothing_left_to_do(
     assert (again["labels"], again["shards_of_earlier_runs"]) == (result["labels"], 50)
     assert files_of(output) == before
     assert json.loads((output / "_SUCCESS").read_text())["scored"] == 2992
+
+
+def test_a_damaged_receipt_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "_shards").mkdir()
+    (tmp_path / "_shards" / "000000.json").write_text('{"shard":')
+    with pytest.raises(RunError, match=r"_shards/000000\.json: this is no receipt .* delete it"):
+        read_receipts(str(tmp_path))
 
 
 def test_a_killed_driver_and_a_killed_worker_leave_no_trace_and_nothing_listened_beyond_this_machine(

@@ -57,6 +57,19 @@ def test_of_a_model_that_gives_one_label_no_other_number_is_right(running: Runni
     assert len(logged(running)) == 1
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("prediction_id", "zebra", "Expected the `prediction_id` of an answer - at `prediction_id`"),
+        ("source", "zebra crossing", "Expected 1 to 64 letters, digits, '.', '_' and '-' - at `source`"),
+    ],
+)
+def test_what_has_a_form_is_told_in_words(running: Running, field: str, value: str, said: str) -> None:
+    body = {"prediction_id": new_id(), "label": "refund", "source": "agent", field: value}
+    answered = running.http.post("/feedback", json=body)
+    assert (answered.status_code, answered.json()["detail"]) == (422, said)
+
+
 def id_of(at: datetime) -> str:
     milliseconds = f"{int(at.timestamp() * 1000):012x}"
     return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000001"

@@ -22,6 +22,13 @@ def test_both_ends_of_every_sweep_compose_and_differ_from_each_other(name: str, 
     assert all(low != high for low, high in map(space.ends, space.keys))
 
 
+def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("metric: accuracy\ntrials: 2\nkeys:\n  trainer.epochs: [1, 2]\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: .*metric.*allowed: validation_macro_f1"):
+        read_space(str(file))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

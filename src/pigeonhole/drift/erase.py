@@ -111,7 +111,8 @@ def erase_before(log: str, first_kept: date, spool: str | None = None, patience_
     tally = Tally()
     for kind in get_args(Kind):
         for folder in _hours(log, kind):
-            if folder.rsplit("/", 2)[1] < f"date={first_kept.isoformat()}":
+            day = folder.rsplit("/", 2)[1]
+            if day.startswith("date=") and day < f"date={first_kept.isoformat()}":  # what is in other folders is not the log's
                 for name in _objects(folder):
                     with contextlib.suppress(NotFoundError):  # another run was faster
                         storage.delete(storage.join(folder, name))

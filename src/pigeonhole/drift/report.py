@@ -119,7 +119,12 @@ class Reports:
 
     def read(self, number: int, kind: str) -> bytes:
         """`kind`: json, html or evidently.html. Raises NotFoundError."""
-        return storage.read(self._url(number, kind))
+        try:
+            return storage.read(self._url(number, kind))
+        except NotFoundError:
+            if kind != "html":
+                raise
+        return page(msgspec.json.decode(self.read(number, "json"))).encode()  # who kept it was killed before the page
 
     def latest(self) -> int:
         """Raises NotFoundError where there is no report yet."""

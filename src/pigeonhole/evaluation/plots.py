@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pigeonhole.metrics import Floats, Ids, Interval, confusion_matrix, expected_calibration_error, reliability
 
@@ -141,6 +142,8 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Curve], quantity: str) -> None
         steps, values = zip(*points, strict=True) if points else ((), ())
         axes.plot(steps, values, marker="o" if len(points) < 30 else "", markersize=3, linewidth=1.2, label=name)
     axes.set(xlabel="step", ylabel=quantity)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     if curves:
         axes.legend(fontsize=8, frameon=False)

@@ -138,8 +138,11 @@ def read_receipts(output: str) -> Done:
     urls = [storage.join(folder, name) for name in storage.list_files(folder) if name.endswith(".json") and name[0] != "."]
     done = Done()
     with ThreadPoolExecutor(16) as pool:
-        for data in pool.map(storage.read, urls):
-            done.add(msgspec.json.decode(data, type=Receipt))
+        for url, data in zip(urls, pool.map(storage.read, urls), strict=True):
+            try:
+                done.add(msgspec.json.decode(data, type=Receipt))
+            except msgspec.DecodeError as error:  # of JSON, or of another shape
+                raise RunError(f"{url}: this is no receipt ({error}); delete it, and its shard is scored again") from error
     return done
 
 

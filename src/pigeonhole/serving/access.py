@@ -74,6 +74,7 @@ class Access:
         self._url = url
         self._share = share
         self._keys = read_keys(url).keys if url else ()
+        self._unreadable = False
         self._buckets: dict[str, _Bucket] = {}
 
     def look(self) -> None:
@@ -82,7 +83,11 @@ class Access:
         try:
             self._keys = read_keys(self._url).keys
         except PigeonholeError as error:
-            logger.warning("the list of keys cannot be read, the known one holds: %s", error)
+            if not self._unreadable:  # once, not at each look
+                logger.warning("the list of keys cannot be read, the known one holds: %s", error)
+            self._unreadable = True
+        else:
+            self._unreadable = False
 
     @property
     def is_open(self) -> bool:

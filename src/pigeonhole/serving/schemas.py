@@ -5,6 +5,7 @@ refusal never repeats what was sent.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,6 +24,8 @@ MAX_ERRORS_TOLD = 16  # a refusal has at most 4 KB
 # A megabyte of `{"":0},` keeps the event loop busy for 0.1 s before it can be refused; no question comes near these two.
 MAX_STRINGS = 4096
 MAX_BESIDE_STRINGS_BYTES = 64 << 10
+# Of the fields with a pattern, which is no way to tell people.
+FORMS = {"prediction_id": "the `prediction_id` of an answer", "source": "1 to 64 letters, digits, '.', '_' and '-'"}
 
 Text = Annotated[str, Meta(min_length=1, max_length=MAX_CHARS, description="Not blank.", examples=["Where is my parcel?"])]
 Texts = Annotated[list[Text], Meta(min_length=1, max_length=MAX_TEXTS)]
@@ -308,6 +311,8 @@ def _convert(value: object, shape: type[Shape], allowed: str) -> Shape:
         detail = str(error)
         if "unknown field" in detail:  # the one message that repeats what was sent
             detail = f"unknown field; {allowed}"
+        elif form := re.fullmatch(r"Expected `str` matching regex .* - at `\$\.(\w+)`", detail):
+            detail = f"Expected {FORMS[form[1]]} - at `{form[1]}`"
         raise Problem(422, "invalid_request", detail.replace("$.", "")) from error
 
 

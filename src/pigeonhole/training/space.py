@@ -6,7 +6,7 @@ Needs neither torch nor Optuna.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import yaml
@@ -58,7 +58,8 @@ def read_space(name: str) -> Space:
     try:
         space = msgspec.convert(parse_yaml(path.read_text(encoding="utf-8")), Space)
     except ValueError as error:  # of parse_yaml, of UTF-8 and of msgspec
-        raise ConfigError(f"{path}: {error}") from error
+        allowed = f"; allowed: {', '.join(get_args(Metric))}" if "$.metric" in str(error) else ""
+        raise ConfigError(f"{path}: {error}{allowed}") from error
     for key, values in space.keys.items():
         _check(path, key, values)
     return space
