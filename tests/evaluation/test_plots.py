@@ -54,7 +54,12 @@ def test_learning_curve_takes_long_curves_single_points_and_none() -> None:
 
 def test_steps_are_whole_and_begin_at_0(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+
+    def keep(figure: Figure) -> bytes:
+        drawn.append(figure)
+        return b""
+
+    monkeypatch.setattr(plots, "_png", keep)
     plots.learning_curve_png({"training": [(15, 0.5)]}, {"accuracy": [(15, 0.9)]})
     for axes in drawn[0].axes:
         assert axes.get_xlim()[0] == 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
+from tests.serving.conftest import Running
 
 from pigeonhole.classifier import Classifier
 from pigeonhole.prediction_log import Backlog
@@ -90,3 +91,11 @@ def test_what_is_not_http_passes_untouched(classifier: Classifier) -> None:
         await send({"type": "lifespan.startup.complete"})
 
     assert answers(lifespan, classifier, type="lifespan") == [{"type": "lifespan.startup.complete"}]
+
+
+@pytest.mark.parametrize("target", ["http://a.example", "HTTP://a.example:80"])
+def test_a_target_may_name_the_host_as_for_a_proxy(running_once: Running, target: str) -> None:
+    """RFC 9112 3.2.2: a server has to take it."""
+    for path, status in (("/health", b"200"), ("", b"200"), ("/nothing", b"404")):
+        answer = running_once.raw(f"GET {target}{path} HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 " + status)

@@ -38,6 +38,8 @@ HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+ABSOLUTE = re.compile("https?://[^/]*", re.IGNORECASE)
+
 OUR_MISTAKE = Problem(500, "internal_error", "this is our mistake; the request id leads to it in the log")
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if target := ABSOLUTE.match(scope["path"]):  # RFC 9112 3.2.2
+            scope = {**scope, "path": scope["path"][target.end() :] or "/"}
         if scope["method"] == "HEAD":  # RFC 9110 9.3.2: as GET; the server leaves the body out
             scope = {**scope, "method": "GET"}
         exchange = self._accounts.begin(scope["method"], scope["headers"])
