@@ -63,11 +63,15 @@ class Replies:
 
     def _forget(self) -> None:
         """The outdated, then the oldest that are too many; never those that are still being made."""
-        for key, kept in list(self._kept.items()):
-            if kept.until > time.monotonic() and self._size_bytes <= self._max_bytes:
+        gone, size_bytes, now = [], self._size_bytes, time.monotonic()
+        for key, kept in self._kept.items():
+            if kept.until > now and size_bytes <= self._max_bytes:
                 break  # the others are younger
             if kept.reply.done():
-                self._remove(key)
+                gone.append(key)
+                size_bytes -= kept.size_bytes
+        for key in gone:
+            self._remove(key)
 
     def _remove(self, key: str) -> None:
         self._size_bytes -= self._kept.pop(key).size_bytes
