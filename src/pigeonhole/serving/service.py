@@ -246,12 +246,12 @@ class Service:
         try:
             predictions = classifier.predict([each.text for each in asked])
         except InferenceError as error:
-            if classifier is not self.canary:
+            if classifier is self.classifier:
                 self._failures += 1
             self.telemetry.model_failures.inc()
             logger.warning("no usable answer, %d times running: %s", self._failures, error)
             raise
-        if classifier is not self.canary:
+        if classifier is self.classifier:
             self._failures = 0
         ended = time.perf_counter()
         self.telemetry.batch(predictions, ended - began)
