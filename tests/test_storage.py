@@ -1,11 +1,15 @@
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec.config
 import pytest
 
 from pigeonhole import storage
+from pigeonhole.chaos.bucket import Bucket
+from pigeonhole.chaos.faults import FaultProxy
 from pigeonhole.errors import NotFoundError, StorageError
 
 
@@ -62,6 +66,27 @@ def test_of_sixteen_writers_at_once_one_wins(root: str, change: Callable[[str, b
         won = list(pool.map(lambda number: change(url, b"%d" % number), range(16)))
     assert won.count(True) == 1
     assert storage.read(url) == b"%d" % won.index(True)
+
+
+def test_a_swap_whose_answer_was_lost_is_no_defeat(tmp_path: Path) -> None:
+    with (
+        Bucket(tmp_path / "bucket") as server,
+        FaultProxy(server.server_port, seed=0) as proxy,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{proxy.server_port}")
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        storage.forget_clients()
+        url, version = "gs://bucket/alias.json", storage.ABSENT
+        for data in (b"1", b"2"):
+            patch.setattr(proxy, "next_fault", iter(("unheard", *[None] * 20)).__next__)
+            assert storage.swap(url, data, version)
+            found, version = storage.read_versioned(url)
+            assert found == data
+        assert not storage.swap(url, b"3", "1")
+        server.shutdown()
+    storage.forget_clients()
 
 
 def test_files_and_folders_are_listed_below_a_folder(root: str) -> None:

@@ -317,7 +317,7 @@ def _generation(url: str) -> str:
 
 def _swap_remote(url: str, data: bytes, version: str) -> bool:
     if version == ABSENT:
-        return _create_remote(url, data)
+        return _create_remote(url, data) or read(url) == data
     filesystem = _filesystem(url)
     bucket, key, _ = filesystem.split_path(url)
     try:
@@ -330,6 +330,6 @@ def _swap_remote(url: str, data: bytes, version: str) -> bool:
             data=data,
         )
     except FileExistsError:  # what gcsfs makes of 412: the generation is another one by now
-        return False
+        return read(url) == data  # ours: it sends again what it heard no answer to, and meets what it sent before
     filesystem.invalidate_cache()
     return True

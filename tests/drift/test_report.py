@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tests.drift.conftest import NOON
 
+from pigeonhole import storage
 from pigeonhole.bundle import Bundle
 from pigeonhole.drift import report as reporting
 from pigeonhole.drift.report import Reports, compare, draw, page
@@ -88,7 +89,17 @@ def test_a_number_that_somebody_else_took_meanwhile_is_left_to_them(
     report = compare(reference, sample(reference, 60), SPAN, budget=0.01, min_rows=25)
     reports.keep(report, None)
     monkeypatch.setattr(Reports, "numbers", lambda _: [])
-    assert reports.keep(report, None)["number"] == 2
+    assert reports.keep({**report, "verdict": "drift"}, None)["number"] == 2
+
+
+def test_a_report_that_was_kept_although_nobody_heard_of_it_is_not_kept_twice(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = Reports(str(tmp_path / "reports"))
+    create = storage.create
+    monkeypatch.setattr(storage, "create", lambda url, data: create(url, data) and create(url, data))  # as a cloud's client does
+    kept = reports.keep(compare(reference, sample(reference, 60), SPAN, budget=0.01, min_rows=25), None)
+    assert (kept["number"], reports.numbers()) == (1, [1])
 
 
 def test_names_are_escaped_on_the_page(reference: Reference) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.serving.conftest import Running, Start, opened, wait_until
@@ -16,6 +17,7 @@ from pigeonhole.classifier import Classifier
 from pigeonhole.errors import InferenceError
 from pigeonhole.registry import Registry
 from pigeonhole.serving.canary import is_chosen
+from pigeonhole.serving.service import Service
 
 
 def nominate(registry: Registry, version: str | None) -> None:
@@ -93,6 +95,40 @@ def test_a_candidate_that_fails_dies_or_hangs_costs_no_answer_and_is_sent_away(
         assert {ask(service, key) for key in chosen[:4]} == {"v1"}
         assert candidate(service) is None
         assert service.http.get("/ready").status_code == 200
+
+
+def test_what_a_candidate_that_was_sent_away_still_fails_of_is_not_productions(start: Start, registry: Registry) -> None:
+    with start(opened(registry), registry, poll_s=0.05, canary_share=0.5, deadline_s=20.0) as service:
+        wake = threading.Event()
+
+        def unwell_later() -> None:
+            wake.wait(20)
+            unwell()
+
+        moody = Moody(opened(registry, "v2"), unwell_later)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Classifier, "open", classmethod(lambda *_, **__: moody))
+            nominate(registry, "v2")
+            wait_until(lambda: candidate(service) is not None)
+        chosen = [f"user-{number}" for number in range(40) if is_chosen(f"user-{number}", "v2", 0.5)]
+        with ThreadPoolExecutor(8) as pool, pytest.MonkeyPatch.context() as patched:
+            asked = [pool.submit(ask, service, key) for key in chosen[:8]]
+            wait_until(lambda: samples(service)["pigeonhole_in_flight{}"] == 9)  # and the scrape itself
+            nominate(registry, None)
+            wait_until(lambda: candidate(service) is None)
+            ready: list[bool] = []
+            swap = Service._predict
+
+            def look(self: Service, *asked: Any) -> Any:
+                try:
+                    return swap(self, *asked)
+                finally:
+                    ready.append(self.ready)
+
+            patched.setattr(Service, "_predict", look)
+            wake.set()
+            assert {found.result() for found in asked} == {"v1"}
+        assert all(ready)
 
 
 def test_callers_who_give_it_no_time_do_not_send_a_candidate_away(start: Start, registry: Registry) -> None:

@@ -1,5 +1,6 @@
 import gc
 import socket
+import threading
 import time
 
 import httpx
@@ -49,6 +50,34 @@ def test_a_byte_now_and_then_does_not_wind_the_clock_up_again(start: Start) -> N
                 continue
         assert found.startswith(b"HTTP/1.1 408")
         assert time.monotonic() - began < 3
+
+
+def test_an_answer_that_nobody_takes_is_not_kept_for_ever(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 0.3)
+    body = b'{"texts": [%s"parcel"]}' % (b'"parcel",' * 255)
+    request = HEAD.replace(b"20", b"%d" % len(body)) + body
+    with start() as service, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", service.port))
+        with pytest.raises(ConnectionError):
+            connection.sendall(request * 10_000)
+        assert service.http.post("/predict", json={"text": "parcel"}).status_code == 200
+
+
+def test_an_answer_that_is_taken_slowly_comes_whole(start: Start) -> None:
+    body = b'{"texts": [%s"parcel"]}' % (b'"parcel",' * 255)
+    request = HEAD.replace(b"20", b"%d" % len(body), 1) + body
+    with start() as service, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", service.port))
+        sender = threading.Thread(target=connection.sendall, args=(request * 60,))
+        sender.start()
+        time.sleep(0.5)
+        found = b""
+        while found.count(b"HTTP/1.1 200 OK") < 60 or not found.endswith(b"}"):
+            found += connection.recv(65536)
+        sender.join()
 
 
 def test_slow_sockets_by_the_hundred_do_not_slow_the_others(start: Start) -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
@@ -111,6 +112,46 @@ def test_a_shadow_that_sleeps_drops_what_it_cannot_hear_and_nobody_waits(classif
     wake.set()
     wait_until(lambda: notes.outcomes["agreed"] + notes.outcomes["dropped"] == shadow.MAX_QUEUED + 50)
     sleeping.stop()
+
+
+def test_a_report_holds_nothing_of_the_time_before_it(classifier: Classifier, notes: Notes) -> None:
+    """Neither what waits, nor what the shadow is busy with, when production or the shadow is replaced."""
+    asked, wake = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        asked.set()
+        wake.wait(20)
+
+    slow = started(notes, Moody(classifier, wait))
+    answered = classifier.predict(["parcel"])
+    for _ in range(5):
+        slow.offer(["parcel"], answered)
+    assert asked.wait(20)
+    slow.fill(classifier)
+    wake.set()
+    slow.offer(["refund"] * 2, classifier.predict(["refund"] * 2))
+    wait_until(lambda: notes.outcomes["agreed"] >= 3)
+    found = slow.report()
+    assert found is not None
+    assert found["texts"]["agreed"] == 2
+    slow.stop()
+
+
+def test_what_a_replaced_version_still_answers_is_not_compared(start: Start, registry: Registry) -> None:
+    wake = threading.Event()
+    old = Moody(opened(registry), lambda: wake.wait(20))
+    with start(old, registry, poll_s=0.05) as service, ThreadPoolExecutor(4) as pool:
+        cast(registry, "v2")
+        wait_until(lambda: report(service) is not None)
+        late = [pool.submit(service.http.post, "/predict", json={"text": "parcel"}) for _ in range(4)]
+        wait_until(lambda: samples(service)["pigeonhole_in_flight{}"] == 5)  # and the scrape itself
+        registry.set_alias("words", "production", "v2", "test", expected="v1")
+        wait_until(lambda: service.http.get("/ready").json()["model_version"] == "v2")
+        wake.set()
+        assert {answer.result().json()["model_version"] for answer in late} == {"v1"}
+        assert service.http.post("/predict", json={"text": "parcel"}).json()["model_version"] == "v2"
+        wait_until(lambda: report(service)["texts"]["agreed"] == 1)  # type: ignore[index]
+        assert report(service)["texts"]["differed"] == 0  # type: ignore[index]
 
 
 def crash() -> None:

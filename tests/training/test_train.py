@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tests.conftest import tiny_rows, train_arguments, write_rows
+from tests.serving.conftest import make_bundle
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
@@ -20,7 +22,7 @@ from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
-from pigeonhole.training.corridor import make_recipe, validate
+from pigeonhole.training.corridor import make_recipe, publish, validate
 from pigeonhole.training.train import run
 
 
@@ -170,3 +172,12 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "trainer.learning_rate" in done.stdout
     assert done.returncode == 0
+
+
+def test_of_two_runs_that_end_at_one_moment_both_are_published(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    manifests = [make_bundle(tmp_path / f"v{number}", "words", f"v{number}") for number in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        taken = list(pool.map(lambda found: publish(registry, tmp_path / found.version, found)[1], manifests))
+    assert sorted(taken) == ["candidate"] * 5 + ["production"]
+    assert len(registry.alias("words", "candidate").history) == 5

@@ -1,6 +1,8 @@
-"""HTTP/1.1 on the socket: uvicorn's h11 protocol with a deadline for receiving a request, and refusals in problem+json.
+"""HTTP/1.1 on the socket: uvicorn's h11 protocol with deadlines for receiving a request and for taking its answer, and refusals
+in problem+json.
 
-uvicorn itself waits for ever for the rest of a head or of a body, so a thousand slow sockets stay open until they choose to go.
+uvicorn itself waits for ever for the rest of a head or of a body, and for a client to read: a thousand slow sockets stay open
+until they choose to go.
 """
 
 import asyncio
@@ -24,6 +26,7 @@ MAX_PIECES = 4096  # of a body; 256 KB of chunks with a byte each, which is what
 MAX_HEAD_BYTES = 16 << 10  # that are kept while the rest of a head, or of a plain request, is waited for
 REST_S = 5.0  # between two requests of a connection
 RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
+SEND_TIMEOUT_S = 20.0  # from when the system takes no more of an answer until it has taken all; the largest have 2 MB
 
 
 class Pieces(h11.Connection):
@@ -59,6 +62,7 @@ class Protocol(H11Protocol):
         self.connections.add(self)
         self.transport = transport
         self.flow = FlowControl(transport)
+        transport.set_write_buffer_limits(0)  # any byte that is left over is waited for by a clock
         self.scheme = "http"
         self._clocks.receiving.begin(self)
 
@@ -96,6 +100,7 @@ class Protocol(H11Protocol):
         """As uvicorn's, which tells the parser too."""
         self._clocks.receiving.end(self)
         self._clocks.resting.end(self)
+        self._clocks.sending.end(self)
         self.connections.discard(self)
         self.flow.resume_writing()
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
@@ -107,6 +112,14 @@ class Protocol(H11Protocol):
             # What waits for the model is not computed for nobody. A request with an idempotency-key is none of these: its answer
             # is kept for the caller who comes back.
             self._plain.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._clocks.sending.begin(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._clocks.sending.end(self)
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.count > MAX_PIECES:
@@ -142,6 +155,10 @@ class Protocol(H11Protocol):
     def time_out(self) -> None:
         """The request did not come."""
         self._refuse(_too_late(RECEIVE_TIMEOUT_S))
+
+    def break_off(self) -> None:
+        """The answer is not taken: closing would wait until it is."""
+        self.transport.abort()
 
     def _unset_keepalive_if_required(self) -> None:
         self._clocks.resting.end(self)
@@ -195,11 +212,14 @@ class Protocol(H11Protocol):
 
 
 class Clocks:
-    """Of all connections of a loop. A request's runs from the first sign of it, or of its connection, to its last byte."""
+    """Of all connections of a loop. A request's runs from the first sign of it, or of its connection, to its last byte; an
+    answer's while some of it is left over.
+    """
 
     def __init__(self) -> None:
         self.receiving = Patience(RECEIVE_TIMEOUT_S, Protocol.time_out)
         self.resting = Patience(REST_S, Protocol.timeout_keep_alive_handler)
+        self.sending = Patience(SEND_TIMEOUT_S, Protocol.break_off)
 
 
 @functools.cache

@@ -58,6 +58,7 @@ def run(arguments: list[str]) -> None:
     journal.begin(settings.stderr)
     with journal.to_the_end(settings.stderr):
         serve(settings, environment)
+    _leave()
 
 
 def run_worker(arguments: list[str]) -> None:
@@ -70,6 +71,7 @@ def run_worker(arguments: list[str]) -> None:
     follow_parent()
     with journal.to_the_end(settings.stderr):
         serve(settings, os.environ)
+    _leave()
 
 
 def serve(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -95,6 +97,15 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
                 logger.info("open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it")
             settle()
             server.run(app, listener)
+
+
+def _leave() -> None:
+    """At once: a thread may be opening a version, or hang in one.
+
+    The interpreter's end would break it off inside ONNX Runtime, which aborts the process.
+    """
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def require_closed(settings: Settings) -> None:

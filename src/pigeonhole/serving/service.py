@@ -233,7 +233,9 @@ class Service:
             self._recorder.record([each for each, _ in logged], [found for _, found in logged])
             self.telemetry.predicted(role, [found for _, found in logged])
             if role == "production":
-                self.shadow.offer([each.text for each, _ in logged], [found for _, found in logged])
+                current = [(each.text, found) for each, found in logged if each.classifier is self.classifier]
+                if current:  # the last ones of a version that was replaced are nothing to compare with
+                    self.shadow.offer([text for text, _ in current], [found for _, found in current])
         return predictions
 
     def _predict(self, classifier: Classifier, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
@@ -244,12 +246,12 @@ class Service:
         try:
             predictions = classifier.predict([each.text for each in asked])
         except InferenceError as error:
-            if classifier is not self.canary:
+            if classifier is self.classifier:
                 self._failures += 1
             self.telemetry.model_failures.inc()
             logger.warning("no usable answer, %d times running: %s", self._failures, error)
             raise
-        if classifier is not self.canary:
+        if classifier is self.classifier:
             self._failures = 0
         ended = time.perf_counter()
         self.telemetry.batch(predictions, ended - began)

@@ -34,6 +34,7 @@ class _Batch:
     classifier: Classifier
     texts: Sequence[str]
     answered: Sequence[Prediction]
+    report: "_Report"  # that it belongs to
 
 
 class Shadow:
@@ -45,7 +46,6 @@ class Shadow:
         self._note_difference = note_difference
         self._queue: queue.Queue[_Batch | None] = queue.Queue(MAX_QUEUED)
         self.classifier: Classifier | None = None
-        self._failures = 0
         self._report = _Report()
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
 
@@ -64,19 +64,18 @@ class Shadow:
 
     def fill(self, classifier: Classifier | None) -> None:
         """Ask this one from now on; None: nobody."""
-        self._failures = 0
-        self._report = _Report()
         self.classifier = classifier
+        self._report = _Report()  # after it, as `offer` looks at both the other way round
 
     def offer(self, texts: Sequence[str], answered: Sequence[Prediction]) -> None:
         """Never waits and never raises."""
-        classifier = self.classifier
-        if classifier is None or self._failures >= MAX_FAILURES:
+        report, classifier = self._report, self.classifier
+        if classifier is None or report.failures >= MAX_FAILURES:
             return
         try:
-            self._queue.put_nowait(_Batch(classifier, texts, answered))
+            self._queue.put_nowait(_Batch(classifier, texts, answered, report))
         except queue.Full:
-            self._count("dropped", len(texts))
+            self._count(report, "dropped", len(texts))
 
     def report(self) -> dict[str, Any] | None:
         """What /model says of it."""
@@ -86,7 +85,7 @@ class Shadow:
         compared = report.outcomes["agreed"] + report.outcomes["differed"]
         return {
             "model_version": classifier.manifest.version,
-            "is_asked": self._failures < MAX_FAILURES and self._thread.is_alive(),
+            "is_asked": report.failures < MAX_FAILURES and self._thread.is_alive(),
             "texts": {outcome: report.outcomes[outcome] for outcome in OUTCOMES},
             "agreement": report.outcomes["agreed"] / compared if compared else None,
             "mean_score_difference": report.difference / compared if compared else None,
@@ -98,8 +97,8 @@ class Shadow:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while (batch := self._queue.get()) is not None:
-            if batch.classifier is not self.classifier:
-                continue  # the alias has moved
+            if batch.report is not self._report:
+                continue  # an alias has moved, the shadow's or production's
             began = time.perf_counter()
             self._ask(batch)
             time.sleep((time.perf_counter() - began) * (1 - SHARE) / SHARE)
@@ -109,33 +108,37 @@ class Shadow:
             with batch.classifier.within(CAP_S):
                 found = batch.classifier.predict(batch.texts)
         except BaseException as error:  # noqa: BLE001  whatever a version does that answers nobody, those that answer go on
-            self._failures += 1
-            self._count("failed", len(batch.texts))
+            batch.report.failures += 1
+            self._count(batch.report, "failed", len(batch.texts))
             version = batch.classifier.manifest.version
-            logger.warning("shadow %s failed, %d times running: %s", version, self._failures, type(error).__name__)
+            logger.warning("shadow %s failed, %d times running: %s", version, batch.report.failures, type(error).__name__)
         else:
-            self._failures = 0
-            self._compare(batch.answered, found)
+            batch.report.failures = 0
+            self._compare(batch, found)
 
-    def _compare(self, answered: Sequence[Prediction], found: Sequence[Prediction]) -> None:
-        for given, other in zip(answered, found, strict=True):
+    def _compare(self, batch: _Batch, found: Sequence[Prediction]) -> None:
+        for given, other in zip(batch.answered, found, strict=True):
             agreed = set(given.labels) == set(other.labels)
-            self._count("agreed" if agreed else "differed", 1)
+            self._count(batch.report, "agreed" if agreed else "differed", 1)
             difference = abs(given.score - other.score)
-            self._report.difference += difference
+            batch.report.difference += difference
             self._note_difference(difference)
             if not agreed:
-                self._report.differed[given.label] += 1
+                batch.report.differed[given.label] += 1
 
-    def _count(self, outcome: Outcome, texts: int) -> None:
-        self._report.outcomes[outcome] += texts
+    def _count(self, report: "_Report", outcome: Outcome, texts: int) -> None:
+        report.outcomes[outcome] += texts
         self._note(outcome, texts)
 
 
 class _Report:
-    """Of one shadow, since it is one. Its counters are near enough without a lock: two threads write, to different outcomes."""
+    """Of one shadow beside one version in production, since both are what they are.
+
+    Its counters are near enough without a lock: two threads write, to different outcomes.
+    """
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.differed: Counter[str] = Counter()
         self.difference = 0.0
+        self.failures = 0  # running

@@ -29,7 +29,7 @@ from pigeonhole.dataset.label_sets import ids_of, join_labels
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import read_taxonomy
-from pigeonhole.errors import ConfigError, StorageError
+from pigeonhole.errors import ConfigError, RegistryError, StorageError
 from pigeonhole.evaluation import plots
 from pigeonhole.evaluation.baselines import score_baselines
 from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
@@ -38,7 +38,7 @@ from pigeonhole.evaluation.report import measures_of
 from pigeonhole.evaluation.score import for_many
 from pigeonhole.evaluation.slices import text_slices
 from pigeonhole.metrics import Ids, accuracy, macro_f1, predict, score_metrics
-from pigeonhole.registry import Registry
+from pigeonhole.registry import ATTEMPTS, Registry
 from pigeonhole.training import export, provenance, tfidf, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.card import write_card
@@ -563,10 +563,18 @@ def _draw(
 def publish(registry: Registry, folder: Path, manifest: Manifest) -> tuple[str, Literal["production", "candidate"]]:
     """Into the registry; the first version of a model goes to production, a later one is a candidate for `promote`."""
     url = registry.publish(folder, manifest)
-    first = registry.alias(manifest.name, "production").version is None
-    alias: Literal["production", "candidate"] = "production" if first else "candidate"
-    before = registry.alias(manifest.name, alias).version
-    registry.set_alias(manifest.name, alias, manifest.version, "the first bundle" if first else "trained", expected=before)
+    for left in reversed(range(ATTEMPTS)):
+        first = registry.alias(manifest.name, "production").version is None
+        alias: Literal["production", "candidate"] = "production" if first else "candidate"
+        before = registry.alias(manifest.name, alias).version
+        reason = "the first bundle" if first else "trained"
+        try:
+            registry.set_alias(manifest.name, alias, manifest.version, reason, expected=before)
+        except RegistryError:  # a run that ended at the same moment was faster
+            if not left:
+                raise
+        else:
+            break
     return url, alias
 
 
