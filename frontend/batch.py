@@ -3,9 +3,10 @@
 What is kept for a text is its label, score, decision and a flag: 100,000 texts take a few megabytes beside the upload itself.
 """
 
+import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pandas as pd
 from frontend.client import Down, Refused, Service
 
 CHUNK = 256
+CHUNK_BYTES = 900_000  # of its texts, as JSON at its longest: below the service's limit of a body, 1 MiB
 PATIENCE = 5
 """How often a chunk is tried again when the service is too busy or away; the pauses add up to half a minute."""
 
@@ -63,16 +65,28 @@ class BatchJob:
 
     def _run(self) -> None:
         try:
-            for start in range(0, self.total, CHUNK):
+            for texts in self._chunks():
                 if self._stop.is_set():
                     break
-                rows = self._chunk(self._texts[start : start + CHUNK])
+                rows = self._chunk(texts)
                 self._rows.extend(rows)
                 self.done += len(rows)
         except (Down, Refused) as error:
             self.error = str(error)
         finally:
             self._ended = time.monotonic()
+
+    def _chunks(self) -> Iterator[Sequence[str]]:
+        """So many texts as one question may hold; at most CHUNK, and fewer where they are long."""
+        start, size_bytes = 0, 0
+        for place, text in enumerate(self._texts):
+            text_bytes = len(json.dumps(text[: self._max_chars])) + 2
+            if place > start and (place - start == CHUNK or size_bytes + text_bytes > CHUNK_BYTES):
+                yield self._texts[start:place]
+                start, size_bytes = place, 0
+            size_bytes += text_bytes
+        if start < self.total:
+            yield self._texts[start:]
 
     def _chunk(self, texts: Sequence[str]) -> list[tuple[str, float | None, str, str]]:
         """What cannot be asked (blank, half a character) is a row with a note; one over the limit is cut and says so."""

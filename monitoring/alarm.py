@@ -59,7 +59,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         ports = {name: free_port() for name in ("serve", "prometheus", "alertmanager")}
         pager = stack.enter_context(Pager())
         write_settings(folder, ports, pager.port, config.for_s)
-        variables = {"PORT": ports["serve"], "PIGEONHOLE_BUNDLE": config.bundle, "PIGEONHOLE_LOG": folder / "log"}
+        # Absolute: the server works in another folder.
+        bundle = Path(config.bundle).resolve()
+        variables = {"PORT": ports["serve"], "PIGEONHOLE_BUNDLE": bundle, "PIGEONHOLE_LOG": folder / "log"}
         serve = stack.enter_context(started([program(("serve",))], folder, variables))
         stack.enter_context(started(alertmanager_line(alertmanager, folder, ports), folder))
         stack.enter_context(started(prometheus_line(prometheus, folder, ports), folder))

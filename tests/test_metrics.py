@@ -255,7 +255,15 @@ def test_a_paired_difference_of_shares_is_that_of_the_pairs_that_differ() -> Non
     half = 1.96 * np.sqrt(0.1 * 0.9 / 100)  # ten pairs of a hundred differ, all in one direction
     assert (found.low, found.high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.012)
     same = metrics.bootstrap_share_difference(first, first)
-    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+    assert same.estimate == 0
+    assert -0.04 <= same.low < 0 < same.high <= 0.04  # as many as 3 of 100 may differ where none of 100 does
+
+
+@pytest.mark.parametrize(("lost", "certain"), [(1, False), (3, False), (8, True)])
+def test_a_handful_of_pairs_that_all_go_one_way_is_certain_only_where_a_sign_test_says_so(lost: int, certain: bool) -> None:
+    found = metrics.bootstrap_share_difference(np.zeros(lost, bool), np.ones(lost, bool))
+    assert found.estimate == found.low == -1
+    assert (found.high < 0) == certain == (2 * 0.5**lost < 0.05)
 
 
 def test_the_interval_of_a_median_holds_it_in_95_of_100_sets() -> None:

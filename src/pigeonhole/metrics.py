@@ -268,11 +268,15 @@ def bootstrap_difference(true_ids: Ids, first_ids: Ids, second_ids: Ids, seed: i
 def bootstrap_share_difference(
     first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """The share of true in the first less that in the second, (n,) each: paired, as in `bootstrap_difference`."""
+    """The share of true in the first less that in the second, (n,) each: paired, as in `bootstrap_difference`.
+
+    To the pairs come one that is lost and one that is won (Bonett and Price 2012): three of three would otherwise be certain.
+    """
     steps = first.astype(np.int64) - second.astype(np.int64)
-    counts = np.bincount(steps + 1, minlength=3)  # lost, the same, won
-    drawn = np.random.default_rng(seed).multinomial(len(steps), counts / len(steps), size=resamples)
-    low, high = np.quantile((drawn[:, 2] - drawn[:, 0]) / len(steps), [0.025, 0.975])
+    counts = np.bincount(steps + 1, minlength=3) + np.array([1, 0, 1])  # lost, the same, won
+    n = len(steps) + 2
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
+    low, high = np.quantile((drawn[:, 2] - drawn[:, 0]) / n, [0.025, 0.975])
     return Interval(float(steps.mean()), float(low), float(high))
 
 

@@ -213,6 +213,8 @@ def test_a_token_is_the_deploying_accounts_and_who_may_not_have_it_is_told_the_l
     refusing = stand_in(lambda *_: (403, {}))
     with pytest.raises(RunError, match=r"403; .*add-iam-policy-binding pigeonhole-deploy@.* --member=user:YOU --role=roles/iam"):
         deploy.identity_token(PROJECT, "https://service", f"http://{refusing.host}")
+    with pytest.raises(RunError, match=r"no identity token of pigeonhole-deploy@.*: http://127\.0\.0\.1:9 gave no answer"):
+        deploy.identity_token(PROJECT, "https://service", "http://127.0.0.1:9")  # so that `deploy` gives the traffic back
 
 
 def test_the_command_prints_the_service_and_sends_nothing(

@@ -38,7 +38,14 @@ def test_a_pattern_of_ones_own_is_a_slice() -> None:
     assert "cats" not in masks
 
 
-@pytest.mark.parametrize(("patterns", "message"), [("numbers", "expected NAME=REGEX"), ("a=(", r"'\(' is no regular expression")])
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ("numbers", "expected NAME=REGEX"),
+        ("a=(", r"'\(' is no regular expression"),
+        ("refunds=refund ; refunds=money back", "'refunds' is there twice"),
+    ],
+)
 def test_a_pattern_that_is_none_is_refused(patterns: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         text_masks(["a"], patterns)
@@ -52,6 +59,7 @@ def test_a_pattern_that_is_none_is_refused(patterns: str, message: str) -> None:
         ("¿Dónde está el paquete que compré para mi hermano?", "es"),
         ("Où est le colis que vous avez envoyé avec les autres ?", "fr"),
         ("我的包裹在哪里", "zh"),
+        ("注文した商品がまだ届いていません", "ja"),
         ("Где моя посылка?", "ru"),
         ("XK-221", "other"),
     ],

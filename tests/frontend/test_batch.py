@@ -1,3 +1,4 @@
+import json
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -43,6 +44,14 @@ def test_every_text_has_its_row_in_the_order_of_the_file(service: Scripted) -> N
     assert job.results()["label"].tolist() == [text[0] for text in texts]
     assert [len(chunk) for chunk in service.chunks] == [CHUNK, CHUNK, 3]
     assert (job.finished, job.done, job.error, job.model_version) == (True, len(texts), "", "7")
+
+
+def test_long_texts_are_asked_in_bodies_that_the_service_takes(service: Scripted) -> None:
+    texts = [f"{letter}" * 8192 for letter in "aü中" for _ in range(CHUNK)]
+    job = finished(BatchJob(service, texts, 8192))
+    assert job.results()["label"].tolist() == [text[0] for text in texts]
+    assert max(len(json.dumps({"texts": chunk, "top_k": 1})) for chunk in service.chunks) <= 1 << 20
+    assert [text for chunk in service.chunks for text in chunk] == texts
 
 
 def test_what_cannot_be_asked_is_a_row_with_a_note(service: Scripted) -> None:

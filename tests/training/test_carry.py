@@ -52,6 +52,27 @@ def test_the_first_machine_finds_nothing_and_what_did_not_change_is_not_sent_aga
     assert storage.read_versioned(storage.join(url, "a")) == (b"one", version)
 
 
+def test_a_copy_never_speaks_of_what_is_not_there_though_the_run_writes_while_it_is_sent(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(bucket, tmp_path.name)
+    for name in ("weights", "progress"):
+        (tmp_path / name).write_bytes(b"epoch 1")
+    write = storage.write
+
+    def write_while_the_run_ends_an_epoch(to: str, data: bytes) -> None:
+        write(to, data)
+        for name in ("weights", "progress"):
+            (tmp_path / name).write_bytes(b"epoch 2!")
+
+    monkeypatch.setattr(storage, "write", write_while_the_run_ends_an_epoch)
+    carrier = Carrier(tmp_path, url, ("weights", "progress"))
+    carrier.send()
+    assert [storage.read(storage.join(url, name)) for name in ("weights", "progress")] == [b"epoch 1"] * 2
+    carrier.send()
+    assert [storage.read(storage.join(url, name)) for name in ("weights", "progress")] == [b"epoch 2!"] * 2
+
+
 def test_it_is_carried_while_the_run_goes_on(tmp_path: Path, bucket: str) -> None:
     url = storage.join(bucket, tmp_path.name)
     with Carrier(tmp_path, url, ("a",), every_s=0.01):

@@ -20,6 +20,7 @@ from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import ConfigError, DataError, StoppedError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
+from pigeonhole.training import corridor
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.corridor import make_recipe, publish, validate
@@ -103,6 +104,14 @@ def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
 def test_a_mistake_is_told_before_any_work(tiny_data: Path, tmp_path: Path, argument: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run([*train_arguments(tmp_path, tiny_data), argument])
+
+
+def test_a_slice_that_is_no_pattern_is_told_before_the_data_are_read(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corridor, "load_dataset", lambda _: pytest.fail("the data were read first"))
+    with pytest.raises(ConfigError, match=r"data.slices: '\(' is no regular expression"):
+        run([*train_arguments(tmp_path, tiny_data), "data.slices='numbers=('"])
 
 
 def test_every_number_of_the_recipe_follows_its_key() -> None:

@@ -228,12 +228,17 @@ def ask(url: str, token: str, path: str, body: Mapping[str, str] | None) -> None
 def identity_token(project: Project, audience: str, host: str = "https://iamcredentials.googleapis.com") -> str:
     """A token of the deploying account, for a service that is private. Raises RunError with the line that allows it."""
     import google.auth
+    import requests
+    from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import AuthorizedSession
 
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
     account = project.account("deploy")
     url = f"{host}/v1/projects/-/serviceAccounts/{account}:generateIdToken"
-    answer = AuthorizedSession(credentials).post(url, json={"audience": audience}, timeout=30)
+    try:
+        answer = AuthorizedSession(credentials).post(url, json={"audience": audience}, timeout=30)
+    except (requests.RequestException, GoogleAuthError) as error:
+        raise RunError(f"no identity token of {account}: {host} gave no answer: {error}") from error
     if answer.status_code != 200:
         raise RunError(
             f"no identity token of {account}: {answer.status_code}; whoever deploys has to be allowed to ask for one: gcloud iam "

@@ -37,12 +37,15 @@ class Carrier:
         return bool(there)
 
     def send(self) -> None:
-        """Raises StorageError."""
-        for name in self._names:
+        """The last file is read first: the run may write all of them anew while others are on their way. Raises StorageError."""
+        changed = {}
+        for name in reversed(self._names):
             path = self._folder / name
             if path.exists() and self._sent.get(name) != (stamp := _stamp(path)):
-                storage.write(storage.join(self._url, name), path.read_bytes())
-                self._sent[name] = stamp
+                changed[name] = stamp, path.read_bytes()
+        for name, (stamp, data) in reversed(changed.items()):
+            storage.write(storage.join(self._url, name), data)
+            self._sent[name] = stamp
 
     def __enter__(self) -> "Carrier":
         self._thread.start()

@@ -36,7 +36,7 @@ from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summa
 from pigeonhole.evaluation.labelled import thresholds_of
 from pigeonhole.evaluation.report import measures_of
 from pigeonhole.evaluation.score import for_many
-from pigeonhole.evaluation.slices import text_slices
+from pigeonhole.evaluation.slices import read_patterns, text_slices
 from pigeonhole.metrics import Ids, accuracy, macro_f1, predict, score_metrics
 from pigeonhole.registry import ATTEMPTS, Registry
 from pigeonhole.training import export, provenance, tfidf, trainer
@@ -244,6 +244,7 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     pretrained = replace(locate(config.model.pretrained, config.model.sha256), revision=config.model.revision)
     require_run_folder(config.out)
     _require_writable("out", config.out or str(RUNS))
+    read_patterns(config.data.slices)  # needed only at the end, where a mistake would cost the training
     threads = trainer.set_determinism(config.seed, config.trainer.threads)
     dataset = load_dataset(config.data)
     split = dataset.split
