@@ -73,6 +73,8 @@ class BatchJob:
                 self.done += len(rows)
         except (Down, Refused) as error:
             self.error = str(error)
+        except (KeyError, TypeError, ValueError):
+            self.error = "the service gave an answer that this page does not know: are both of one release?"
         finally:
             self._ended = time.monotonic()
 
@@ -110,8 +112,10 @@ class BatchJob:
                 if attempt == self._patience or self._stop.wait(2**attempt / 2):
                     raise
             else:
-                self.model_version = str(body["model_version"])
-                return list(body["predictions"])
+                self.model_version, answers = str(body["model_version"]), list(body["predictions"])
+                if len(answers) != len(texts):
+                    raise ValueError(f"{len(answers)} answers to {len(texts)} texts")
+                return answers
         raise AssertionError("the last attempt returns or raises")
 
 

@@ -59,6 +59,8 @@ def test_labels_cannot_break_out_of_their_cell(result: dict[str, Any]) -> None:
     page = report.markdown(result)
     assert "| `account \\| access` |" in page
     assert "| `de'livery` |" in page
+    one = {"n": 3, "accuracy": 1.0, "interval": [0.4, 1.0]}
+    assert "| either \\| or | 3 |" in report.markdown({**result, "slices": {"either | or": one}})
 
 
 def test_labels_without_rows_are_left_out(result: dict[str, Any]) -> None:

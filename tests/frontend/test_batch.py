@@ -1,6 +1,7 @@
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from frontend.batch import CHUNK, BatchJob
@@ -86,6 +87,15 @@ def test_a_service_that_stays_away_ends_the_job_with_its_words(service: Scripted
     job = finished(BatchJob(service, ["a"], 10, patience=0))
     assert job.error == str(failure)
     assert job.results().empty
+
+
+@pytest.mark.parametrize("answer", [{}, {"predictions": None, "model_version": "7"}, {"predictions": [], "model_version": "7"}])
+def test_an_answer_of_another_shape_ends_the_job_with_words(
+    service: Scripted, answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "predict_many", lambda *_: Timed(answer, 0.0))
+    job = finished(BatchJob(service, ["text"], 100))
+    assert (job.done, job.error) == (0, "the service gave an answer that this page does not know: are both of one release?")
 
 
 def test_the_time_left_follows_the_pace(service: Scripted) -> None:

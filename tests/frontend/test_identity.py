@@ -1,5 +1,8 @@
+import time
+
 import httpx
-from frontend.identity import Identity, identity_for
+import pytest
+from frontend.identity import GOOD_FOR_S, Identity, identity_for
 
 PAGE = "https://pigeonhole-serve-1.europe-west4.run.app"
 
@@ -25,6 +28,17 @@ def test_the_token_of_the_machine_goes_with_every_request_and_is_fetched_once() 
     for request in asked[1:]:
         assert request.headers["x-serverless-authorization"] == "Bearer a-token"
         assert request.headers["authorization"] == "Bearer a-key"
+
+
+def test_a_token_that_ends_soon_is_fetched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[httpx.Request] = []
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: 1e6 + now[0])
+    with client([httpx.Response(200, text="first"), httpx.Response(200, text="second")], asked) as http:
+        for now[0] in (0.0, GOOD_FOR_S - 1, GOOD_FOR_S):
+            http.get(f"{PAGE}/ready")
+    sent = [request.headers.get("x-serverless-authorization") for request in asked if request.url.path == "/ready"]
+    assert sent == ["Bearer first", "Bearer first", "Bearer second"]
 
 
 def test_without_a_token_the_service_itself_says_no() -> None:

@@ -95,7 +95,7 @@ def compare(
     right_before, right = metrics.right(true_ids, base_ids), metrics.right(true_ids, candidate_ids)
     masks = {("all", "all rows"): np.ones(len(true_ids), bool)}
     masks |= {("label", labels[label]): of_label for label, of_label in _of_labels(true_ids, len(labels))}
-    masks |= {("length", name): inside for name, inside in slices.items()}
+    masks |= {("slice", name): inside for name, inside in slices.items()}
     parts = tuple(
         Part(
             kind,
@@ -224,7 +224,7 @@ def _data_difference(bundles: Sequence[Bundle]) -> dict[str, Any]:
 
 
 def _picture(found: Comparison) -> bytes:
-    parts = [part for part in found.parts if part.kind != "length"]
+    parts = [part for part in found.parts if part.kind != "slice"]
     return plots.difference_png([part.name for part in parts], [part.difference for part in parts], "change of accuracy")
 
 

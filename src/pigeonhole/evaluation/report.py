@@ -41,7 +41,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     measures = measures_of(test)
     models = [[name, *(with_interval(found, measure) for measure in measures)] for name, found in _models(result).items()]
     slices = [
-        [name, str(found["n"]), f"{found['accuracy']:.3f} {_brackets(found['interval'])}"]
+        [_cell(name), str(found["n"]), f"{found['accuracy']:.3f} {_brackets(found['interval'])}"]
         for name, found in result["slices"].items()
     ]
     labels = [[f"`{_cell(label)}`", *_label_cells(found)] for label, found in _worst_first(test["per_class"])]
@@ -51,8 +51,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         *warnings,
         _markdown_table(["", *measures.values()], models),
         f"Negative log likelihood {test['negative_log_likelihood']:.3f}, Brier score {test['brier']:.3f}.",
-        "## By length of the text",
-        _markdown_table(["length", "rows", "accuracy"], slices),
+        "## By length, language and slices of your own",
+        _markdown_table(["slice", "rows", "accuracy"], slices),
         "## By label, worst first",
         _markdown_table(["label", "rows", "precision", "recall", "F1"], labels),
         "## Pictures",
