@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pigeonhole.errors import ConfigError
-from pigeonhole.training.run_folder import RESULT, open_run_folder, require_run_folder
+from pigeonhole.training.run_folder import CHECKPOINT, RESULT, open_run_folder, require_run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,19 @@ def test_another_run_or_one_that_shall_begin_anew_gets_a_folder_of_its_own(name:
     stopped = open_run_folder(None, "tickets", "abc", resume=True)
     stopped.lock.release()
     assert open_run_folder(None, name, fingerprint, resume=resume).path != stopped.path
+
+
+def test_a_run_that_shall_begin_anew_in_a_folder_of_its_own_goes_on_from_nothing() -> None:
+    for resume in (True, False):
+        folder = open_run_folder("mine", "tickets", "abc", resume=resume)
+        checkpoint = folder.path / CHECKPOINT
+        assert not checkpoint.exists()
+        checkpoint.mkdir()
+        (checkpoint / "progress.safetensors").write_bytes(b"of the run that was stopped")
+        folder.lock.release()
+        goes_on = open_run_folder("mine", "tickets", "abc", resume=True)
+        assert checkpoint.exists()
+        goes_on.lock.release()
 
 
 def test_a_finished_run_is_left_alone() -> None:

@@ -177,3 +177,16 @@ def test_a_trial_that_diverges_has_failed_and_ends_no_sweep(tmp_path: Path, monk
     monkeypatch.setattr(study, "validate", diverge)
     with pytest.raises(RunError, match="none of 2 trials came to its end"):
         study.search(SPACE, [], tmp_path, trials=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"), [("gs://bucket/study", "lies in a local folder"), ("taken/study", "cannot be written")]
+)
+def test_a_folder_where_no_study_can_lie_is_refused_by_name(
+    folder: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    with pytest.raises(ConfigError, match=f"folder={folder}: .*{says}"):
+        sweep.run([definition(tmp_path), f"folder={folder}", "model=tiny"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rates.yaml", "taken"]

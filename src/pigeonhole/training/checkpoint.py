@@ -94,7 +94,7 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     if metadata["fingerprint"] != fingerprint:
         raise ConfigError(
             f"{path.parent.parent} holds an unfinished run with another configuration, data or number of threads; "
-            "give the same again, or another folder as out="
+            "give the same again, another folder as out=, or resume=never to begin anew"
         )
     return Checkpoint(tensors, metadata)
 

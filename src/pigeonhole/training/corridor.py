@@ -53,7 +53,7 @@ from pigeonhole.training.loss import LabelLoss, several_labels_loss
 from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, load_model, load_tokenizer, locate
 from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
-from pigeonhole.training.run_folder import RESULT, RUNS, RunFolder, open_run_folder, require_run_folder
+from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RUNS, RunFolder, open_run_folder, require_run_folder
 from pigeonhole.training.tfidf import TfidfModel
 from pigeonhole.training.tracking import NoTracker, Tracker, open_tracker
 from pigeonhole.training.trainer import Criterion, Recipe
@@ -275,7 +275,7 @@ def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable
         embeddings = trainer.embed(model, rows.train, make_recipe(config).precision)
         fit_head(model.head, embeddings, rows.train.label_ids, balanced)
         watch.lap("head")
-    checkpoint = begun.out / "checkpoint"
+    checkpoint = begun.out / CHECKPOINT
     checkpoint.mkdir(exist_ok=True)
     history: list[Epoch] = []
 

@@ -4,9 +4,11 @@ The teacher is any bundle with the same labels, asked once through the server's 
 run that goes on reads them from there.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -36,9 +38,10 @@ def teacher_logits(
         other = sorted(set(manifest.labels) ^ set(labels))
         raise ConfigError(f"trainer.teacher={url}: has other labels than the data: {', '.join(map(repr, other[:5]))}")
     path = folder / CACHE if folder else None
+    asked = hashlib.sha256(msgspec.json.encode(list(texts))).hexdigest()
     if path and path.exists():
         with np.load(path, allow_pickle=False) as cached:
-            if str(cached["version"]) == manifest.version and len(cached["logits"]) == len(texts):
+            if str(cached["version"]) == manifest.version and str(cached.get("texts")) == asked:
                 return np.asarray(cached["logits"], np.float32)
     precision = "fp32" if "fp32" in manifest.models else manifest.served
     classifier = Classifier.open(bundle, precision, threads)
@@ -50,7 +53,7 @@ def teacher_logits(
     if path is None:
         return logits
     aside = path.with_suffix(".tmp.npz")
-    np.savez(aside, logits=logits, version=np.array(manifest.version))
+    np.savez(aside, logits=logits, version=np.array(manifest.version), texts=np.array(asked))
     aside.replace(path)
     return logits
 

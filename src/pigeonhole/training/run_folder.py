@@ -5,6 +5,7 @@ Promises: two runs never work in one folder at a time; a finished run is never t
 
 import datetime
 import itertools
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pigeonhole.errors import ConfigError
 
 RESULT = "metrics.json"  # written last: a run folder that has it is finished
 FINGERPRINT = "fingerprint"
+CHECKPOINT = "checkpoint"  # the folder in it that a stopped run goes on from
 RUNS = Path("runs")
 
 
@@ -37,7 +39,10 @@ def require_run_folder(out: str | None) -> None:
 
 
 def open_run_folder(out: str | None, name: str, fingerprint: str, *, resume: bool) -> RunFolder:
-    """`fingerprint`: of all that the weights depend on. Raises ConfigError for a folder where another run is at work."""
+    """`fingerprint`: of all that the weights depend on. Without `resume` what a stopped run left to go on from is taken out.
+
+    Raises ConfigError for a folder where another run is at work.
+    """
     if out is None:
         stopped = _stopped_run(name, fingerprint) if resume else None
         if stopped:
@@ -52,6 +57,8 @@ def open_run_folder(out: str | None, name: str, fingerprint: str, *, resume: boo
     folder = _take(path.resolve())
     if folder is None:
         raise ConfigError(f"out={out}: another run is at work there; wait for it, or choose another folder")
+    if not resume:
+        shutil.rmtree(folder.path / CHECKPOINT, ignore_errors=True)
     storage.write(str(folder.path / FINGERPRINT), f"{name} {fingerprint}".encode())
     return folder
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pigeonhole import storage
 from pigeonhole.command import command
 from pigeonhole.configuration import compose, help_text
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, StorageError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.space import read_space, written
@@ -43,11 +44,23 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
             raise ConfigError(f"{argument}: the sweep itself says so; leave {key} out")
     for end in (0, -1):
         compose(TrainConfig, "train", [*training, *(f"{key}={written(space.ends(key)[end])}" for key in space.keys)])
+    folder = _folder(config.folder or f"sweeps/{Path(config.sweep).stem}")
     # torch and Optuna take seconds to import: neither --help nor a wrong key has to wait for them.
     from pigeonhole.training.study import search
 
-    folder = Path(config.folder or f"sweeps/{Path(config.sweep).stem}").resolve()
     return search(space, training, folder, config.trials or space.trials, config.sampler_seed)
+
+
+def _folder(url: str) -> Path:
+    """Raises ConfigError for a place where no study can lie."""
+    path = storage.local_path(url)
+    if path is None:
+        raise ConfigError(f"folder={url}: a study lies in a local folder; leave it out, or choose one")
+    try:
+        storage.require_writable(url)
+    except StorageError as error:
+        raise ConfigError(f"folder={url}: cannot be written ({error}); choose a folder that you may write to") from error
+    return path.resolve()
 
 
 main = command(run)
