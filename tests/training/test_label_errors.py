@@ -1,12 +1,19 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.conftest import tiny_rows, write_rows
 
-from pigeonhole.errors import DataError
+from pigeonhole.errors import ConfigError, DataError, RunError
+from pigeonhole.training.batches import TokenizedRows
+from pigeonhole.training.config import ModelConfig
+from pigeonhole.training.frozen import embed_texts
 from pigeonhole.training.label_errors import find_suspects, out_of_fold, run
+from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer
+from pigeonhole.training.trainer import embed
 
 PLANTED = {3: "account", 27: "billing", 60: "delivery", 71: "account", 110: "delivery", 145: "billing"}
 
@@ -45,6 +52,36 @@ def test_planted_labels_stand_on_top_and_the_right_one_is_suggested_and_a_review
     again = run([*asked, f"data.patch={tmp_path / 'reviewed.csv'}", f"out={tmp_path / 'again.csv'}"])
     assert [line["text"] for line in read(tmp_path / "again.csv")] == [line["text"] for line in review[1:]]
     assert again["patch"]["kept"] == 1
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out=.*/file/review\.csv: cannot be written"):
+        run(["data.path=nowhere.csv", f"out={tmp_path}/file/review.csv"])
+
+
+def test_an_encoder_that_gives_no_numbers_is_named(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(Pretrained(SCRATCH, local=True), ["a text", "another text"])
+    model = load_model(Pretrained(SCRATCH, local=True), ["a", "b"], tokenizer, averaging_layer=False, max_length=16)
+    with torch.no_grad():
+        for parameter in model.body.parameters():
+            parameter.fill_(float("nan"))
+    rows = TokenizedRows([[2, 5, 3]], np.zeros(1, np.int64))
+    with pytest.raises(RunError, match=r"no numbers: is the model of model\.pretrained damaged"):
+        embed(model, rows)
+
+
+def test_texts_are_read_as_a_training_would_read_them(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ModelConfig(pretrained=SCRATCH, sha256=None, max_length=8, averaging_layer=False)
+    texts = ["one two three four five six seven eight nine ten", "one two"]
+    cut = embed_texts(model, ["a", "b"], texts, seed=0, threads=1)
+    assert "1 of 2 texts are longer than model.max_length and were cut" in capsys.readouterr().err
+    read = embed_texts(replace(model, windowing="mean", window_overlap=2), ["a", "b"], texts, seed=0, threads=1)
+    assert "were cut" not in capsys.readouterr().err
+    assert np.array_equal(cut[1], read[1])
+    assert not np.array_equal(cut[0], read[0])
+    flat = embed_texts(replace(model, layers=1), ["a", "b"], texts, seed=0, threads=1)
+    assert not np.array_equal(cut[1], flat[1])
 
 
 def test_each_row_is_judged_by_fits_that_never_saw_it() -> None:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from pigeonhole import storage
-from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Windowing, WindowRule, open_bundle, seal
+from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, WindowRule, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import is_first_process, say
 from pigeonhole.configuration import to_flat, to_yaml
@@ -43,7 +43,7 @@ from pigeonhole.training import export, provenance, tfidf, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
-from pigeonhole.training.config import ModelConfig, TrainConfig, TrainerConfig
+from pigeonhole.training.config import TrainConfig, TrainerConfig
 from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
 from pigeonhole.training.distillation import Distillation, teacher_logits, with_teacher
 from pigeonhole.training.head import fit_head
@@ -55,6 +55,7 @@ from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RUNS, RunFolder, open_run_folder, require_run_folder
 from pigeonhole.training.tfidf import TfidfModel
+from pigeonhole.training.tokenize import tokenize, windowing_of
 from pigeonhole.training.tracking import NoTracker, Tracker, open_tracker
 from pigeonhole.training.trainer import Criterion, Recipe
 from pigeonhole.training.warm_start import keep_head
@@ -143,7 +144,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return {}
     name, out, threads, dataset = begun.name, begun.out, begun.threads, begun.dataset
     origin, tracker, split = begun.origin, begun.tracker, begun.dataset.split
-    windowing = _windowing(config.model)
+    windowing = windowing_of(config.model)
     fitted = _fit(config, begun, watch, lambda epoch: None)
     model, rows, history = fitted.model, fitted.rows, fitted.history
 
@@ -309,7 +310,7 @@ def _take_part(config: TrainConfig, begun: Begun) -> None:
 
 def _load(config: TrainConfig, begun: Begun) -> tuple[PreTrainedTokenizerFast, Tokenized, TextClassifier]:
     tokenizer = load_tokenizer(begun.pretrained, [row.text for row in begun.dataset.split.train])
-    windowing = _windowing(config.model)
+    windowing = windowing_of(config.model)
     encoder = Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing)
     rows = _tokenize(encoder, windowing.rule, begun.dataset, config.data.task)
     model = load_model(
@@ -366,7 +367,7 @@ def _keep_head(model: TextClassifier, config: TrainConfig, begun: Begun) -> None
 def _fit_words(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:
     dataset, chosen = begun.dataset, config.tfidf
     tokenizer = tfidf.make_tokenizer([row.text for row in dataset.split.train])
-    windowing = _windowing(config.model)
+    windowing = windowing_of(config.model)
     rows = _tokenize(Encoder(tokenizer, config.model.max_length, windowing), windowing.rule, dataset, config.data.task)
     watch.lap("model")
     model = tfidf.fit(
@@ -439,28 +440,13 @@ def _fingerprint(config: TrainConfig, dataset: Dataset, threads: int) -> str:
     return hashlib.sha256(msgspec.json.encode([decisive, rows, dataset.amendments, threads, processes])).hexdigest()
 
 
-def _windowing(model: ModelConfig) -> Windowing:
-    if model.windowing == "truncate":
-        return Windowing()
-    return Windowing("max" if model.windowing == "max" else "mean", model.window_overlap, model.most_windows)
-
-
 def _tokenize(encoder: Encoder, rule: WindowRule, dataset: Dataset, task: str) -> Tokenized:
-    def tokenize(rows: Sequence[Row]) -> TokenizedRows:
-        encodings = encoder.encode([row.text for row in rows])
-        truncated = sum(found.truncated for found in encodings)
-        if truncated:
-            limit = "max_length" if rule == "truncate" else "most_windows"
-            say(f"data: {truncated} of {len(rows)} texts are longer than model.{limit} and were cut")
-        return TokenizedRows(
-            [found.input_ids for found in encodings],
-            ids_of([row.label for row in rows], dataset.labels, task),
-            {row: found.more for row, found in enumerate(encodings) if found.more},
-            rule,
-        )
+    def of(rows: Sequence[Row]) -> TokenizedRows:
+        label_ids = ids_of([row.label for row in rows], dataset.labels, task)
+        return tokenize(encoder, rule, [row.text for row in rows], label_ids)
 
     split = dataset.split
-    return Tokenized(tokenize(split.train), tokenize(split.validation), tokenize(split.test))
+    return Tokenized(of(split.train), of(split.validation), of(split.test))
 
 
 def make_recipe(config: TrainConfig) -> Recipe:

@@ -9,18 +9,26 @@ from numpy.typing import NDArray
 from pigeonhole.classifier import Encoder
 from pigeonhole.errors import ConfigError
 from pigeonhole.training import trainer
-from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.config import ModelConfig
 from pigeonhole.training.model import TFIDF, load_model, load_tokenizer, locate
+from pigeonhole.training.tokenize import tokenize, windowing_of
 
 
 def embed_texts(config: ModelConfig, labels: Sequence[str], texts: Sequence[str], seed: int, threads: int) -> NDArray[np.float32]:
-    """(n, d). Raises ConfigError for an encoder that is not there or does not fit."""
+    """(n, d). Raises ConfigError for an encoder that is not there or does not fit, RunError for one that gives no numbers."""
     if config.pretrained == TFIDF:
         raise ConfigError("model.pretrained=tfidf: there is no encoder in it; choose one, model=minilm for example")
     trainer.set_determinism(seed, threads)
     pretrained = replace(locate(config.pretrained, config.sha256), revision=config.revision)
     tokenizer = load_tokenizer(pretrained, texts)
-    model = load_model(pretrained, labels, tokenizer, averaging_layer=config.averaging_layer, max_length=config.max_length)
-    encodings = Encoder(tokenizer.backend_tokenizer, config.max_length).encode(texts)
-    return trainer.embed(model, TokenizedRows([found.input_ids for found in encodings], np.zeros(len(texts), np.int64)))
+    windowing = windowing_of(config)
+    encoder = Encoder(tokenizer.backend_tokenizer, config.max_length, windowing)
+    model = load_model(
+        pretrained,
+        labels,
+        tokenizer,
+        averaging_layer=config.averaging_layer,
+        max_length=config.max_length,
+        layers=config.layers,
+    )
+    return trainer.embed(model, tokenize(encoder, windowing.rule, texts, np.zeros(len(texts), np.int64)))

@@ -354,8 +354,11 @@ def predict_logits(model: TextClassifier, rows: TokenizedRows) -> NDArray[np.flo
 
 
 def embed(model: TextClassifier, rows: TokenizedRows, precision: Precision = "fp32") -> NDArray[np.float32]:
-    """-> (n, d), in the order of the rows."""
-    return np.stack(_forward_sorted(model, rows, lambda logits, embedding: embedding, "mean", "encoding", precision))
+    """-> (n, d), in the order of the rows. Raises RunError for an encoder that gives no numbers."""
+    found = np.stack(_forward_sorted(model, rows, lambda logits, embedding: embedding, "mean", "encoding", precision))
+    if not np.isfinite(found).all():
+        raise RunError("the encoder gives embeddings that are no numbers: is the model of model.pretrained damaged?")
+    return found
 
 
 def _forward_sorted(

@@ -1,0 +1,29 @@
+"""Texts -> what training reads of them, by the rule for long texts that the bundle will have; nothing is cut in silence."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pigeonhole.bundle import Windowing, WindowRule
+from pigeonhole.classifier import Encoder
+from pigeonhole.command import say
+from pigeonhole.training.batches import TokenizedRows
+from pigeonhole.training.config import ModelConfig
+
+
+def windowing_of(model: ModelConfig) -> Windowing:
+    if model.windowing == "truncate":
+        return Windowing()
+    return Windowing("max" if model.windowing == "max" else "mean", model.window_overlap, model.most_windows)
+
+
+def tokenize(encoder: Encoder, rule: WindowRule, texts: Sequence[str], label_ids: NDArray[np.int64]) -> TokenizedRows:
+    """`label_ids`: (n, …), one row a text."""
+    encodings = encoder.encode(texts)
+    truncated = sum(found.truncated for found in encodings)
+    if truncated:
+        limit = "max_length" if rule == "truncate" else "most_windows"
+        say(f"data: {truncated} of {len(texts)} texts are longer than model.{limit} and were cut")
+    more = {row: found.more for row, found in enumerate(encodings) if found.more}
+    return TokenizedRows([found.input_ids for found in encodings], label_ids, more, rule)
