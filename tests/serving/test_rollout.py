@@ -56,13 +56,15 @@ def test_under_load_no_request_fails_and_every_answer_is_of_one_version(start: S
         clients = [threading.Thread(target=ask_until, args=(stop, service.url, texts, answers)) for texts in (1, 1, 3, 100, 256)]
         for client in clients:
             client.start()
+        swapped = 0
         for version in ("v2", "v1", "broken", "v2", "v1", "v2"):
             seen = len(answers)
             move(registry, version)
             if version != "broken":
                 wait_for(service, version)
-            refused = version == "broken"
-            while len(answers) < seen + 10 or (refused and 'outcome="refused"} 1.0' not in service.http.get("/metrics").text):
+                swapped += 1
+            counted = 'outcome="refused"} 1.0' if version == "broken" else f'outcome="swapped"}} {swapped}.0'
+            while len(answers) < seen + 10 or counted not in service.http.get("/metrics").text:
                 time.sleep(0.01)
         stop.set()
         for client in clients:

@@ -144,9 +144,9 @@ class Rollout:
             seat.vacate()
         else:
             seat.fill(classifier)
-            give_back()
             self._count("swapped")
             logger.warning("%s: version %s is in %s now, after %s", self._name, version, seat.alias, before or "none")
+            give_back()
 
     def _count(self, outcome: str) -> None:
         self._telemetry.rollouts.labels(self._seat.alias, outcome).inc()
