@@ -195,8 +195,8 @@ def test_two_at_one_time_may_ask_whether_a_folder_can_be_written(tmp_path: Path,
         written(url, data)
         if not asked:
             asked.append(url)
-            storage.require_writable(str(tmp_path))
+            storage.require_writable("out", str(tmp_path))
 
     monkeypatch.setattr(storage, "write", meanwhile)
-    storage.require_writable(str(tmp_path))
+    storage.require_writable("out", str(tmp_path))
     assert list(tmp_path.iterdir()) == []

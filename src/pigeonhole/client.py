@@ -223,7 +223,7 @@ class Client:
 
     def _attempt(self, method: str, path: str, body: bytes, headers: dict[str, str], left_s: float) -> bytes:
         connection = self._connection(left_s)
-        connection.response_class = functools.partial(_Answer, time.monotonic() + left_s)  # type: ignore[assignment]
+        connection.response_class = functools.partial(_Answer, time.monotonic() + left_s)  # type: ignore[assignment]  # it is called, no more
         try:
             connection.request(method, self._path + path, body or None, self._headers | headers)
             answer = connection.getresponse()

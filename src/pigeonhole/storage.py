@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from pigeonhole.errors import NotFoundError, StorageError
+from pigeonhole.errors import ConfigError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
     import fsspec
@@ -82,6 +82,14 @@ def write(url: str, data: bytes) -> None:
             _filesystem(url).pipe_file(url, data)
 
 
+def keep(url: str, data: bytes) -> bool:
+    """Write a file that is not there yet; False, and nothing written, where another one is.
+
+    These very bytes are no other one: a client that heard no answer sends again, and meets its own.
+    """
+    return create(url, data) or read(url) == data
+
+
 def create(url: str, data: bytes) -> bool:
     """Write a file that is not there yet; False, and nothing written, where it is."""
     path = local_path(url)
@@ -131,11 +139,14 @@ def swap(url: str, data: bytes, version: str) -> bool:
             return True
 
 
-def require_writable(url: str) -> None:
-    """Write a file into a folder and delete it again. Raises StorageError where that is not possible."""
+def require_writable(key: str, url: str) -> None:
+    """Write a file into a folder and delete it again. Raises ConfigError, naming the key, where that is not possible."""
     probe = join(url, f".writable-{uuid.uuid4().hex}")  # a name of its own: several processes may ask at one time
-    write(probe, b"")
-    delete(probe)
+    try:
+        write(probe, b"")
+        delete(probe)
+    except StorageError as error:
+        raise ConfigError(f"{key}={url}: cannot be written ({error}); choose a folder that you may write to") from error
 
 
 def delete(url: str) -> None:

@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from tests.drift.conftest import NOON, Receiver
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import call
 from pigeonhole.drift.alarm import Alarm
-from pigeonhole.drift.service import Span, Watch, create_app, run
+from pigeonhole.drift.service import Span, Watch, create_app, run, watch
 from pigeonhole.drift.settings import Settings
 from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Record
@@ -246,3 +247,14 @@ def test_help_names_every_variable_and_arguments_are_refused(capsys: pytest.Capt
     assert call(run, ["--help"]) == 0
     assert "PIGEONHOLE_ALARM_BUDGET" in capsys.readouterr().out
     assert call(run, ["port=1"]) == 2
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line_before_anything_is_said(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        variables = {"PORT": str(port), "PIGEONHOLE_REPORTS": settings.reports, "PIGEONHOLE_LOG": settings.log}
+        with pytest.raises(ConfigError, match=rf"HOST='127\.0\.0\.1' PORT={port}: cannot listen there \(.+\); set another"):
+            watch(variables)
+    assert capsys.readouterr().err == ""

@@ -9,7 +9,7 @@ from tests.evaluation.test_labelled import origin
 from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
 from pigeonhole.command import call
-from pigeonhole.errors import BundleError, ConfigError, DataError, StorageError
+from pigeonhole.errors import BundleError, ConfigError, DataError
 from pigeonhole.evaluation.evaluate import run
 
 
@@ -141,7 +141,7 @@ def test_a_report_with_pictures_is_written_where_it_is_wanted(bundle: str, rows_
 
 def test_a_folder_that_cannot_be_written_is_refused_first(bundle: str, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(StorageError):
+    with pytest.raises(ConfigError, match=r"out=.+: cannot be written"):
         evaluate(bundle, "data.path=no-such-file.csv", f"out={tmp_path / 'out'}")
 
 

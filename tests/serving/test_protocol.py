@@ -70,13 +70,16 @@ def test_an_answer_that_is_taken_slowly_comes_whole(start: Start) -> None:
     request = HEAD.replace(b"20", b"%d" % len(body), 1) + body
     with start() as service, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
         connection.connect(("127.0.0.1", service.port))
         sender = threading.Thread(target=connection.sendall, args=(request * 60,))
         sender.start()
         time.sleep(0.5)
         found = b""
         while found.count(b"HTTP/1.1 200 OK") < 60 or not found.endswith(b"}"):
-            found += connection.recv(65536)
+            piece = connection.recv(65536)
+            assert piece
+            found += piece
         sender.join()
 
 

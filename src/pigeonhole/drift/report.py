@@ -110,7 +110,7 @@ class Reports:
     def keep(self, report: dict[str, Any], drawing: bytes | None) -> dict[str, Any]:
         """The report with its number. Raises StorageError."""
         number = max(self.numbers(), default=0) + 1
-        while not _is_kept(self._url(number, "json"), _encode(numbered := {**report, "number": number})):
+        while not storage.keep(self._url(number, "json"), _encode(numbered := {**report, "number": number})):
             number += 1
         if drawing is not None:
             storage.write(self._url(number, "evidently.html"), drawing)
@@ -141,11 +141,6 @@ class Reports:
 
     def _url(self, number: int, kind: str) -> str:
         return storage.join(self.url, f"{number:06d}.{kind}")
-
-
-def _is_kept(url: str, report: bytes) -> bool:
-    """Whether it stands there; False where another one does. A client that heard no answer sends again, and meets its own."""
-    return storage.create(url, report) or storage.read(url) == report
 
 
 def _encode(report: dict[str, Any]) -> bytes:

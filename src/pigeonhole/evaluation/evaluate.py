@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     if config.bundle is None:
         raise ConfigError('bundle: a value is missing, write bundle=URL, as `train` printed it as "bundle"')
     if config.out is not None:
-        storage.require_writable(config.out)
+        storage.require_writable("out", config.out)
     laps = [time.perf_counter()]
     bundle = open_bundle(storage.to_url(config.bundle))
     labels = bundle.manifest.labels

@@ -254,7 +254,7 @@ def ship_segment(segment: Path, store: str) -> None:
 def _create(stem: str, lines: bytes) -> None:
     """An object that is there already is this one, shipped by who did not live to remove its segment; else nothing is lost."""
     packed = igzip.compress(lines, compresslevel=1, mtime=0)  # a fifth of the CPU of zlib at this level
-    if storage.create(f"{stem}.jsonl.gz", packed) or storage.read(f"{stem}.jsonl.gz") == packed:
+    if storage.keep(f"{stem}.jsonl.gz", packed):
         return
     storage.create(f"{stem}-{hashlib.sha256(lines).hexdigest()[:16]}.jsonl.gz", packed)
 

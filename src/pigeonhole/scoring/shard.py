@@ -83,7 +83,7 @@ def commit(output: str, plan: Plan, shard: int, found: Answered) -> Receipt:
 
 
 def _create(url: str, data: bytes) -> None:
-    if not storage.create(url, data) and storage.read(url) != data:
+    if not storage.keep(url, data):
         raise RunError(f"{url}: is there already with other bytes than this run gives; was it changed, or made by another CPU?")
 
 

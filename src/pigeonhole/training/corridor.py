@@ -29,7 +29,7 @@ from pigeonhole.dataset.label_sets import ids_of, join_labels
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import read_taxonomy
-from pigeonhole.errors import ConfigError, RegistryError, StorageError
+from pigeonhole.errors import ConfigError, RegistryError
 from pigeonhole.evaluation import plots
 from pigeonhole.evaluation.baselines import score_baselines
 from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
@@ -135,7 +135,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Of several processes all but the first return nothing as soon as the model is trained.
     """
-    _require_writable("registry", config.registry)
+    storage.require_writable("registry", config.registry)
     _check_export(config)
     watch = Stopwatch()
     begun = _begin(config, watch)
@@ -244,7 +244,7 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     name = _model_name(config)
     pretrained = replace(locate(config.model.pretrained, config.model.sha256), revision=config.model.revision)
     require_run_folder(config.out)
-    _require_writable("out", config.out or str(RUNS))
+    storage.require_writable("out", config.out or str(RUNS))
     read_patterns(config.data.slices)  # needed only at the end, where a mistake would cost the training
     threads = trainer.set_determinism(config.seed, config.trainer.threads)
     dataset = load_dataset(config.data)
@@ -410,13 +410,6 @@ def _model_name(config: TrainConfig) -> str:
     if config.name is not None and name != config.name:
         raise ConfigError(f"name={config.name}: expected lower-case letters, digits, '.', '_' and '-'")
     return name
-
-
-def _require_writable(key: str, url: str) -> None:
-    try:
-        storage.require_writable(url)
-    except StorageError as error:
-        raise ConfigError(f"{key}={url}: cannot be written ({error}); choose a folder that you may write to") from error
 
 
 def _check_export(config: TrainConfig) -> None:

@@ -18,7 +18,7 @@ from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.patch import write_review
-from pigeonhole.errors import ConfigError, DataError, StorageError
+from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.training.config import ModelConfig
 
 
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     config = compose(LabelErrorsConfig, "label_errors", arguments)
     if config.data.task == "multi_label":
         raise ConfigError("data.task=multi_label: label-errors judges one label a text")
-    _require_writable(config.out)
+    storage.require_writable("out", config.out.rpartition("/")[0] or ".")  # before the long work
     verify_files(config.data)
     amendments = open_amendments(config.data)
     rows = list(amendments.rows(config.data, config.data.path))
@@ -81,14 +81,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "out_of_fold_accuracy": found.accuracy,
         **amendments.report(),
     }
-
-
-def _require_writable(url: str) -> None:
-    """Before the long work."""
-    try:
-        storage.require_writable(url.rpartition("/")[0] or ".")
-    except StorageError as error:
-        raise ConfigError(f"out={url}: cannot be written ({error}); choose a folder that you may write to") from error
 
 
 def out_of_fold(

@@ -11,7 +11,7 @@ from typing import Any
 from pigeonhole import storage
 from pigeonhole.command import command
 from pigeonhole.configuration import compose, help_text
-from pigeonhole.errors import ConfigError, StorageError
+from pigeonhole.errors import ConfigError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.space import read_space, written
@@ -56,10 +56,7 @@ def _folder(url: str) -> Path:
     path = storage.local_path(url)
     if path is None:
         raise ConfigError(f"folder={url}: a study lies in a local folder; leave it out, or choose one")
-    try:
-        storage.require_writable(url)
-    except StorageError as error:
-        raise ConfigError(f"folder={url}: cannot be written ({error}); choose a folder that you may write to") from error
+    storage.require_writable("folder", url)
     return path.resolve()
 
 
