@@ -16,7 +16,7 @@ from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import journal
 from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
-from pigeonhole.serving.settle import settle
+from pigeonhole.serving.settle import give_back, settle
 
 if TYPE_CHECKING:
     from pigeonhole.classifier import Classifier
@@ -127,7 +127,12 @@ def _open_beside(settings: Settings) -> "Future[Classifier]":
     verified = aside.submit(find_bundle, settings)
     from pigeonhole.classifier import Classifier
 
-    opening = aside.submit(lambda: Classifier.open(verified.result(), threads=settings.threads))
+    def opened() -> Classifier:
+        bundle = verified.result()
+        give_back()  # the peak of a small service is its start
+        return Classifier.open(bundle, threads=settings.threads)
+
+    opening = aside.submit(opened)
     aside.shutdown(wait=False)
     return opening
 
