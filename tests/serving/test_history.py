@@ -84,7 +84,10 @@ def test_the_route_counts_questions_and_neither_probes_nor_itself(running: Runni
     assert told["start"] < told["since"] < told["end"]
 
 
-@pytest.mark.parametrize("query", ["hours=0", "hours=169", "steps=241", "steps=1.5", "days=1", "hours=x"])
+@pytest.mark.parametrize(
+    "query",
+    ["hours=0", "hours=169", "hours=nan", "steps=241", "steps=1.5", "days=1", "hours=x", "hours=1&hours=2", "steps=1&steps=1"],
+)
 def test_another_query_is_refused_and_told_what_is_allowed(running_once: Running, query: str) -> None:
     answer = running_once.http.get(f"/history?{query}")
     assert answer.status_code == 422
