@@ -70,7 +70,8 @@ class History:
         """A row a minute, of each process."""
         if self._folder is None:
             return [np.frombuffer(self._cells, np.int64).reshape(-1, WIDTH)]
-        return [np.fromfile(file, np.int64).reshape(-1, WIDTH) for file in sorted(self._folder.glob("history-*"))]
+        tables = [np.fromfile(file, np.int64).reshape(-1, WIDTH) for file in sorted(self._folder.glob("history-*"))]
+        return [table for table in tables if table[:1].any()]  # the others are being made
 
 
 def read_span(query: Sequence[tuple[str, str]]) -> Span:
