@@ -210,7 +210,7 @@ def test_a_worker_that_does_not_end_in_time_is_killed_and_named(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
-def test_a_worker_that_ends_at_once_is_started_again_after_a_pause(
+def test_a_worker_that_ends_at_once_is_counted_out_and_started_again_after_a_pause(
     words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pigeonhole.serving.workers.WORKER", "pass")
@@ -218,7 +218,10 @@ def test_a_worker_that_ends_at_once_is_started_again_after_a_pause(
     first = pool._start()
     pool._workers.append(first)
     first.process.wait()
+    gauge = tmp_path / f"gauge_livesum_{first.process.pid}.db"
+    gauge.touch()
     pool._replace_the_dead()
+    assert not gauge.exists()
     assert pool._workers == [first]
     first.began -= RESTART_S
     pool._replace_the_dead()
