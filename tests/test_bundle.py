@@ -126,6 +126,8 @@ def test_a_link_out_of_the_folder_is_refused(tiny_bundle: Path, tmp_path: Path) 
         ({"max_length": 0}, r"max_length"),
         ({"temperature": 0}, r"temperature"),
         ({"temperature": -1.5}, r"temperature"),
+        ({"temperature": 1e-320}, r"temperature"),
+        ({"vector_scaling": {"scale": [1e308, 1, 1], "bias": [0, 0, 0]}}, r"vector_scaling"),
         ({"labels": ["a", "a", "b"]}, r"labels \['a'\] stand more than once"),
         ({"labels": ["one"]}, r"labels"),
         ({"labels": ["one", ""]}, r"labels"),

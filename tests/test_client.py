@@ -289,6 +289,16 @@ def test_what_cannot_be_sent_is_said_before_it_is_sent() -> None:
     for url in ("http://host:port", "http://host:99999", "http://[::1", "http://a b", "http://host\n", "http://host/ö"):
         with pytest.raises(ConfigError, match="url="):
             Client(url)
+    for url in ("http://a..b", f"http://{'a' * 64}", "http://a\x01b", "http://host/\x7f"):
+        with pytest.raises(ConfigError, match="url="):
+            Client(url)
+    user = "me:zebra"
+    for url in (f"http://{user}@host", "http://me@host", "http://host/?a=zebra", "http://host/#zebra"):
+        with pytest.raises(ConfigError, match="url has a user, a query or a fragment, which would not be sent") as refused:
+            Client(url)
+        assert "zebra" not in str(refused.value)
+    for url in ("http://[::1]:8080", "https://bücher.example/v1/", "http://127.0.0.1", "http://host_a"):
+        Client(url).close()
     for timeout_s in (0, -1, float("nan"), float("inf"), 1e6):
         with pytest.raises(ConfigError, match="allowed are seconds above 0 to 999999"):
             Client("http://host", timeout_s=timeout_s)

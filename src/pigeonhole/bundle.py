@@ -37,6 +37,7 @@ OutOfScopeRule = Literal["neighbour", "max_logit"]
 WindowRule = Literal["truncate", "mean", "max"]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Probability = Annotated[float, Meta(ge=0, le=1)]
+Factor = Annotated[float, Meta(ge=-1e6, le=1e6)]  # a logit times more may be no number
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}\Z")]
 
@@ -71,8 +72,8 @@ class ThresholdTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class VectorScaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Calibration of each label by itself, in the order of the labels: its logit times `scale` plus `bias`."""
 
-    scale: tuple[float, ...]
-    bias: tuple[float, ...]
+    scale: tuple[Factor, ...]
+    bias: tuple[Factor, ...]
 
 
 class OutOfScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,7 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(min_length=2, max_length=10_000)]
     max_length: Annotated[int, Meta(ge=4, le=65_536)]
     windowing: Windowing
-    temperature: Annotated[float, Meta(gt=0, le=1000)]
+    temperature: Annotated[float, Meta(ge=1e-6, le=1000)]  # a logit over less may be no number
     thresholds: dict[str, Probability]
     threshold_target: ThresholdTarget | None
     models: Annotated[dict[Precision, FileName], Meta(min_length=1)]

@@ -266,8 +266,14 @@ def _parts(url: str) -> tuple[str, tuple[str, int | None], str]:
         raise ConfigError(f"url={url!r}: this is no URL ({error})") from error
     if found.scheme not in ("http", "https") or not address[0]:
         raise ConfigError(f"url={url!r}: a service's URL begins with http:// or https:// and names a host")
-    if re.search(r"\s", url) or not found.path.isascii():
-        raise ConfigError(f"url={url!r}: a URL has no spaces, and a path of ASCII characters")
+    if re.search(r"[\s\0-\x1f\x7f]", url) or not found.path.isascii():
+        raise ConfigError(f"url={url!r}: a URL has no spaces or control characters, and a path of ASCII characters")
+    if found.query or found.fragment or found.username is not None:
+        raise ConfigError("url has a user, a query or a fragment, which would not be sent; allowed is http://host:port/path")
+    try:
+        address[0].encode("idna")  # as the socket does
+    except UnicodeError as error:
+        raise ConfigError(f"url={url!r}: no host has such a name ({error})") from error
     return found.scheme, address, found.path.rstrip("/")
 
 

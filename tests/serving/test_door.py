@@ -120,3 +120,19 @@ def test_a_late_loop_lets_in_what_the_model_needs_and_no_more(classifier: Classi
     ]:
         service.batcher._waiting_texts = waiting
         assert service.is_full(late_s) is full
+
+
+def test_a_connection_that_was_refused_at_the_door_rests_no_longer_than_others(
+    start: Start, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pigeonhole.serving.protocol.REST_S", 0.3)
+    held = Held(classifier)
+    with start(held, max_waiting=256) as service, ThreadPoolExecutor(2) as pool:
+        fill(service, held, pool)
+        with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+            connection.sendall(HEAD + BODY)
+            assert read_answers(connection, 1).startswith(b"HTTP/1.1 503 ")
+            try:
+                assert connection.recv(1) == b""
+            finally:
+                held.let_go.set()

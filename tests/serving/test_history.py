@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.serving.conftest import Running
 
-from pigeonhole.serving.history import MINUTES, History, Span
+from pigeonhole.serving.history import MINUTES, SIZE, History, Span
 from pigeonhole.serving.schemas import HistoryStep
 
 NOON = 1_800_000_000 - 1_800_000_000 % 3600
@@ -65,6 +65,8 @@ def test_processes_of_one_folder_are_added_up_and_a_dead_one_still_counts(
         at(pid)
         found[-1].count(200)
     del found[0]
+    (tmp_path / "history-14").touch()  # of a process that starts at this very moment
+    (tmp_path / "history-15").write_bytes(bytes(SIZE))
     at(13.5)
     told = found[-1].told(Span(hours=1, steps=1))
     assert counts(told.steps[0]) == (3, 0, 0, 0)
@@ -84,7 +86,10 @@ def test_the_route_counts_questions_and_neither_probes_nor_itself(running: Runni
     assert told["start"] < told["since"] < told["end"]
 
 
-@pytest.mark.parametrize("query", ["hours=0", "hours=169", "steps=241", "steps=1.5", "days=1", "hours=x"])
+@pytest.mark.parametrize(
+    "query",
+    ["hours=0", "hours=169", "hours=nan", "steps=241", "steps=1.5", "days=1", "hours=x", "hours=1&hours=2", "steps=1&steps=1"],
+)
 def test_another_query_is_refused_and_told_what_is_allowed(running_once: Running, query: str) -> None:
     answer = running_once.http.get(f"/history?{query}")
     assert answer.status_code == 422

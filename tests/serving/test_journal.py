@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,15 @@ def test_in_json_a_failure_is_one_line_with_its_stack(capsys: pytest.CaptureFixt
     found = json.loads(line)
     assert (found["severity"], found["message"]) == ("ERROR", "request r-1 failed")
     assert "ValueError: first\nsecond" in found["exception"]
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_in_json_a_name_that_is_no_utf8_costs_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    journal.begin("json")
+    logging.getLogger("pigeonhole.serving").info("ignored: %s", os.fsdecode(b"PIGEONHOLE_\xff"))
+    (line,) = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
+    assert (found["message"], found["time"][-1]) == ("ignored: PIGEONHOLE_\udcff", "Z")
 
 
 @pytest.mark.usefixtures("_logging_as_before")

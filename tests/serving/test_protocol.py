@@ -10,6 +10,8 @@ from tests.serving.conftest import Running, Start
 from pigeonhole.serving import protocol
 
 HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n"
+QUESTION = HEAD.replace(b"20", b"17") + b'{"text":"parcel"}'
+CHUNKED = HEAD.replace(b"content-length: 20", b"transfer-encoding: chunked") + b'11\r\n{"text":"parcel"}\r\n0\r\n\r\n'
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +151,34 @@ def test_requests_in_one_packet_are_answered_one_after_the_other(running: Runnin
     assert found.count(b"HTTP/1.1 200") == 2
     assert found.count(b"HTTP/1.1 400") == 1
     assert len(running.records()) == 2
+
+
+@pytest.mark.parametrize("before", [b"", QUESTION, CHUNKED], ids=["first", "after the short way", "after the long way"])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("after", [b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n", QUESTION])
+def test_an_empty_line_before_a_request_is_nothing(running: Running, before: bytes, apart: bool, after: bytes) -> None:
+    parts = (before, b"\r\n", after) if apart else (before + b"\r\n" + after,)
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.05)
+        answers = b""
+        while answers.count(b"HTTP/1.1 200 OK") < 1 + bool(before):
+            came = connection.recv(65536)
+            assert came
+            answers += came
+    assert b" 400 " not in answers
+
+
+def test_a_connection_with_an_empty_line_rests_as_any_other(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pigeonhole.serving.protocol.REST_S", 0.3)
+    with start() as service:
+        answers = service.raw(QUESTION, b"\r\n", patience_s=5)
+    assert answers.count(b"HTTP/1.1") == 1  # and no 408
+
+
+def test_two_empty_lines_are_no_request(running: Running) -> None:
+    assert running.raw(b"\r\n\r\n\r\n" + QUESTION).startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(start: Start) -> None:

@@ -353,6 +353,22 @@ def test_sigterm_before_the_service_is_ready_ends_it_with_0_even_as_process_1_of
             process.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, not Windows")
+@pytest.mark.parametrize("later_s", [0.0, 0.1, 0.3, 0.6, 0.9])
+def test_ctrl_c_before_the_service_is_ready_is_one_line_and_130(words_bundle: Path, tmp_path: Path, later_s: float) -> None:
+    environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
+        while not is_caught(process.pid, signal.SIGTERM):
+            time.sleep(0.001)
+        time.sleep(later_s)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.endswith("interrupted\n")
+    assert "Traceback" not in said
+
+
 @needs_sigterm
 def test_sigterm_while_a_version_is_opened_ends_it_with_0(words_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime aborts at the interpreter's end, one time in three, where a thread is inside it; here that always happens."""

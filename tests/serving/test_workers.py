@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.test_serve import free_port, records, wait_for_child
 
 from pigeonhole.serving.settings import read_settings
-from pigeonhole.serving.workers import PATIENCE_S, Workers, _Worker
+from pigeonhole.serving.workers import PATIENCE_S, RESTART_S, Workers, _Worker
 
 PROGRAM = "from pigeonhole.serving.serve import main; main()"
 
@@ -57,6 +57,7 @@ def pool(bundle: Path, folder: Path) -> Iterator[Pool]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
+        start_new_session=True,
     )
     with process:
         try:
@@ -71,6 +72,18 @@ def pool(bundle: Path, folder: Path) -> Iterator[Pool]:
         finally:
             process.terminate()
             process.wait(20)
+
+
+def one_worker(bundle: Path, folder: Path) -> Workers:
+    """Of which none is started yet."""
+    environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(bundle), "PIGEONHOLE_LOG": str(folder / "log")}
+    return Workers(read_settings(environment), {**os.environ, **environment}, str(folder))
+
+
+def close(pool: Workers) -> None:
+    for worker in pool._workers:
+        assert worker.process.stdin
+        worker.process.stdin.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
@@ -102,8 +115,7 @@ def test_workers_share_the_port_and_their_metrics_and_a_dead_one_is_replaced(wor
 def test_a_worker_that_was_started_while_the_end_was_told_is_told_too(
     words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
-    pool = Workers(read_settings(environment), {**os.environ, **environment}, str(tmp_path))
+    pool = one_worker(words_bundle, tmp_path)
     start = pool._start
 
     def start_as_the_signal_comes() -> _Worker:
@@ -118,9 +130,7 @@ def test_a_worker_that_was_started_while_the_end_was_told_is_told_too(
     began = time.monotonic()
     assert pool.run() == 0
     assert time.monotonic() - began < PATIENCE_S
-    for worker in pool._workers:
-        assert worker.process.stdin
-        worker.process.stdin.close()
+    close(pool)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
@@ -149,3 +159,74 @@ def test_sigterm_while_the_workers_start_ends_all_with_0(words_bundle: Path, tmp
         process.terminate()
         _, said = process.communicate(timeout=20)
     assert (process.returncode, b"error:" in said) == (0, False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections, and /proc")
+def test_sigterm_while_the_parent_loads_ends_it_with_0(words_bundle: Path, tmp_path: Path) -> None:
+    environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, "--workers", "2"], env={**os.environ, **environment}) as process:
+        while b"serving.workers" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_ctrl_c_which_a_terminal_sends_to_all_processes_ends_them_with_0(words_bundle: Path, tmp_path: Path) -> None:
+    with pool(words_bundle, tmp_path) as running:
+        workers = running.workers()
+        os.killpg(running.process.pid, signal.SIGINT)
+        _, said = running.process.communicate(timeout=20)
+        assert (running.process.returncode, "error:" in said, "Traceback" in said) == (0, False, False)
+        assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections, and /proc")
+def test_a_first_worker_that_is_killed_before_it_serves_is_told(words_bundle: Path, tmp_path: Path) -> None:
+    environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
+    command = [sys.executable, "-c", PROGRAM, "--workers", "2"]
+    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
+        os.kill(int(wait_for_child(process.pid)), signal.SIGKILL)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 3
+    assert "error: the first worker was ended by signal 9 before it could serve" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_a_worker_that_does_not_end_in_time_is_killed_and_named(
+    words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pigeonhole.serving.workers.PATIENCE_S", 0.2)
+    monkeypatch.setattr("pigeonhole.serving.workers.WORKER", "import time; time.sleep(60)")
+    pool = one_worker(words_bundle, tmp_path)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a process inherits
+    worker = pool._start()
+    signal.signal(signal.SIGTERM, before)
+    pool._workers.append(worker)
+    pool._stop(signal.SIGTERM, None)
+    assert pool._end() == 3
+    assert f"worker {worker.process.pid} has not ended within 0.2 s and is killed" in caplog.text
+    close(pool)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_a_worker_that_ends_at_once_is_counted_out_and_started_again_after_a_pause(
+    words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pigeonhole.serving.workers.WORKER", "pass")
+    pool = one_worker(words_bundle, tmp_path)
+    first = pool._start()
+    pool._workers.append(first)
+    first.process.wait()
+    gauge = tmp_path / f"gauge_livesum_{first.process.pid}.db"
+    gauge.touch()
+    pool._replace_the_dead()
+    assert not gauge.exists()
+    assert pool._workers == [first]
+    first.began -= RESTART_S
+    pool._replace_the_dead()
+    assert pool._workers[0].process.pid != first.process.pid
+    pool._workers[0].process.wait()
+    close(pool)
+    assert first.process.stdin
+    first.process.stdin.close()

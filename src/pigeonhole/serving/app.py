@@ -231,7 +231,7 @@ def _add_state(routes: Routes, service: Service, access: Access) -> None:
     )
     async def history(request: Request) -> Response:
         """What became of the questions (POST) over time: by minute, for a week, since the service was started."""
-        return _json(msgspec.json.encode(service.telemetry.history.told(read_span(request.query_params))))
+        return _json(msgspec.json.encode(service.telemetry.history.told(read_span(request.query_params.multi_items()))))
 
 
 def _add_pages(routes: Routes, title: str) -> None:

@@ -7,7 +7,7 @@ is asked adds them up, those of killed workers too. It begins with the service a
 import mmap
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -70,18 +70,25 @@ class History:
         """A row a minute, of each process."""
         if self._folder is None:
             return [np.frombuffer(self._cells, np.int64).reshape(-1, WIDTH)]
-        return [np.fromfile(file, np.int64).reshape(-1, WIDTH) for file in sorted(self._folder.glob("history-*"))]
+        tables = [np.fromfile(file, np.int64).reshape(-1, WIDTH) for file in sorted(self._folder.glob("history-*"))]
+        return [table for table in tables if table[:1].any()]  # the others are being made
 
 
-def read_span(query: Mapping[str, str]) -> Span:
+def read_span(query: Sequence[tuple[str, str]]) -> Span:
     """Raises Problem."""
+    fields = dict(query)
+    if len(fields) < len(query):
+        raise _refusal("a field stands there more than once")
     try:
-        return msgspec.convert(dict(query), Span, strict=False)
+        return msgspec.convert(fields, Span, strict=False)
     except msgspec.ValidationError as error:
         # msgspec repeats the name of an unknown field.
-        said = "there is an unknown field" if "unknown field" in str(error) else str(error).replace("$.", "")
-        detail = f"the query: {said}; allowed are hours (to {MOST_HOURS}) and steps (1 to {MOST_STEPS})"
-        raise Problem(422, "invalid_request", detail) from error
+        raise _refusal("there is an unknown field" if "unknown field" in str(error) else str(error).replace("$.", "")) from error
+
+
+def _refusal(said: str) -> Problem:
+    detail = f"the query: {said}; allowed are hours (to {MOST_HOURS}) and steps (1 to {MOST_STEPS})"
+    return Problem(422, "invalid_request", detail)
 
 
 def _file(folder: Path) -> mmap.mmap:

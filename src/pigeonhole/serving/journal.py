@@ -6,6 +6,7 @@ that somebody sent.
 
 import contextlib
 import datetime
+import json
 import logging
 import os
 import re
@@ -110,4 +111,7 @@ class _Json(logging.Formatter):
         line |= fields
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        try:
+            return msgspec.json.encode(line).decode()
+        except UnicodeEncodeError:  # a path, or a variable's name, that is no UTF-8
+            return json.dumps(msgspec.to_builtins(line))

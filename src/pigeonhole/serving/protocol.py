@@ -24,17 +24,20 @@ HELD_BYTES = 64 << 10
 LINGER_S = 1.0  # a client on a busy machine takes half of it to send what it has begun
 MAX_PIECES = 4096  # of a body; 256 KB of chunks with a byte each, which is what one read takes, hold up the loop for 0.26 s
 MAX_HEAD_BYTES = 16 << 10  # that are kept while the rest of a head, or of a plain request, is waited for
+EMPTY_LINE = b"\r\n"  # before a request it is nothing (RFC 9112 2.2): some clients send one after a body
 REST_S = 5.0  # between two requests of a connection
 RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
 SEND_TIMEOUT_S = 20.0  # from when the system takes no more of an answer until it has taken all; the largest have 2 MB
 
 
 class Pieces(h11.Connection):
-    """h11's connection, for bodies in no more than MAX_PIECES pieces."""
+    """h11's connection, for bodies in no more than MAX_PIECES pieces, which takes an empty line for no request."""
 
     count = 0
 
     def next_event(self) -> Any:
+        if self.their_state is h11.IDLE and self.trailing_data[0].startswith(EMPTY_LINE):
+            self._receive_buffer.maybe_extract_at_most(len(EMPTY_LINE))
         event = super().next_event()
         if isinstance(event, h11.Data):
             self.count += 1
@@ -76,6 +79,9 @@ class Protocol(H11Protocol):
         data = begun + data
         door: Door = self.app_state["door"]
         if self._is_idle():
+            data = data.removeprefix(EMPTY_LINE)
+            if not data:
+                return  # it rests, as before
             request = None if door.is_ending else read(data)
             is_plain = request is not None and not request.missing
             if door.is_shut and (is_plain or is_question(data)):

@@ -20,6 +20,7 @@ def run(app: Starlette, listener: socket.socket) -> None:
     """Until SIGTERM or SIGINT."""
     server = make_server(app)
     signal.signal(signal.SIGTERM, functools.partial(_on_sigterm, server))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # uvicorn raises it again at the end: then the logs are closed
     server.run(sockets=[listener])
 
 

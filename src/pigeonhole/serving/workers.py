@@ -29,6 +29,7 @@ from pigeonhole.serving.settings import Settings, read_settings
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's name; telemetry.py reads it, and is too heavy for the parent
 WORKER = "from pigeonhole.serving.serve import work; work()"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOK_S = 0.1
 RESTART_S = 1.0  # at least between two starts of a worker
 PATIENCE_S = 9.5  # from SIGTERM to SIGKILL; Cloud Run has ten
@@ -41,6 +42,7 @@ def become_parent(workers: int) -> NoReturn:
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigError(f"PIGEONHOLE_WORKERS={workers}: processes cannot share a port on this system; use 1")
     os.environ["PIGEONHOLE_WORKERS"] = str(workers)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one that comes now waits until Workers.run knows what to do with it
     os.execv(sys.executable, [sys.executable, "-c", "from pigeonhole.serving.workers import main; main()"])  # noqa: S606
 
 
@@ -61,8 +63,10 @@ def run(arguments: list[str]) -> None:
     with journal.to_the_end(settings.stderr):
         with tempfile.TemporaryDirectory(prefix="pigeonhole-metrics-") as folder:
             code = Workers(settings, {**os.environ, METRICS_FOLDER: folder}, folder).run()
+        if code < 0:
+            raise RunError(f"the first worker was ended by signal {-code} before it could serve; 9 may be for want of memory")
         if code == RunError.exit_code:
-            raise RunError("a worker did not end well; its lines above say why")
+            raise RunError("a worker did not end well; the lines above say why")
     sys.exit(code)
 
 
@@ -81,9 +85,13 @@ class Workers:
         self._stop_by: float | None = None  # time.monotonic(), once it was asked to stop
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT. The exit code: the first worker's where it cannot serve, so that its mistake is told once."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Until SIGTERM or SIGINT. The exit code: the first worker's where it cannot serve, so that its mistake is told once.
+
+        Below 0 where a signal ended that one, as subprocess has it.
+        """
+        for number in SIGNALS:
             signal.signal(number, self._stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         bind(self._settings.host, self._settings.port).close()  # refuses a port at which somebody listens
         self._workers.append(self._start())
         while self._stop_by is None and not self._answers():
@@ -98,7 +106,9 @@ class Workers:
         return self._end()
 
     def _start(self) -> _Worker:
-        process = subprocess.Popen([sys.executable, "-c", WORKER], env=self._environment, stdin=subprocess.PIPE)
+        command = [sys.executable, "-c", WORKER]
+        # A terminal's Ctrl-C goes to the whole group of processes: here it is the parent alone that tells the workers.
+        process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, process_group=0)
         return _Worker(process, time.monotonic())
 
     def _answers(self) -> bool:
@@ -135,6 +145,7 @@ class Workers:
             try:
                 codes.append(worker.process.wait(max(0.0, self._stop_by - time.monotonic())))
             except subprocess.TimeoutExpired:
+                logger.error("worker %d has not ended within %g s and is killed", worker.process.pid, PATIENCE_S)
                 worker.process.kill()
                 codes.append(worker.process.wait())
         return 0 if set(codes) <= {0, -signal.SIGTERM} else RunError.exit_code
