@@ -17,7 +17,7 @@ from pigeonhole.prediction_log import Feedback, read_window
 
 @dataclass(frozen=True)
 class Harvest:
-    """`rows` has each text once; judged and right count predictions."""
+    """`rows` has each text once, with the latest word on it; judged and right count predictions."""
 
     rows: list[Row]
     judged: int
@@ -45,7 +45,7 @@ def harvest(
     """
     ahead = taxonomy.targets if taxonomy else set()
     words = _latest_words(log, start, end)
-    texts: dict[str, Row] = {}
+    texts: dict[str, tuple[Feedback, Row]] = {}
     known = frozenset(labels)
     judged = right = without_text = unknown_labels = 0
     for record in read_window(log, start, end, read_compacted=compacted_lines):
@@ -61,8 +61,10 @@ def harvest(
         if record.text is None or record.text_policy == "hash":
             without_text += 1
         elif (learned := _learned(record.text, word.given, known, taxonomy)) is not None:
-            texts[normalise(record.text)] = Row(record.text, learned, 0)
-    return Harvest(list(texts.values()), judged, right, without_text, unknown_labels)
+            key = normalise(record.text)
+            if key not in texts or _when(texts[key][0]) < _when(word):
+                texts[key] = word, Row(record.text, learned, 0)
+    return Harvest([row for _, row in texts.values()], judged, right, without_text, unknown_labels)
 
 
 def _learned(text: str, given: frozenset[str], known: frozenset[str], taxonomy: Taxonomy | None) -> str | None:
@@ -77,6 +79,11 @@ def _latest_words(log: str, start: datetime, end: datetime) -> dict[str, Feedbac
     latest: dict[str, Feedback] = {}
     for word in read_window(log, start, end, "feedback", compacted_lines):
         known = latest.get(word.prediction_id)
-        if known is None or (known.at, known.feedback_id) < (word.at, word.feedback_id):
+        if known is None or _when(known) < _when(word):
             latest[word.prediction_id] = word
     return latest
+
+
+def _when(word: Feedback) -> tuple[datetime, str]:
+    """Words are ordered by their time; those of one moment the same way each time."""
+    return word.at, word.feedback_id
