@@ -93,6 +93,14 @@ def test_the_latest_word_counts_and_labels_its_text(judge: Judge, tmp_path: Path
     assert {(row.text, row.label) for row in found.rows} == {(NEW[0].text, "delivery"), (NEW[1].text, "delivery")}
 
 
+def test_of_two_words_on_one_text_the_later_one_is_learned_whichever_is_read_first(
+    judge: Judge, tmp_path: Path, bundle: Bundle
+) -> None:
+    judge([(NEW[0], "billing", ["account", "delivery"])])
+    judge([(NEW[0], "billing", ["account"])])
+    assert [row.label for row in reap(tmp_path, bundle).rows] == ["delivery"]
+
+
 @pytest.mark.parametrize("policy", ["hash", "none"])
 def test_texts_that_the_log_does_not_keep_are_judged_and_not_learned(
     judge: Judge, tmp_path: Path, bundle: Bundle, policy: TextPolicy
@@ -163,6 +171,20 @@ def test_a_successor_is_trained_as_its_predecessor_was(bundle: Bundle) -> None:
     assert not {"data.path", "data.test", "out", "registry", "name"} & set(keys)
 
 
+def test_a_choice_of_a_group_or_an_experiment_replaces_what_production_was_trained_with(bundle: Bundle, tmp_path: Path) -> None:
+    def composed(*training: str) -> TrainConfig:
+        rows = divide(bundle, Harvest(NEW, 40, 10, 0, 0), set_aside=0.4)
+        keys = [*learned_keys(bundle, training), *write(str(tmp_path / "rows"), rows), *training]
+        return compose(TrainConfig, "train", keys)
+
+    default, before = compose(TrainConfig, "train", []), composed()
+    other = composed("model=minilm")
+    assert (other.model, other.trainer) == (default.model, before.trainer) != (before.model, default.trainer)
+    recipe = composed("experiment=banking77", "trainer.epochs=4")
+    assert (recipe.trainer.batch_size, recipe.trainer.epochs, recipe.trainer.threads) == (64, 4, before.trainer.threads)
+    assert (recipe.data.text, recipe.data.label) == ("text", "label")  # of the files that the loop has written
+
+
 def refused(registry: Registry, tmp_path: Path, *more: str) -> dict[str, Any]:
     with pytest.raises(GateError) as caught:
         run(
@@ -200,6 +222,13 @@ def test_a_fall_that_so_few_test_rows_cannot_show_for_certain_trains_nothing(
     found = refused(registry, tmp_path, "least_judged=40")
     assert found["interval"][1] < test["accuracy"]  # below the figure of the test, but not below what that figure may be
     assert found["fall"][1] <= 0 < found["fall"][0]
+
+
+def test_judged_texts_that_production_has_had_already_teach_nothing(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(Row(text, label, 0), "billing", [label]) for text, label in tiny_rows()])
+    found = refused(registry, tmp_path, "least_judged=40")
+    assert (found["decision"], found["fall"][1] > 0) == ("WAIT", True)
+    assert "0 of the judged texts are new to production" in found["reason"]
 
 
 def test_labels_without_texts_are_no_material(judge: Judge, registry: Registry, tmp_path: Path) -> None:
