@@ -25,11 +25,14 @@ from pigeonhole.dataset.load import OutOfScope
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.split import Split, split_rows
 from pigeonhole.dataset.taxonomy import Taxonomy, read_taxonomy
+from pigeonhole.drift.settings import AUDIT_SHARE
+from pigeonhole.environment import read_variables, share, variable
 from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.metrics import wilson_difference, wilson_interval
 from pigeonhole.options import key_lines, read_options, setting, to_flat
+from pigeonhole.prediction_log import require_log
 from pigeonhole.promotion.promote import PromoteConfig
 from pigeonhole.registry import Registry
 from pigeonhole.training.config import TrainConfig
@@ -69,9 +72,17 @@ class RetrainConfig:
     taxonomy: str | None = setting(
         None, "a labels.yaml: production's rows and the log's words get its labels; trains in any case"
     )
+    audit_share: float | None = setting(
+        None, "of the drift service whose review queue was answered; unset: PIGEONHOLE_AUDIT_SHARE, or 0.02", gt=0, le=1
+    )
     always: bool = setting(False, "train even where feedback does not show that production has become worse")
     rows: str = setting("retrain", "URL of a folder for the rows: train.csv, validation.csv, frozen.csv, in a folder each time")
     run: str = setting("runs", "local folder for the training run")
+
+
+@dataclass(frozen=True)
+class Variables:
+    audit_share: float = variable("PIGEONHOLE_AUDIT_SHARE", AUDIT_SHARE, "as the drift service has it", share(0.0001, 1))
 
 
 @dataclass(frozen=True)
@@ -170,8 +181,10 @@ def _harvest(config: RetrainConfig, production: Bundle, taxonomy: Taxonomy | Non
     end = datetime.now(UTC) + timedelta(seconds=1)
     manifest = production.manifest
     log = config.log or os.environ.get("PIGEONHOLE_LOG") or "log"
+    require_log("log", log)
     start = end - timedelta(hours=config.window_hours)
-    return harvest(storage.to_url(log), start, end, manifest.name, manifest.version, manifest.labels, taxonomy)
+    asked = config.audit_share or read_variables(Variables, os.environ).audit_share
+    return harvest(storage.to_url(log), start, end, manifest.name, manifest.version, manifest.labels, taxonomy, asked)
 
 
 def _told(production: Bundle, found: Harvest) -> dict[str, Any]:
@@ -182,7 +195,7 @@ def _told(production: Bundle, found: Harvest) -> dict[str, Any]:
         "model": production.manifest.name,
         "production": production.manifest.version,
         "test_accuracy": test["accuracy"],
-        "live_accuracy": live.estimate if found.judged else None,
+        "live_accuracy": live.estimate if found.weighed else None,
         "interval": [live.low, live.high],
         "fall": [fall.estimate, fall.low, fall.high],
         "judged": found.judged,
