@@ -107,6 +107,10 @@ def test_pubsubs_push_is_an_alarm_too(client: TestClient, tmp_path: Path) -> Non
     ended(client)
 
 
+def test_no_page_of_the_listener_asks_another_server(client: TestClient) -> None:
+    assert [client.get(path).status_code for path in ("/docs", "/redoc", "/openapi.json")] == [404, 404, 200]
+
+
 def test_an_alarm_of_a_model_named_message_is_no_push(client: TestClient, tmp_path: Path) -> None:
     answer = post(client, alarm(model="message"))
     assert (answer.status_code, answer.json()) == (202, {"alarm": "a1", "did": "started"})

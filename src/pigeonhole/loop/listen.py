@@ -117,7 +117,8 @@ class Jobs:
 
 
 def create_app(settings: Settings, jobs: Jobs) -> FastAPI:
-    app = FastAPI(title="Pigeonhole: listen")
+    # FastAPI's own pages fetch their scripts from a stranger's server; /openapi.json says the same.
+    app = FastAPI(title="Pigeonhole: listen", docs_url=None, redoc_url=None)
 
     @app.post("/alarms")
     def alarms(request: Request, body: Annotated[bytes, Depends(_body)]) -> Response:
