@@ -146,6 +146,8 @@ def test_a_history_of_before_actions_were_kept_is_still_read(registry: Registry)
         ("abc<b", "a"),
         ("abc<b<a", None),
         ("ab<ac", "a"),
+        ("abac<a", "b"),
+        ("abc<x", "b"),
         ("ab-", "b"),
         ("-ab", "a"),
     ],
@@ -155,6 +157,8 @@ def test_a_rollback_leads_to_the_version_before_and_never_to_one_that_was_rolled
     for place, letter in enumerate(moves):
         if letter != "<":
             action = "rollback" if moves[place - 1 : place] == "<" else "set"
-            history.append({"version": None if letter == "-" else letter, "at": "", "by": "", "reason": "", "action": action})
+            before = history[-1]["version"] if history else None
+            version = None if letter == "-" else letter
+            history.append({"version": version, "at": "", "by": "", "reason": "", "before": before, "action": action})
     state = msgspec.convert({"schema_version": 1, "name": "tiny", "alias": "production", "history": history}, AliasState)
     assert state.fallback == fallback

@@ -64,8 +64,12 @@ class AliasState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kept: list[str] = []
         for change in self.moves:
             if change.action == "rollback" and change.version in kept:
-                del kept[kept.index(change.version) + 1 :]
-            elif change.version is not None and change.version not in kept[-1:]:
+                while kept[-1] != change.version:
+                    kept.pop()
+                continue
+            if change.action == "rollback" and kept[-1:] == [change.before]:
+                kept.pop()
+            if change.version is not None and change.version not in kept[-1:]:
                 kept.append(change.version)
         earlier = kept if self.version is None else kept[:-1]
         return earlier[-1] if earlier else None

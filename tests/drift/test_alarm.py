@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from tests.drift.conftest import Receiver
 
+from pigeonhole.drift import alarm
 from pigeonhole.drift.alarm import SIGNATURE, Alarm, Delivery, Sender, alarm_url, is_signed, sign
 
 ALARM = Alarm(id="a1", at="2026-03-01T12:00:00+00:00", model="tiny", version="v1", report=3, detectors=["confidence"], rows=100)
@@ -77,6 +78,30 @@ def test_a_receiver_that_speaks_no_http_is_a_reason_and_no_exception() -> None:
     assert (delivery.sent, delivery.attempts) == (False, 4)
     assert "cannot be reached (SSH-2.0-OpenSSH_9.2" in str(delivery.why_not)
     assert "nonnumeric port" in str(sender("http://127.0.0.1:abc/", []).deliver(ALARM).why_not)
+
+
+def test_a_receiver_that_answers_byte_by_byte_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alarm, "TIMEOUT_S", 0.3)
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+                while not ended.wait(0.1):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        watchdog = threading.Timer(5, ended.set)
+        watchdog.start()
+        delivery = sender(f"http://127.0.0.1:{listening.getsockname()[1]}", [], waits_s=(0.0,)).deliver(ALARM)
+        assert not ended.is_set()
+        watchdog.cancel()
+        ended.set()
+        thread.join()
+    assert delivery == Delivery(False, 1, "the receiver cannot be reached (no whole answer within 0.3 s)")
 
 
 @pytest.mark.parametrize("token", [b"{}", b"[]", b"no JSON"])

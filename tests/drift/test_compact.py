@@ -197,3 +197,13 @@ def test_the_command_compacts_the_log_of_the_environment(
     assert call(run, ["--help"]) == 0
     assert "PIGEONHOLE_SETTLE_HOURS" in capsys.readouterr().out
     assert call(run, ["log=x"]) == 2
+
+
+@pytest.mark.parametrize("place", ["nowhere", "a-registry"])
+def test_a_folder_that_is_no_log_is_told_and_not_compacted(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a-registry" / "models").mkdir(parents=True)
+    monkeypatch.setenv("PIGEONHOLE_LOG", str(tmp_path / place))
+    assert call(run, []) == 2
+    assert "there is no log here" in capsys.readouterr().err

@@ -163,7 +163,11 @@ def test_retention_takes_whole_days_and_leaves_the_rest(world: tuple[str, Record
     kept_aside = Path(log) / "predictions" / "aside" / "hour=12" / "mine.jsonl.gz"  # nobody says of which day it is
     kept_aside.parent.mkdir(parents=True)
     kept_aside.touch()
+    aside = next((Path(log) / "predictions").glob("date=*/hour=*")) / ".writer-1.jsonl.gz.x1.tmp"
+    aside.write_bytes(SECRET.encode())
+    os.utime(aside, (0, 0))
     assert erase_before(log, NOON.date()).objects_deleted == 0
+    assert not aside.exists()  # what a killed writer left
     tally = erase_before(log, (NOON + timedelta(days=1)).date())
     assert tally.objects_deleted >= 4
     assert kept_aside.exists()
@@ -196,14 +200,17 @@ def test_the_command_erases_by_id_by_list_and_by_age(
         (["before=yesterday"], "expected a date"),
         (["keys=log-of-bytes"], "is no text in UTF-8"),
         (["key=abc"], "there is no log here"),
+        (["days=3"], "there is no log here"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "log-of-bytes").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "a-registry" / "models").mkdir(parents=True)
+    (tmp_path / "log" / "predictions").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PIGEONHOLE_LOG", str(tmp_path / "nowhere" if said.startswith("there is no log") else tmp_path))
+    monkeypatch.setenv("PIGEONHOLE_LOG", str(tmp_path / ("a-registry" if said.startswith("there is no log") else "log")))
     assert call(run, arguments) == 2
     assert said in capsys.readouterr().err
 

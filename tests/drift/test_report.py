@@ -124,3 +124,11 @@ def test_a_drawing_that_fails_or_takes_too_long_is_told_and_no_more(
     monkeypatch.undo()
     monkeypatch.setattr(reporting, "DRAW_TIMEOUT_S", 0.001)
     assert draw(reference, sample(reference, 60))[1] == "Evidently did not end within 0 s"
+
+
+def test_a_machine_with_no_room_for_a_drawing_still_has_its_report(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    drawing, told = draw(reference, sample(reference, 60))
+    assert (drawing, told) == (None, "Evidently cannot be asked: No such file or directory")

@@ -63,6 +63,21 @@ def test_other_traffic_raises_the_alarm_everywhere(
     assert 'pigeonhole_drift_runs_total{verdict="drift"} 1.0' in exposition
 
 
+def test_a_detector_that_a_run_leaves_out_no_longer_alarms(
+    client: TestClient, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    write_log(records_of(["entirely other words about clouds and rain"] * 60))
+    assert "embedding" in client.post("/runs", json=SPAN).json()["alarms"]
+    usual = records_of(TEXTS[::2], NOON + timedelta(hours=1))
+    bare = [msgspec.structs.replace(each, features=msgspec.structs.replace(each.features, sketch=None)) for each in usual]
+    write_log(bare)
+    span = {"start": SPAN["end"], "end": (NOON + timedelta(hours=2)).isoformat()}
+    assert client.post("/runs", json=span).json()["left_out"] == ["embedding"]
+    exposition = client.get("/metrics").text
+    assert 'pigeonhole_drift_alarm{detector="embedding"} 0.0' in exposition
+    assert 'pigeonhole_drift_effect{detector="embedding"} NaN' in exposition
+
+
 def test_who_is_to_be_told_is_told_of_drift_and_of_nothing_else(
     settings: Settings,
     receiver: Receiver,

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from tests.conftest import HAPPENINGS, tiny_rows, write_rows
 
+from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError
 from pigeonhole.loop.demo import _why_not, run, split_demo_arguments
 from pigeonhole.loop.processes import Processes
+from pigeonhole.loop.traffic import Traffic
 
 CHANGED = {
     "delivery": ["drone", "locker", "van", "rider", "hub"],
@@ -46,6 +48,13 @@ def cut_off_works() -> bool:
     if not all(map(shutil.which, ("unshare", "ip"))):
         return False
     return subprocess.run([*CUT_OFF, "true"], capture_output=True, check=False).returncode == 0
+
+
+def test_nobody_judges_an_answer_that_never_came() -> None:
+    traffic = Traffic("http://127.0.0.1:9")
+    answers = traffic.ask([Row("where is it", "delivery", 0)])
+    traffic.judge(answers, "person")
+    assert (traffic.failed, answers[0].right) == (1, False)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from pigeonhole.errors import ConfigError
 from pigeonhole.loop.listen import Jobs, Settings, create_app, listen, run
 
 
-def alarm(name: str = "a1") -> bytes:
+def alarm(name: str = "a1", model: str = "tiny") -> bytes:
     return msgspec.json.encode(
-        Alarm(id=name, at="2026-03-01T12:00:00+00:00", model="tiny", version="v1", report=3, detectors=["n_chars"], rows=9)
+        Alarm(id=name, at="2026-03-01T12:00:00+00:00", model=model, version="v1", report=3, detectors=["n_chars"], rows=9)
     )
 
 
@@ -103,6 +103,17 @@ def test_pubsubs_push_is_an_alarm_too(client: TestClient, tmp_path: Path) -> Non
     }
     answer = post(client, json.dumps(pushed).encode(), authorization="Bearer key")
     assert (answer.status_code, answer.json()["alarm"]) == (202, "a1")
+    (tmp_path / "go").touch()
+    ended(client)
+
+
+def test_no_page_of_the_listener_asks_another_server(client: TestClient) -> None:
+    assert [client.get(path).status_code for path in ("/docs", "/redoc", "/openapi.json")] == [404, 404, 200]
+
+
+def test_an_alarm_of_a_model_named_message_is_no_push(client: TestClient, tmp_path: Path) -> None:
+    answer = post(client, alarm(model="message"))
+    assert (answer.status_code, answer.json()) == (202, {"alarm": "a1", "did": "started"})
     (tmp_path / "go").touch()
     ended(client)
 

@@ -16,6 +16,8 @@ from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.load import read_out_of_scope
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import read_taxonomy
+from pigeonhole.drift.review import is_drawn
+from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.loop.retrain import divide, learned_keys, run, split_arguments, write
@@ -45,7 +47,11 @@ def judge(bundle: Bundle, tmp_path: Path) -> Judge:
     """Write predictions of the version into the log, and what was said of them (one word or several)."""
 
     def write(
-        judged: Sequence[tuple[Row, str, Sequence[str]]], policy: TextPolicy = "full", version: str = bundle.manifest.version
+        judged: Sequence[tuple[Row, str, Sequence[str]]],
+        policy: TextPolicy = "full",
+        version: str = bundle.manifest.version,
+        source: str = "person",
+        score: float = 0.9,
     ) -> None:
         log = str(tmp_path / "log")
         at = datetime.now(UTC) - timedelta(minutes=10)
@@ -61,20 +67,17 @@ def judge(bundle: Bundle, tmp_path: Path) -> Judge:
                     text_policy=policy,
                     features=Features(n_chars=1, n_words=1, n_tokens=3, unknown_tokens=0, truncated=False, max_logit=1.0),
                     label=said,
-                    score=0.9,
-                    probabilities={said: 0.9},
+                    score=score,
+                    probabilities={said: score},
                     decision="accept",
                     latency_ms=1.0,
                 )
                 predictions.append([record])
-                for number, word in enumerate(words):
+                asked = source != "review" or is_drawn(record, AUDIT_SHARE)  # nobody sees what the queue does not draw
+                for number, word in enumerate(words if asked else []):
                     later = at + timedelta(seconds=number + 1)
                     feedback.append(
-                        [
-                            Feedback(
-                                feedback_id=new_id(), at=later, prediction_id=record.prediction_id, label=word, source="person"
-                            )
-                        ]
+                        [Feedback(feedback_id=new_id(), at=later, prediction_id=record.prediction_id, label=word, source=source)]
                     )
 
     return write
@@ -91,6 +94,24 @@ def test_the_latest_word_counts_and_labels_its_text(judge: Judge, tmp_path: Path
     found = reap(tmp_path, bundle)
     assert (found.judged, found.right) == (2, 1)
     assert {(row.text, row.label) for row in found.rows} == {(NEW[0].text, "delivery"), (NEW[1].text, "delivery")}
+
+
+def test_of_two_words_on_one_text_the_later_one_is_learned_whichever_is_read_first(
+    judge: Judge, tmp_path: Path, bundle: Bundle
+) -> None:
+    judge([(NEW[0], "billing", ["account", "delivery"])])
+    judge([(NEW[0], "billing", ["account"])])
+    assert [row.label for row in reap(tmp_path, bundle).rows] == ["delivery"]
+
+
+def test_answers_to_the_review_queue_are_weighed_back_to_all_predictions(judge: Judge, tmp_path: Path, bundle: Bundle) -> None:
+    judge([(NEW[0], "delivery", ["delivery"])] * 1500, source="review")
+    judge([(NEW[1], "billing", ["delivery"])] * 60, source="review", score=0.1)
+    judge([(NEW[2], "delivery", ["delivery"])] * 40, source="review", score=0.1)
+    found = reap(tmp_path, bundle)
+    assert found.right / found.judged < 0.8  # of what the queue shows, which is mostly what the version is not sure of
+    assert found.accuracy.low < 1540 / 1600 < found.accuracy.high
+    assert found.accuracy.estimate > 0.9
 
 
 @pytest.mark.parametrize("policy", ["hash", "none"])
@@ -163,6 +184,20 @@ def test_a_successor_is_trained_as_its_predecessor_was(bundle: Bundle) -> None:
     assert not {"data.path", "data.test", "out", "registry", "name"} & set(keys)
 
 
+def test_a_choice_of_a_group_or_an_experiment_replaces_what_production_was_trained_with(bundle: Bundle, tmp_path: Path) -> None:
+    def composed(*training: str) -> TrainConfig:
+        rows = divide(bundle, Harvest(NEW, 40, 10, 0, 0), set_aside=0.4)
+        keys = [*learned_keys(bundle, training), *write(str(tmp_path / "rows"), rows), *training]
+        return compose(TrainConfig, "train", keys)
+
+    default, before = compose(TrainConfig, "train", []), composed()
+    other = composed("model=minilm")
+    assert (other.model, other.trainer) == (default.model, before.trainer) != (before.model, default.trainer)
+    recipe = composed("experiment=banking77", "trainer.epochs=4")
+    assert (recipe.trainer.batch_size, recipe.trainer.epochs, recipe.trainer.threads) == (64, 4, before.trainer.threads)
+    assert (recipe.data.text, recipe.data.label) == ("text", "label")  # of the files that the loop has written
+
+
 def refused(registry: Registry, tmp_path: Path, *more: str) -> dict[str, Any]:
     with pytest.raises(GateError) as caught:
         run(
@@ -202,6 +237,13 @@ def test_a_fall_that_so_few_test_rows_cannot_show_for_certain_trains_nothing(
     assert found["fall"][1] <= 0 < found["fall"][0]
 
 
+def test_judged_texts_that_production_has_had_already_teach_nothing(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(Row(text, label, 0), "billing", [label]) for text, label in tiny_rows()])
+    found = refused(registry, tmp_path, "least_judged=40")
+    assert (found["decision"], found["fall"][1] > 0) == ("WAIT", True)
+    assert "0 of the judged texts are new to production" in found["reason"]
+
+
 def test_labels_without_texts_are_no_material(judge: Judge, registry: Registry, tmp_path: Path) -> None:
     judge([(row, "billing", ["delivery"]) for row in NEW], "none")
     assert "0 judged texts are in the log" in refused(registry, tmp_path, "least_judged=40")["reason"]
@@ -223,6 +265,11 @@ def test_a_version_that_nothing_was_measured_on_is_refused_by_name(bundle: Bundl
     registry.set_alias("tiny", "production", manifest.version, "imported", expected=None)
     with pytest.raises(BundleError, match="nothing was measured on it"):
         run([f"registry={registry.url}"])
+
+
+def test_a_log_that_is_not_there_is_told_and_is_no_want_of_feedback(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.*there is no log here"):
+        run([f"registry={registry.url}", f"log={tmp_path / 'nowhere'}"])
 
 
 def test_of_several_models_one_has_to_be_named(registry: Registry, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from pigeonhole.bundle import open_bundle
 from pigeonhole.chaos.promises import PROMISES, Plan
 from pigeonhole.command import command, say
 from pigeonhole.errors import RegistryError, RunError
@@ -47,21 +48,22 @@ def help_text() -> str:
 
 
 def run(arguments: list[str]) -> None:
-    """Raises ConfigError; RunError where a promise is not kept."""
+    """Raises ConfigError, RegistryError, BundleError; RunError where a promise is not kept."""
     if {"-h", "--help"} & set(arguments):
         print(help_text(), end="")
         return
     options = read_options(Options, arguments)
     names = list(PROMISES) if options.promise == ALL else [options.promise]
-    broken = [name for name in names if not try_promise(name, options)]
+    # Copied here if it is remote: while promises are tried, gs:// is the store of the trial.
+    bundle = to_url(open_bundle(to_url(options.bundle) if options.bundle else in_production()).folder)
+    broken = [name for name in names if not try_promise(name, bundle, options)]
     if broken:
         raise RunError(f"not kept: {', '.join(broken)}")
 
 
-def try_promise(name: str, options: Options) -> bool:
+def try_promise(name: str, bundle: str, options: Options) -> bool:
     """One line on stdout."""
     with tempfile.TemporaryDirectory(prefix="pigeonhole-chaos-") as folder:
-        bundle = to_url(options.bundle) if options.bundle else in_production()
         plan = Plan(bundle, Path(folder), options.seed, options.trials, options.records, options.down_s, options.objects)
         outcome = PROMISES[name](plan)
     if outcome.kept is None:

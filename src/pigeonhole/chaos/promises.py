@@ -59,12 +59,16 @@ class Stage:
         self.log = f"gs://bucket/{name}"
         self.draw = random.Random(f"{name} {plan.seed}")
         self.told = Acknowledged()
+        self.servers: list[Server] = []
         self.store = Store(self.folder / "bucket")
         storage.forget_clients()
         os.environ.update({"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self.store.port}", "FSSPEC_GS_TOKEN": "anon"})
 
     def server(self, durability: str = "process", store_port: int | None = None, **more: str) -> Server:
-        return Server(self.plan.bundle, self.log, self.spool, store_port or self.store.port, durability, **more)
+        """It is gone when the stage is, however that comes about."""
+        server = Server(self.plan.bundle, self.log, self.spool, store_port or self.store.port, durability, **more)
+        self.servers.append(server)
+        return server
 
     def drain(self) -> float:
         """A last server ships what the dead ones left; seconds until the spool was empty. Raises RunError where it never is."""
@@ -98,6 +102,8 @@ def stage(plan: Plan, name: str) -> Iterator[Stage]:
     try:
         yield found
     finally:
+        for server in found.servers:
+            server.end()
         found.store.stop()
         shutil.rmtree(found.folder)
 
@@ -223,8 +229,10 @@ def store_down(plan: Plan) -> Outcome:
         return Outcome("store_down", kept_all(found) and answered and largest > 0, "", numbers)
 
 
-def milliseconds(seconds: list[float]) -> float:
-    """The 99th percentile."""
+def milliseconds(seconds: list[float]) -> float | None:
+    """The 99th percentile; None where nothing was answered."""
+    if not seconds:
+        return None
     return round(sorted(seconds)[int(0.99 * (len(seconds) - 1))] * 1000, 1)
 
 

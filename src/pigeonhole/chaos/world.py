@@ -22,6 +22,7 @@ from pigeonhole.errors import RunError
 from pigeonhole.prediction_log import Counts, read_window
 
 START_S = 300.0  # on a machine that does much else
+QUIET_S = 60.0
 CLIENTS = 2
 TEXTS = ["where is my parcel", "the invoice is wrong", "I want a refund", "my card was charged twice"]
 
@@ -60,9 +61,19 @@ class Process:
             self._child.send_signal(number)
 
     def wait(self, patience_s: float = 60.0) -> None:
-        self._child.wait(patience_s)
+        """Raises RunError where it does not end, as it was told to."""
+        try:
+            self._child.wait(patience_s)
+        except subprocess.TimeoutExpired as error:
+            self.end()
+            raise RunError(f"a process did not end within {patience_s:g} s: {self.said()}") from error
         if self._child.stderr is not None:
             self._child.stderr.close()
+
+    def end(self) -> None:
+        """Kill -9, if it is still there."""
+        self.send(signal.SIGKILL)
+        self.wait()
 
 
 class Store:
@@ -83,8 +94,7 @@ class Store:
         self._start()
 
     def stop(self) -> None:
-        self._process.send(signal.SIGKILL)
-        self._process.wait()
+        self._process.end()
 
 
 def until_open(port: int, process: Process) -> None:
@@ -94,6 +104,7 @@ def until_open(port: int, process: Process) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         if not process.alive or time.monotonic() > deadline:
+            process.end()
             raise RunError(f"a process did not start: {process.said()}")
         time.sleep(0.02)
 
@@ -189,11 +200,13 @@ def asked(server: Server, told: Acknowledged, batch: int = 256, pause_s: float =
         clients.stop()
 
 
-def until_told(told: Acknowledged, records: int, server: Server) -> None:
-    """Raises RunError where the server ends, or does not answer for a minute."""
-    deadline = time.monotonic() + 60
+def until_told(told: Acknowledged, records: int, server: Process) -> None:
+    """Raises RunError where the server ends, or gives nobody a new answer for QUIET_S."""
+    known, since = len(told.at), time.monotonic()
     while len(told.at) < records:
-        if not server.alive or time.monotonic() > deadline:
+        if len(told.at) > known:
+            known, since = len(told.at), time.monotonic()
+        if not server.alive or time.monotonic() - since > QUIET_S:
             raise RunError(f"the server answered {len(told.at)} of {records}: {dict(told.outcomes)} {server.said()}")
         time.sleep(0.005)
 

@@ -9,7 +9,9 @@ import hashlib
 import hmac
 import http.client
 import json
+import queue
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -65,7 +67,7 @@ class Sender:
         for attempt, wait_s in enumerate(self.waits_s, 1):
             self.sleep(wait_s)
             try:
-                self._send(body)
+                _within(TIMEOUT_S, lambda: self._send(body))
             except urllib.error.HTTPError as error:
                 why = f"the receiver answered {error.code}"
                 if error.code < 500 and error.code not in (408, 425, 429):
@@ -110,6 +112,33 @@ def is_signed(secret: str, body: bytes, signature: str, now: float) -> bool:
     if not found or abs(now - int(found[1])) > TOLERANCE_S:
         return False
     return hmac.compare_digest(sign(secret, body, int(found[1])), signature)
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    """A socket's own timeout begins anew with each byte, and a run waits for its alarm.
+
+    Raises TimeoutError, and what the work does.
+    """
+    ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  it is raised again, in the thread that waits
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    threading.Thread(target=run, name="alarm", daemon=True).start()
+    try:
+        error = ended.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no whole answer within {seconds:g} s") from None
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # it holds this frame, and its sockets stay open until neither holds the other
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

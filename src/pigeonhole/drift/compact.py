@@ -25,7 +25,7 @@ from pigeonhole.command import command, say
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, RunError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Kind, is_intact, partition_of
-from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError
+from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError, require_log
 
 BATCH_ROWS = 10_000
 
@@ -182,6 +182,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     if arguments:
         raise ConfigError(f"unexpected argument {arguments[0]!r}: the environment sets it all, see uv run log-compact --help")
     settings = read_variables(Settings, os.environ)
+    require_log("PIGEONHOLE_LOG", settings.log)
     tally = compact_log(settings.log, datetime.now(UTC) - timedelta(hours=settings.settle_hours))
     say(f"{tally.hours} hours compacted, {tally.sources_deleted} objects replaced, {len(tally.sources_left)} left as they are")
     return {"log": settings.log, **vars(tally)}

@@ -27,7 +27,7 @@ from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.prediction_log.record import Kind, is_intact
 from pigeonhole.prediction_log.spool import size_of, spool_folder
-from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError
+from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError, require_log
 
 SHIPPED = ".jsonl.gz"
 PATIENCE_S = 30.0  # for a living server to ship what it holds; it does so every second
@@ -236,9 +236,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     given = [name for name, value in vars(options).items() if value is not None]
     if len(given) != 1:
         raise ConfigError(f"{' and '.join(given) or 'nothing'} is given; give one of key=, keys=, before=, days=")
-    local = storage.local_path(settings.log)
-    if local is not None and not local.is_dir():
-        raise ConfigError(f"PIGEONHOLE_LOG={settings.log!r}: there is no log here")
+    if not spool_folder(settings.log, settings.spool).is_dir():  # what waits there may be all that there is
+        require_log("PIGEONHOLE_LOG", settings.log)
     if options.key or options.keys:
         tally = erase_keys(settings.log, _keys(options), settings.spool)
     else:

@@ -71,7 +71,17 @@ def _estimated_accuracy(reference: Reference, findings: Sequence[Finding]) -> fl
 
 
 def draw(reference: Reference, sample: Sample) -> tuple[bytes | None, str]:
-    """Evidently's page, or None and why there is none. In a process of its own: its import takes 10 to 25 s and 400 MB."""
+    """Evidently's page, or None and why there is none: no drawing is worth a report that is not kept.
+
+    In a process of its own: its import takes 10 to 25 s and 400 MB.
+    """
+    try:
+        return _draw(reference, sample)
+    except OSError as error:  # no room, or no place, for temporary files; no process to be had
+        return None, f"Evidently cannot be asked: {error.strerror or error}"
+
+
+def _draw(reference: Reference, sample: Sample) -> tuple[bytes | None, str]:
     with tempfile.TemporaryDirectory() as folder:
         for side, rows in (("reference", reference.rows), ("window", sample.rows)):
             np.savez(Path(folder) / f"{side}.npz", **{**_columns(rows), "label": _answers(reference, rows)})

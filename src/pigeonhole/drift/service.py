@@ -192,9 +192,11 @@ class Telemetry:
         self._rows.set(report["rows"]["window"])
         self._at.set_to_current_time()
         self._seconds.set(report["seconds"]["total"])
-        for finding in report["findings"]:
-            self._alarm.labels(finding["detector"]).set(finding["verdict"] == "drift")
-            self._effect.labels(finding["detector"]).set(float("nan") if finding["effect"] is None else finding["effect"])
+        found = {finding["detector"]: finding for finding in report["findings"]}
+        for detector in DETECTORS:  # those too that this run left out: what an earlier one said of them holds no longer
+            effect = found[detector.name]["effect"] if detector.name in found else None
+            self._alarm.labels(detector.name).set(detector.name in report["alarms"])
+            self._effect.labels(detector.name).set(float("nan") if effect is None else effect)
 
     def exposition(self) -> bytes:
         return generate_latest(self._registry)

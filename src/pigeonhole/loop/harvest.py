@@ -1,8 +1,11 @@
 """Feedback joined to the texts that it is about: what a version got right and wrong, as rows that can be learned from.
 
-The latest word on a prediction counts. A text that the log does not keep (policies hash and none) is counted and left out.
+The latest word on a prediction counts. What answers the review queue is weighed: the queue shows above all what the version is
+not sure of, and its plain share of right answers is far below that of the traffic. A text that the log does not keep (policies
+hash and none) is counted and left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,23 +14,28 @@ from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import Taxonomy
 from pigeonhole.drift.compact import compacted_lines
-from pigeonhole.metrics import Interval, wilson_interval
-from pigeonhole.prediction_log import Feedback, read_window
+from pigeonhole.drift.review import SOURCE, Judged, estimate, is_drawn, probability_drawn
+from pigeonhole.drift.settings import AUDIT_SHARE
+from pigeonhole.metrics import Interval
+from pigeonhole.prediction_log import Feedback, Record, read_window
 
 
 @dataclass(frozen=True)
 class Harvest:
-    """`rows` has each text once; judged and right count predictions."""
+    """`rows` has each text once, with the latest word on it; judged and right count predictions."""
 
     rows: list[Row]
     judged: int
     right: int
     without_text: int  # judged, but the log keeps no text to learn from
     unknown_labels: int  # judged with a label that the version does not have
+    weighed: Sequence[Judged] = ()  # those judged, each with the probability that somebody was asked
 
     @property
     def accuracy(self) -> Interval:
-        return wilson_interval(self.right, self.judged)
+        """Of all predictions; where nobody answered the review queue, the plain share and Wilson's interval."""
+        found = estimate(self.weighed)
+        return Interval(found["accuracy"] or 0.0, *found["interval"])
 
 
 def harvest(
@@ -38,6 +46,7 @@ def harvest(
     version: str,
     labels: tuple[str, ...],
     taxonomy: Taxonomy | None = None,
+    audit_share: float = AUDIT_SHARE,
 ) -> Harvest:
     """Of the predictions that `version` made between `start` and `end`. Raises StorageError.
 
@@ -45,8 +54,9 @@ def harvest(
     """
     ahead = taxonomy.targets if taxonomy else set()
     words = _latest_words(log, start, end)
-    texts: dict[str, Row] = {}
+    texts: dict[str, tuple[Feedback, Row]] = {}
     known = frozenset(labels)
+    weighed: list[Judged] = []
     judged = right = without_text = unknown_labels = 0
     for record in read_window(log, start, end, read_compacted=compacted_lines):
         word = words.get(record.prediction_id)
@@ -58,11 +68,22 @@ def harvest(
         if word.given <= known:
             judged += 1
             right += record.given == word.given
+            if (asked := _probability_asked(record, word, audit_share)) is not None:
+                weighed.append(Judged(record.given, word.given, asked))
         if record.text is None or record.text_policy == "hash":
             without_text += 1
         elif (learned := _learned(record.text, word.given, known, taxonomy)) is not None:
-            texts[normalise(record.text)] = Row(record.text, learned, 0)
-    return Harvest(list(texts.values()), judged, right, without_text, unknown_labels)
+            key = normalise(record.text)
+            if key not in texts or _when(texts[key][0]) < _when(word):
+                texts[key] = word, Row(record.text, learned, 0)
+    return Harvest([row for _, row in texts.values()], judged, right, without_text, unknown_labels, weighed)
+
+
+def _probability_asked(record: Record, word: Feedback, audit_share: float) -> float | None:
+    """None for an answer to the queue on what the queue never showed."""
+    if word.source != SOURCE:
+        return 1.0
+    return probability_drawn(record, audit_share) if is_drawn(record, audit_share) else None
 
 
 def _learned(text: str, given: frozenset[str], known: frozenset[str], taxonomy: Taxonomy | None) -> str | None:
@@ -77,6 +98,11 @@ def _latest_words(log: str, start: datetime, end: datetime) -> dict[str, Feedbac
     latest: dict[str, Feedback] = {}
     for word in read_window(log, start, end, "feedback", compacted_lines):
         known = latest.get(word.prediction_id)
-        if known is None or (known.at, known.feedback_id) < (word.at, word.feedback_id):
+        if known is None or _when(known) < _when(word):
             latest[word.prediction_id] = word
     return latest
+
+
+def _when(word: Feedback) -> tuple[datetime, str]:
+    """Words are ordered by their time; those of one moment the same way each time."""
+    return word.at, word.feedback_id

@@ -117,7 +117,8 @@ class Jobs:
 
 
 def create_app(settings: Settings, jobs: Jobs) -> FastAPI:
-    app = FastAPI(title="Pigeonhole: listen")
+    # FastAPI's own pages fetch their scripts from a stranger's server; /openapi.json says the same.
+    app = FastAPI(title="Pigeonhole: listen", docs_url=None, redoc_url=None)
 
     @app.post("/alarms")
     def alarms(request: Request, body: Annotated[bytes, Depends(_body)]) -> Response:
@@ -170,8 +171,10 @@ class _Push(msgspec.Struct, frozen=True):
 def read_alarm(body: bytes) -> Alarm:
     """An alarm as the drift service posts it, or as Pub/Sub pushes it. Raises ValueError."""
     try:
-        if b'"message"' in body:
-            body = base64.b64decode(str(msgspec.json.decode(body, type=_Push).message.get("data", "")), validate=True)
+        found = msgspec.json.decode(body, type=dict[str, Any])
+        if "message" in found:
+            pushed = msgspec.convert(found, _Push).message
+            body = base64.b64decode(str(pushed.get("data", "")), validate=True)
         return msgspec.json.decode(body, type=Alarm)
     except (*NOT_AS_TYPED, binascii.Error) as error:
         raise ValueError(f"not an alarm: {error}") from error

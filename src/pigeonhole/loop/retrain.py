@@ -25,11 +25,14 @@ from pigeonhole.dataset.load import OutOfScope
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.split import Split, split_rows
 from pigeonhole.dataset.taxonomy import Taxonomy, read_taxonomy
+from pigeonhole.drift.settings import AUDIT_SHARE
+from pigeonhole.environment import read_variables, share, variable
 from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.metrics import wilson_difference, wilson_interval
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import key_lines, read_options, setting, to_flat
+from pigeonhole.prediction_log import require_log
 from pigeonhole.promotion.promote import PromoteConfig
 from pigeonhole.registry import Registry
 from pigeonhole.training.config import TrainConfig
@@ -54,6 +57,7 @@ LEARNED = (
     "data.slices",
     "data.split_seed",
 )
+GROUPS = ("model", "trainer", "export", "tracking")  # of `train`: a file of configs/ each
 LEAST_REFERENCE = 30  # a reference of fewer rows would let almost any change pass
 
 
@@ -68,9 +72,17 @@ class RetrainConfig:
     taxonomy: str | None = setting(
         None, "a labels.yaml: production's rows and the log's words get its labels; trains in any case"
     )
+    audit_share: float | None = setting(
+        None, "of the drift service whose review queue was answered; unset: PIGEONHOLE_AUDIT_SHARE, or 0.02", gt=0, le=1
+    )
     always: bool = setting(False, "train even where feedback does not show that production has become worse")
     rows: str = setting("retrain", "URL of a folder for the rows: train.csv, validation.csv, frozen.csv, in a folder each time")
     run: str = setting("runs", "local folder for the training run")
+
+
+@dataclass(frozen=True)
+class Variables:
+    audit_share: float = variable("PIGEONHOLE_AUDIT_SHARE", AUDIT_SHARE, "as the drift service has it", share(0.0001, 1))
 
 
 @dataclass(frozen=True)
@@ -104,9 +116,11 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     if taxonomy is None:
         _decide(config, found, result)
     rows = divide(production, found, config.set_aside, taxonomy)
+    if taxonomy is None:
+        _require_new_texts(rows, found, result)
     say(f"{rows.learned} judged texts to learn from, {rows.set_aside} set aside for the gate")
     folder = storage.join(config.rows, datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))
-    keys = [*learned_keys(production), *write(folder, rows), *training]
+    keys = [*learned_keys(production, training), *write(folder, rows), *training]
     # torch and transformers take seconds to import, which a feedback that decides nothing should not wait for.
     from pigeonhole.promotion import promote
     from pigeonhole.training import train
@@ -144,7 +158,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], lis
             raise ConfigError(f"{argument}: retrain itself says what to learn from and where; leave {key} out")
         if key.startswith(("gate.", "probes.")):
             gating.append(argument)
-        elif key.startswith(LEARNED) or key in ("seed", "model", "trainer", "export", "tracking", "experiment"):
+        elif key.startswith(LEARNED) or key in ("seed", "experiment", *GROUPS):
             training.append(argument)
         else:
             own.append(argument)
@@ -167,8 +181,10 @@ def _harvest(config: RetrainConfig, production: Bundle, taxonomy: Taxonomy | Non
     end = datetime.now(UTC) + timedelta(seconds=1)
     manifest = production.manifest
     log = config.log or os.environ.get("PIGEONHOLE_LOG") or "log"
+    require_log("log", log)
     start = end - timedelta(hours=config.window_hours)
-    return harvest(storage.to_url(log), start, end, manifest.name, manifest.version, manifest.labels, taxonomy)
+    asked = config.audit_share or read_variables(Variables, os.environ).audit_share
+    return harvest(storage.to_url(log), start, end, manifest.name, manifest.version, manifest.labels, taxonomy, asked)
 
 
 def _told(production: Bundle, found: Harvest) -> dict[str, Any]:
@@ -179,7 +195,7 @@ def _told(production: Bundle, found: Harvest) -> dict[str, Any]:
         "model": production.manifest.name,
         "production": production.manifest.version,
         "test_accuracy": test["accuracy"],
-        "live_accuracy": live.estimate if found.judged else None,
+        "live_accuracy": live.estimate if found.weighed else None,
         "interval": [live.low, live.high],
         "fall": [fall.estimate, fall.low, fall.high],
         "judged": found.judged,
@@ -199,7 +215,21 @@ def _decide(config: RetrainConfig, found: Harvest, result: dict[str, Any]) -> No
         why = f"live accuracy is {live}, not below the {result['test_accuracy']:.3f} of its test for certain"
     else:
         return
-    raise GateError(f"no retraining: {why}", {**result, "decision": "WAIT", "reason": why})
+    raise _waits(why, result)
+
+
+def _require_new_texts(rows: Rows, found: Harvest, result: dict[str, Any]) -> None:
+    """Raises GateError where there is nothing to learn, or nothing to judge by whether it was learned."""
+    if not (rows.learned and rows.set_aside):
+        why = (
+            f"{rows.learned + rows.set_aside} of the judged texts are new to production, which has had the other "
+            f"{len(found.rows) - rows.learned - rows.set_aside} among its rows; some to learn and some to set aside are needed"
+        )
+        raise _waits(why, result)
+
+
+def _waits(why: str, result: dict[str, Any]) -> GateError:
+    return GateError(f"no retraining: {why}", {**result, "decision": "WAIT", "reason": why})
 
 
 def divide(production: Bundle, found: Harvest, set_aside: float, taxonomy: Taxonomy | None = None) -> Rows:
@@ -232,7 +262,7 @@ def _renamed(split: Split, taxonomy: Taxonomy | None) -> Split:
 
 def write(folder: str, rows: Rows) -> list[str]:
     """The files, and the keys of `train` that name them."""
-    keys = []
+    keys = ["data.text=text", "data.label=label"]
     files = [
         ("data.path", "train.csv", rows.train),
         ("data.validation_path", "validation.csv", rows.validation),
@@ -262,10 +292,25 @@ def _csv(rows: Sequence[Row]) -> bytes:
     return stream.getvalue().encode()
 
 
-def learned_keys(production: Bundle) -> list[str]:
-    """How production was trained, as keys of `train`."""
+def learned_keys(production: Bundle, training: Sequence[str] = ()) -> list[str]:
+    """How production was trained, as keys of `train`, but for what a group or an experiment among `training` says.
+
+    To Hydra a key that is written out stands above any file, wherever on the line it is.
+    """
     recorded: dict[str, Any] = production.manifest.provenance.get("config", {})
-    return [f"{key}={_value(value)}" for key, value in recorded.items() if key == "seed" or key.startswith(LEARNED)]
+    learned = {key: value for key, value in recorded.items() if key == "seed" or key.startswith(LEARNED)}
+    left = learned.keys() - _chosen_keys(training)
+    return [f"{key}={_value(value)}" for key, value in learned.items() if key in left]
+
+
+def _chosen_keys(training: Sequence[str]) -> set[str]:
+    """All keys of a group that was chosen, and those that the files of all choices change."""
+    choices = [argument for argument in training if argument.partition("=")[0] in ("experiment", *GROUPS)]
+    if not choices:
+        return set()
+    groups = {argument.partition("=")[0] for argument in choices}
+    default, chosen = (to_flat(compose(TrainConfig, "train", arguments)) for arguments in ([], choices))
+    return {key for key, value in chosen.items() if key.partition(".")[0] in groups or value != default[key]}
 
 
 def _value(value: object) -> str:

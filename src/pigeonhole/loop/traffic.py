@@ -51,8 +51,10 @@ class Traffic:
         return Answer(time.time(), row, said["label"], said["model_version"], said["prediction_id"])
 
     def judge(self, answers: Sequence[Answer], source: str) -> None:
-        """Say of each answer what is right. Raises OSError."""
+        """Say of each answer what is right; nothing of requests that failed. Raises OSError."""
         for answer in answers:
+            if answer.version is None:
+                continue
             call(f"{self._url}/feedback", {"prediction_id": answer.prediction_id, "label": answer.row.label, "source": source})
 
 

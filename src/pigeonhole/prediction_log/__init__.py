@@ -21,7 +21,7 @@ from pigeonhole.prediction_log.record import (
 )
 from pigeonhole.prediction_log.sketch import sketch
 from pigeonhole.prediction_log.spool import Durability
-from pigeonhole.prediction_log.window import Counts, Window, read_window
+from pigeonhole.prediction_log.window import Counts, Window, read_window, require_log
 from pigeonhole.prediction_log.writer import Backlog, LogWriter, WhenFull
 
 __all__ = [
@@ -44,5 +44,6 @@ __all__ = [
     "new_id",
     "random_bits",
     "read_window",
+    "require_log",
     "sketch",
 ]

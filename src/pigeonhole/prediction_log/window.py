@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import IO, Any, Generic, Literal, TypeVar, overload
+from typing import IO, Any, Generic, Literal, TypeVar, get_args, overload
 
 import msgspec
 
@@ -197,6 +197,12 @@ def _lines_of(stream: gzip.GzipFile) -> Iterator[bytes]:
             rest = b""
     if rest:
         yield rest
+
+
+def require_log(key: str, url: str) -> None:
+    """Raises ConfigError, naming the key, for a place where nobody has ever logged anything; StorageError."""
+    if not {*get_args(Kind), "spool"} & set(storage.list_folders(url)):
+        raise ConfigError(f"{key}={url}: there is no log here; expected a folder that holds {' or '.join(get_args(Kind))}")
 
 
 @overload
