@@ -94,6 +94,12 @@ def test_a_split_into_one_label_is_a_rename(tmp_path: Path) -> None:
         taxonomy_of(tmp_path, "split: {billing: {rows: one.csv}}")
 
 
+def test_a_text_that_falls_into_two_labels_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("text,label\nmy invoice,invoice\na fee,fee\nMy invoice!,fee\n")
+    with pytest.raises(DataError, match=r"two.csv: line 4: the text falls into 'fee', and into 'invoice' in a row before"):
+        taxonomy_of(tmp_path, "split: {billing: {rows: two.csv}}")
+
+
 def test_texts_with_several_labels_have_no_taxonomy() -> None:
     with pytest.raises(ConfigError, match=r"data\.taxonomy: speaks of one label a text"):
         DataConfig(task="multi_label", taxonomy="labels.yaml")
