@@ -67,6 +67,7 @@ def test_a_data_set_is_read_with_the_new_labels_and_says_by_which_file(tiny_data
     ("content", "message"),
     [
         ("rename: {delivry: shipping}", "no row has the labels 'delivry'; those in the data: 'account'"),
+        ("retire: [delivry]", "no row has the labels 'delivry'; those in the data: 'account'"),
         ("rename: {delivery: billing}", "there is a label 'billing' already; merge them instead"),
         ("rename: {delivery: x, billing: x}", "two labels get one name; merge them instead"),
         ("add: [refund]", "add: no row has the label 'refund'; add rows with it"),
