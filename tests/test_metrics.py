@@ -184,6 +184,25 @@ def test_faultless_answers_to_a_few_rows_are_no_proof_of_a_faultless_model() -> 
     assert (found.estimate, found.low, found.high) == pytest.approx((1, 0.8389, 1), abs=5e-5)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_few_rows_that_all_say_the_same_prove_nothing(n: int) -> None:
+    zeros, ones, sure = np.zeros(n, np.int64), np.ones(n, np.int64), np.tile([1.0, 0.0], (n, 1))
+    wrong, sets = metrics.wilson_interval(0, n), np.tile([1, 0], (n, 1))
+    assert metrics.bootstrap_macro_f1(zeros, ones) == wrong
+    assert metrics.bootstrap_micro_f1(sets, 1 - sets) == wrong
+    assert metrics.bootstrap_mean_average_precision(sets, sure) == metrics.wilson_interval(n, n)
+    assert metrics.bootstrap_calibration_error(sure, zeros) == wrong  # all right, and called certain
+    assert metrics.bootstrap_calibration_error(sure, ones) == metrics.wilson_interval(n, n)
+
+
+@pytest.mark.parametrize(("won", "certain"), [(1, False), (3, False), (8, True)])
+def test_a_few_rows_that_are_all_won_are_no_certain_difference_of_f1(won: int, certain: bool) -> None:
+    true_ids = np.arange(won)
+    found = metrics.bootstrap_difference(true_ids, true_ids, (true_ids + 1) % (won + 1))
+    assert found.estimate == found.high == 1
+    assert (found.low > 0) == certain
+
+
 def test_same_seed_gives_the_same_interval_and_another_seed_another_one() -> None:
     true_ids, probabilities = simulate(300, 5, 1.0, seed=1)
     predicted_ids = metrics.predict(probabilities)
@@ -276,6 +295,6 @@ def test_the_interval_of_a_median_holds_it_in_95_of_100_sets() -> None:
 
 def test_a_bootstrap_interval_is_shifted_back_by_the_bootstraps_own_bias() -> None:
     drawn = np.linspace(0.3, 0.5, 10_001)  # around 0.4, where the figure itself is 0.5
-    found = metrics._shifted_interval(0.5, drawn)
+    found = metrics._shifted_interval(0.5, drawn, 100)
     assert [found.estimate, found.low, found.high] == pytest.approx([0.5, 0.405, 0.595])
-    assert metrics._shifted_interval(0.98, drawn).high == 1
+    assert metrics._shifted_interval(0.98, drawn, 100).high == 1

@@ -80,6 +80,10 @@ def test_the_package_s_own_data_hold_none(name: str) -> None:
             "on 2026-03-01 12:30 i paid 1.299.000,50 EUR or $1,299,000",
         ),
         ("order 482136 of AB-1234, see you @ the shop at 10:30", "order 482136 of AB-1234, see you @ the shop at 10:30"),
+        ("call4155550132now, mob9876543210 or id_4111111111111111", "call[number]now, mob[number] or id_[card]"),
+        ("4111\u200b1111\u200b1111\u200b1111, +46\u00ad64\u200e28\u2060 84\u202c", "[card], [number]\u202c"),
+        ("o'hara@example.ie or 'jo@ex.com'", "[email] or '[email]'"),
+        ("O'Brien's order A12345, flight LH1234, d'Arcy's", "O'Brien's order A12345, flight LH1234, d'Arcy's"),
         ("order 48213600", "order [number]"),  # nobody can tell it from a telephone number
     ],
 )

@@ -193,7 +193,7 @@ def f1_interval(hits: int, support: int, predicted: int) -> Interval:
 
 
 def bootstrap_macro_f1(true_ids: Ids, predicted_ids: Ids, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Resamples whole rows; a faultless prediction leaves nothing to resample and gets the interval of its accuracy."""
+    """Resamples whole rows."""
     return _bootstrap_f1(_macro, macro_f1(true_ids, predicted_ids), true_ids, predicted_ids, seed, resamples)
 
 
@@ -205,10 +205,8 @@ def bootstrap_micro_f1(true_ids: Ids, predicted_ids: Ids, seed: int = 0, resampl
 def _bootstrap_f1(
     f1: Callable[["_ClassCounts"], Floats], estimate: float, true_ids: Ids, predicted_ids: Ids, seed: int, resamples: int
 ) -> Interval:
-    if (true_ids == predicted_ids).all():
-        return wilson_interval(len(true_ids), len(true_ids))
     drawn = [f1(counts) for (counts,) in _resampled(true_ids, [predicted_ids], seed, resamples)]
-    return _shifted_interval(estimate, np.concatenate(drawn))
+    return _shifted_interval(estimate, np.concatenate(drawn), len(true_ids))
 
 
 def bootstrap_mean_average_precision(
@@ -219,7 +217,7 @@ def bootstrap_mean_average_precision(
     n = len(true_ids)
     resampled = (random.integers(0, n, n) for _ in range(resamples))
     drawn = [mean_average_precision(true_ids[rows], probabilities[rows]) for rows in resampled]
-    return _shifted_interval(mean_average_precision(true_ids, probabilities), np.array(drawn))
+    return _shifted_interval(mean_average_precision(true_ids, probabilities), np.array(drawn), n)
 
 
 def bootstrap_calibration_error(
@@ -230,7 +228,7 @@ def bootstrap_calibration_error(
     gaps, n = correct - confidence, len(true_ids)
     estimate = expected_calibration_error(probabilities, true_ids, bins)
     if true_ids.ndim == 2:
-        return _shifted_interval(estimate, _resampled_gaps(gaps, bin_ids, n, bins, seed, resamples))
+        return _shifted_interval(estimate, _resampled_gaps(gaps, bin_ids, n, bins, seed, resamples), n)
     random = np.random.default_rng(seed)
     drawn = []
     for size in _blocks(resamples, n):
@@ -238,7 +236,7 @@ def bootstrap_calibration_error(
         places = bin_ids[rows] + bins * np.arange(size)[:, None]
         sums = np.bincount(places.ravel(), weights=gaps[rows].ravel(), minlength=size * bins).reshape(size, bins)
         drawn.append(np.abs(sums).sum(axis=1) / n)
-    return _shifted_interval(estimate, np.concatenate(drawn))
+    return _shifted_interval(estimate, np.concatenate(drawn), n)
 
 
 def _resampled_gaps(gaps: Floats, bin_ids: Ids, n: int, bins: int, seed: int, resamples: int) -> Floats:
@@ -255,13 +253,18 @@ def bootstrap_difference(true_ids: Ids, first_ids: Ids, second_ids: Ids, seed: i
     """Macro-F1 (of the true labels) of the first predictions less that of the second: paired, both read from one resample.
 
     The luck of the rows cancels out, and the interval is as narrow as the predictions are alike (Berg-Kirkpatrick et al. 2012).
+    Where each row says the same, three of three won for instance, the interval is that of the share of rows that are right.
     """
     estimate = macro_f1_of_true_labels(true_ids, first_ids) - macro_f1_of_true_labels(true_ids, second_ids)
-    drawn = [
+    blocks = [
         _macro_of_true(first) - _macro_of_true(second)
         for first, second in _resampled(true_ids, [first_ids, second_ids], seed, resamples)
     ]
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])  # not shifted: a bias shared by both cancels out
+    drawn = np.concatenate(blocks)
+    if _all_alike(drawn) and not (first_ids == second_ids).all():
+        shares = bootstrap_share_difference(right(true_ids, first_ids), right(true_ids, second_ids), seed, resamples)
+        return Interval(estimate, min(estimate, shares.low), max(estimate, shares.high))
+    low, high = np.quantile(drawn, [0.025, 0.975])  # not shifted: a bias shared by both cancels out
     return Interval(estimate, float(low), float(high))
 
 
@@ -443,12 +446,21 @@ def _confidence(probabilities: Floats, true_ids: Ids, bins: int) -> tuple[Floats
     return correct, confidence, bin_ids.astype(np.int64)
 
 
-def _shifted_interval(estimate: float, drawn: Floats) -> Interval:
-    """The percentile interval (Efron 1979), shifted back by the bootstrap's own bias.
+def _shifted_interval(estimate: float, drawn: Floats, n: int) -> Interval:
+    """The percentile interval (Efron 1979) of n rows, shifted back by the bootstrap's own bias.
+
+    Where all resamples say the same, as of rows that are all right or all wrong, it is the interval of a share of n.
 
     Resampling thins out small labels, which lowers macro-F1, and adds noise to absolute gaps, which raises the calibration error.
     Over 400 simulated sets of 1,000 rows and 77 labels the plain interval of macro-F1 held the true value in 90.5 %, this one
     in 95 %.
     """
+    if _all_alike(drawn):
+        share = wilson_interval(min(estimate * n, n), n)
+        return Interval(estimate, share.low, share.high)
     low, high = np.clip(np.quantile(drawn, [0.025, 0.975]) - (drawn.mean() - estimate), 0, 1)
     return Interval(estimate, float(low), float(high))
+
+
+def _all_alike(drawn: Floats) -> bool:
+    return bool(np.ptp(drawn) < 1e-12)

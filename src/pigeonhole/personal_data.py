@@ -12,13 +12,14 @@ _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
 _NUMBER = re.compile(r"(?<![\w.])(?:\+|\()?\d(?:[ ()./-]{0,2}\d){6,18}(?![\w])")
 _SEVEN_DIGITS = re.compile(r"\d(?:[ ()./-]{0,2}\d){6}")
 
-_BETWEEN = r"[\s()\[\]{}./\\|~_*#:\u00b7\u2010-\u2015\u2212\u2022\uff0d-]"  # what people write between the digits of a number
+_UNSEEN = r"\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff"  # comes along where a number is copied from a page
+_BETWEEN = rf"[\s()\[\]{{}}./\\|~_*#:\u00b7\u2010-\u2015\u2212\u2022\uff0d{_UNSEEN}-]"  # what stands between digits
 _ANY_EMAIL = re.compile(
-    r"""(?:"[^"\n]{1,64}"|[^\s@<>()\[\],;:"'|=]{1,64})[@\uff20](?:\[[0-9A-Fa-f.:]{3,45}\]|[^\W_][\w.-]{0,253}[^\W_])"""
+    r"""(?:"[^"\n]{1,64}"|(?:[^\s@<>()\[\],;:"'|=]|(?<=\w)'(?=\w)){1,64})[@\uff20](?:\[[0-9A-Fa-f.:]{3,45}\]|[^\W_][\w.-]{0,253}[^\W_])"""
 )
 _ANY_IBAN = re.compile(rf"(?<![A-Za-z\d])[A-Za-z]{{2}}\d{{2}}(?:{_BETWEEN}{{0,4}}[A-Za-z\d]){{11,30}}")
 _ANY_NUMBER = re.compile(
-    rf"(?<!\w)[+(\uff0b]{{0,2}}\d(?:{_BETWEEN}{{0,4}}\d){{6,40}}(?:{_BETWEEN}{{0,2}}(?:ext\.?|x|#)\s?\d{{1,6}})?", re.IGNORECASE
+    rf"(?<!\d)[+(\uff0b]{{0,2}}\d(?:{_BETWEEN}{{0,4}}\d){{6,40}}(?:{_BETWEEN}{{0,2}}(?:ext\.?|x|#)\s?\d{{1,6}})?", re.IGNORECASE
 )
 
 _DAY, _MONTH, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:19|20)\d\d"

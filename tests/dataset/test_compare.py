@@ -44,6 +44,7 @@ def test_rows_that_came_went_and_changed_their_label_are_counted_with_their_line
     assert "| removed (lines of the old file) | 1 | 2 |" in report
     assert "| account | billing | 1 |" in report
     assert "brand new" not in report
+    assert compared(tmp_path, after, before)["relabelled"] == 1  # there and back
 
 
 def test_another_spelling_of_a_text_is_no_new_row(tmp_path: Path) -> None:

@@ -46,6 +46,23 @@ def test_class_numbers_become_names(tmp_path: Path) -> None:
     assert [row.label for row in read_rows(DataConfig(path=f"hub://{tmp_path / 'set'}"))] == ["spam", "ham"]
 
 
+def test_lists_of_class_numbers_become_lists_of_names(tmp_path: Path) -> None:
+    import datasets
+
+    emotions = datasets.Sequence(datasets.ClassLabel(names=["anger", "joy"]))  # as go_emotions has them
+    features = datasets.Features({"text": datasets.Value("string"), "label": emotions})
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"], "label": [[1, 0], []]}, features=features)
+    (tmp_path / "set").mkdir()
+    rows.to_parquet(tmp_path / "set" / "train.parquet")
+    config = DataConfig(path=f"hub://{tmp_path / 'set'}", task="multi_label")
+    assert [row.label for row in read_rows(config)] == ["anger|joy", ""]
+
+
+def test_whole_numbers_are_their_digits_as_in_other_files(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "train", {"text": ["one", "two"], "label": [3, 12]})
+    assert [row.label for row in read_rows(DataConfig(path=f"hub://{folder}"))] == ["3", "12"]
+
+
 def test_null_is_refused_with_its_row(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "train", {"text": ["one", None], "label": ["a", "b"]})
     with pytest.raises(DataError, match="line 2: column 'text' is null"):

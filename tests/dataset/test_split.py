@@ -37,6 +37,11 @@ def test_order_of_rows_changes_nothing() -> None:
     assert split_rows(rows, 0.1, 0.1, seed=0) == split_rows(shuffled, 0.1, 0.1, seed=0)
 
 
+def test_nor_does_it_where_texts_are_repeated_in_other_spellings_and_with_other_labels() -> None:
+    rows = _rows(20, 20) + [Row(f"TEXT 0 {number}", f"label{number % 2}", 2) for number in range(20)]
+    assert split_rows(rows, 0.1, 0.1, seed=0) == split_rows(rows[::-1], 0.1, 0.1, seed=0)
+
+
 def test_another_seed_is_another_split_of_the_same_sizes() -> None:
     rows = _rows(100, 100)
     one, other = split_rows(rows, 0.1, 0.1, seed=0), split_rows(rows, 0.1, 0.1, seed=1)
@@ -57,6 +62,13 @@ def test_three_rows_reach_all_three_splits() -> None:
     for seed in range(20):
         for side in _sides(split_rows(_rows(3, 3, 200), 0.45, 0.45, seed)):
             assert {row.label for row in side} == {"label0", "label1", "label2"}
+
+
+def test_three_texts_reach_all_three_splits_however_often_they_are_repeated() -> None:
+    rows = _rows(3, 200) + [Row("text 0 1", "label0", 2)] * 2
+    for seed in range(20):
+        for side in _sides(split_rows(rows, 0.3, 0.45, seed)):
+            assert {row.label for row in side} == {"label0", "label1"}
 
 
 def test_no_share_is_no_rows() -> None:

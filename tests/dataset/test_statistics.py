@@ -29,6 +29,7 @@ def test_no_rows_are_an_empty_scan() -> None:
         ("x" * 101, "long_texts"),
         ("write to jo@ex.com", "email"),
         ("bell \x07", "control_characters"),
+        ("nothing \0", "control_characters"),
         ("turned \u202eround", "control_characters"),
         ("caf\u00c3\u00a9", "broken_encoding"),
         ("what \ufffd is this", "broken_encoding"),

@@ -67,6 +67,7 @@ def test_a_data_set_is_read_with_the_new_labels_and_says_by_which_file(tiny_data
     ("content", "message"),
     [
         ("rename: {delivry: shipping}", "no row has the labels 'delivry'; those in the data: 'account'"),
+        ("retire: [delivry]", "no row has the labels 'delivry'; those in the data: 'account'"),
         ("rename: {delivery: billing}", "there is a label 'billing' already; merge them instead"),
         ("rename: {delivery: x, billing: x}", "two labels get one name; merge them instead"),
         ("add: [refund]", "add: no row has the label 'refund'; add rows with it"),
@@ -92,6 +93,12 @@ def test_a_split_into_one_label_is_a_rename(tmp_path: Path) -> None:
     write_rows(tmp_path / "one.csv", [("a", "x"), ("b", "x")])
     with pytest.raises(DataError, match="becomes two at least, or rename it"):
         taxonomy_of(tmp_path, "split: {billing: {rows: one.csv}}")
+
+
+def test_a_text_that_falls_into_two_labels_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("text,label\nmy invoice,invoice\na fee,fee\nMy invoice!,fee\n")
+    with pytest.raises(DataError, match=r"two.csv: line 4: the text falls into 'fee', and into 'invoice' in a row before"):
+        taxonomy_of(tmp_path, "split: {billing: {rows: two.csv}}")
 
 
 def test_texts_with_several_labels_have_no_taxonomy() -> None:

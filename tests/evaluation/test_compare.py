@@ -80,6 +80,12 @@ def test_the_command_writes_a_report_with_flips_first(
     }
 
 
+def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match=r"out=.+: cannot be written"):
+        run(["base=no-such", "candidate=no-such", f"out={tmp_path / 'out'}"])
+
+
 def test_both_bundles_are_needed_and_their_labels_have_to_be_the_same(tmp_path: Path, rows_file: Path) -> None:
     with pytest.raises(ConfigError, match="both are needed"):
         run(["base=x"])

@@ -83,6 +83,17 @@ def test_the_test_split_of_a_training_run_gets_the_scores_that_the_run_printed(t
     assert found["baselines"]["tfidf"]["macro_f1"] == tiny_run["baselines"]["tfidf"]["macro_f1"]
 
 
+def test_rows_that_the_bundle_was_trained_on_are_counted_in_a_warning(rows_file: Path, tmp_path: Path) -> None:
+    bundle = keyword_bundle(tmp_path / "bundle", "v1", provenance=origin(rows_file)).url
+    some = write(tmp_path / "some.csv", [(f"  {text.upper()}!", label) for text, label in keyword_rows()])
+    assert evaluate(bundle, f"data.path={some}")["warnings"][0].startswith("115 of the 144 rows have a text that the bundle was")
+    new = write(tmp_path / "new.csv", [(f"{text} once more", label) for text, label in keyword_rows()])
+    assert evaluate(bundle, f"data.path={new}")["warnings"] == []
+    assert evaluate(bundle)["warnings"] == []
+    rows_file.write_text("text,label\nquite another,billing\n")
+    assert "cannot be told" in evaluate(bundle, f"data.path={new}")["warnings"][0]
+
+
 def test_a_file_that_the_bundle_was_trained_on_is_measured_with_a_warning(
     rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

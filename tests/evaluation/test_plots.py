@@ -1,4 +1,5 @@
 import io
+import struct
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.pyplot import get_fignums
 from numpy.typing import NDArray
 
 from pigeonhole.evaluation import plots
-from pigeonhole.metrics import Floats, Ids
+from pigeonhole.metrics import Floats, Ids, Interval, per_class
 
 
 def answers(n: int, c: int) -> tuple[Ids, Floats]:
@@ -67,7 +68,45 @@ def test_steps_are_whole_and_begin_at_0(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_labels_may_hold_dollars_and_other_alphabets() -> None:
-    assert plots.confusion_png(np.array([0, 1]), np.array([0, 1]), ["cost in $ or $_{", "ärger"])
+    labels = ["cost in $ or $_{", "ärger", "日本語", "😀", "مرحبا"]
+    assert plots.confusion_png(np.array([0, 1]), np.array([0, 1]), labels)
+    assert plots.confusion_png(np.array([0, 1]), np.array([1, 0]), [*labels, *map(str, range(20))])
+    assert plots.labels_png(per_class(np.array([0, 1]), np.array([0, 1]), labels))
+    assert plots.difference_png(labels, [Interval(0.1, 0, 0.2)] * 5, "change")
+
+
+def test_long_names_leave_room_for_the_picture() -> None:
+    labels = ["a very long label " * 14, "b" * 256, "two\nlines", *"de"]
+    ids = np.arange(5)
+    assert plots.confusion_png(ids, ids, labels)  # the layout would warn
+    assert plots.labels_png(per_class(ids, ids, labels))
+    assert plots.difference_png(labels, [Interval(0.1, 0, 0.2)] * 5, "change")
+    assert plots.confusion_png(np.array([0]), np.array([1]), ["W" * 50, "M" * 50])
+
+
+def test_beyond_so_many_labels_no_picture_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "NAMED_UP_TO", 25)
+    pictures = []
+    for c in (25, 250):
+        ids, labels = np.arange(c), [f"label {i}" for i in range(c)]
+        pictures += [
+            plots.confusion_png(ids, ids[::-1], labels),
+            plots.labels_png(per_class(ids, ids, labels)),
+            plots.difference_png(labels, [Interval(i / c, 0, 1) for i in range(c)], "change"),
+        ]
+    sizes = [struct.unpack(">II", png[16:24]) for png in pictures]  # as the header of a PNG has them
+    assert sizes[:3] == sizes[3:]
+
+
+def test_of_many_labels_the_worst_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_png", drawn.append)
+    ids = np.arange(300)
+    plots.labels_png(per_class(ids, np.where(ids == 250, 251, ids), [f"label {i}" for i in range(300)]))
+    plots.difference_png(list(map(str, ids)), [Interval(i / 300, 0, 1) for i in range(300)], "change")
+    named = [[tick.get_text() for tick in figure.axes[0].get_yticklabels()] for figure in drawn]
+    assert {"label 250 (1)", "label 251 (1)"} <= set(named[0])
+    assert named[1] == ["0", *map(str, range(101, 300))]  # the first is all rows
 
 
 def test_no_figure_is_left_behind() -> None:

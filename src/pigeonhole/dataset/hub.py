@@ -26,11 +26,13 @@ def records(url: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
             address["name"], revision=address["revision"], split=address["split"] or "train", streaming=True
         )
         names = list(rows.features or next(iter(rows)))
-        classes = {name: feature for name, feature in (rows.features or {}).items() if isinstance(feature, datasets.ClassLabel)}
+        # of a list of classes, the class
+        items = {name: getattr(feature, "feature", feature) for name, feature in (rows.features or {}).items()}
+        classes = {name: feature for name, feature in items.items() if isinstance(feature, datasets.ClassLabel)}
         for record in rows:
             for name, feature in classes.items():
                 if record[name] is not None:
-                    record[name] = feature.int2str(record[name])
+                    record[name] = feature.int2str(record[name])  # a number, or a list of them
             yield names, record
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

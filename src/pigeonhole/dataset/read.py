@@ -177,12 +177,15 @@ def _jsonl_values(url: str, columns: Columns) -> Iterator[Values]:
             record = _json_object(url, raw, line)
             if not text:
                 text, label = columns.find(url, list(record))
-            found = record.get(label)
-            if columns.several and isinstance(found, list):
-                labels = [_json_string(url, f"an item of {shown(label)}", item, line) for item in found]
-                yield _json_value(url, record, text, line), labels, line
-            else:
-                yield _json_value(url, record, text, line), _json_value(url, record, label, line), line
+            yield _record_values(url, record, text, label, columns, line)
+
+
+def _record_values(url: str, record: dict[str, Any], text: str, label: str, columns: Columns, line: int) -> Values:
+    found = record.get(label)
+    if columns.several and isinstance(found, list):
+        labels = [_json_string(url, f"an item of {shown(label)}", item, line) for item in found]
+        return _json_value(url, record, text, line), labels, line
+    return _json_value(url, record, text, line), _json_value(url, record, label, line), line
 
 
 def _json_object(url: str, raw: str, line: int) -> dict[str, Any]:
@@ -280,13 +283,7 @@ def _arrow_values(column: Any) -> list[Any]:
 def _hub_values(url: str, columns: Columns) -> Iterator[Values]:
     for row, (names, record) in enumerate(hub.records(url), 1):
         text, label = columns.find(url, names)
-        values = record[text], record[label]
-        for name, value in zip((text, label), values, strict=True):
-            listed_strings = columns.several and name == label and isinstance(value, list)
-            if not isinstance(value, str) and not (listed_strings and all(isinstance(item, str) for item in value)):
-                kind = "null" if value is None else type(value).__name__
-                _refuse_line(url, row, f"column {shown(name)} is {kind}; a string is needed")
-        yield *values, row
+        yield _record_values(url, record, text, label, columns, row)
 
 
 _READERS: dict[str, Callable[[str, Columns], Iterator[Values]]] = {

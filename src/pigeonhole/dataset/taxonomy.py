@@ -147,7 +147,12 @@ def read_taxonomy(url: str, sha256: str | None = None) -> Taxonomy:
 
 
 def _parts(rows: str, url: str, label: str) -> dict[str, str]:
-    parts = {normalise(row.text): row.label for row in read_rows(DataConfig(path=rows, text="text", label="label"))}
+    parts: dict[str, str] = {}
+    for row in read_rows(DataConfig(path=rows, text="text", label="label")):
+        said = parts.setdefault(normalise(row.text), row.label)
+        if said != row.label:
+            problem = f"the text falls into {shown(row.label)}, and into {shown(said)} in a row before"
+            raise DataError(f"{url}: split: {rows}: line {row.line}: {problem}; leave one of them")
     if len(set(parts.values())) < 2:
         raise DataError(f"{url}: split: {rows} has one label; {shown(label)} becomes two at least, or rename it")
     return parts

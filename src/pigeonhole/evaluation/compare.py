@@ -136,6 +136,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     config = compose(ReportConfig, "report", arguments)
     if not config.base or not config.candidate:
         raise ConfigError(f"base={config.base}, candidate={config.candidate}: both are needed, URLs of bundles")
+    storage.require_writable("out", config.out)
     began = time.perf_counter()
     bundles = [open_bundle(storage.to_url(url)) for url in (config.base, config.candidate)]
     if bundles[0].manifest.task != bundles[1].manifest.task:

@@ -18,7 +18,9 @@ from pigeonhole.evaluation.baselines import FOLDS, cross_fit_baselines, score_ba
 from pigeonhole.evaluation.labelled import (
     Labelled,
     RowsConfig,
+    count_learned,
     label_ids,
+    own_data,
     own_patterns,
     read_labelled,
     read_own_split,
@@ -70,7 +72,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "version": bundle.manifest.version,
         "precision": classifier.precision,
         "data": test.source,
-        "warnings": _warnings(bundle, test),
+        "warnings": _warnings(bundle, test) if config.data.path else [],
         "test": score_metrics(true_ids, probabilities, labels, config.seed, thresholds),
         "slices": text_slices(test.texts, true_ids, predict(probabilities, thresholds), own_patterns(bundle)),
         "baselines": baselines,
@@ -109,6 +111,13 @@ def _score_baselines(train: Labelled | None, test: Labelled, labels: Sequence[st
 def _warnings(bundle: Bundle, test: Labelled) -> list[str]:
     if was_trained_on(bundle, test):
         return ["the bundle was trained on rows of this very file; unset data.path measures on those that it kept for its test"]
+    learned = count_learned(bundle, test)
+    if learned:
+        of = f"{learned:,} of the {len(test.rows):,} rows have a text that the bundle was trained or selected on"
+        return [f"{of}: they say little of new texts; leave them out, or unset data.path"]
+    own = own_data(bundle)
+    if learned is None and own is not None:
+        return [f"{own.path} is not what the bundle was trained on any more, or not here: which rows it knows cannot be told"]
     return []
 
 

@@ -10,11 +10,15 @@ import numpy as np
 
 from pigeonhole.bundle import Bundle, Manifest, Task
 from pigeonhole.configuration import setting
-from pigeonhole.dataset.check import verify_files
+from pigeonhole.dataset.amend import open_amendments
+from pigeonhole.dataset.check import files_of, own_shares, verify_files
 from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.digest import normalise
+from pigeonhole.dataset.hub import is_hub
 from pigeonhole.dataset.label_sets import ids_of, parts_of
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row, read_rows
+from pigeonhole.dataset.split import split_rows
 from pigeonhole.errors import ConfigError, DataError, StorageError
 from pigeonhole.metrics import Floats, Ids
 
@@ -137,3 +141,22 @@ def thresholds_of(manifest: Manifest) -> Floats | None:
 def was_trained_on(bundle: Bundle, rows: Labelled) -> bool:
     """Whether the rows are the very file that the bundle was trained on."""
     return rows.sha256 is not None and rows.sha256 == bundle.manifest.provenance.get("data_sha256")
+
+
+def count_learned(bundle: Bundle, rows: Labelled) -> int | None:
+    """How many of the rows have a text that the bundle was trained or selected on, however it is written.
+
+    None where that cannot be told: its manifest names no file, the hub, or one that is not there any more or has changed.
+    """
+    config = own_data(bundle)
+    if config is None or is_hub(config.path):
+        return None
+    try:
+        verify_files(config)
+        amendments = open_amendments(config)
+        own = {name: list(amendments.rows(config, url)) for name, url in files_of(config).items() if name != "test"}
+    except (DataError, StorageError):
+        return None
+    split = split_rows(own["train"], *own_shares(config), config.split_seed, config.task)
+    learned = {normalise(row.text) for row in (*split.train, *own.get("validation", split.validation))}
+    return sum(normalise(text) in learned for text in rows.texts)
