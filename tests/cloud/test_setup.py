@@ -47,6 +47,10 @@ def end(code, out="", error=""):
     sys.stdout.write(out); sys.stderr.write(error); sys.exit(code)
 if "denied" in there:
     end(1, error="ERROR: (gcloud) PERMISSION_DENIED: The caller does not have permission")
+if "disabled" in there and line[0] not in ("services", "projects"):
+    end(1, error="ERROR: (gcloud.x) PERMISSION_DENIED: X API has not been used in project 123 before or it is disabled. Enable")
+if "hidden" in there:
+    end(1, error="ERROR: (gcloud.x) PERMISSION_DENIED: The caller may not look at project 140412 (request 99404e)")
 if "nobody" in there:
     end(1, error="ERROR: (gcloud.projects.describe) You do not currently have an active account selected.\\nPlease run:\\n")
 verbs = [word for word in line if word.endswith("-iam-policy-binding") or word == "get-iam-policy"]
@@ -240,6 +244,29 @@ def test_an_account_that_may_not_look_is_told_so_and_nothing_is_made(cloud: Path
     with pytest.raises(RunError, match="PERMISSION_DENIED"):
         setup.run(["setup"])
     assert len((cloud / "asked").read_text().splitlines()) == 1
+
+
+def test_a_fresh_project_is_looked_at_though_its_apis_are_off(cloud: Path) -> None:
+    (cloud / "there.json").write_text('{"disabled": true}')
+    with pytest.raises(GateError) as refused:
+        setup.run(["preflight"])
+    result: Any = refused.value.result
+    missing = [thing["what"] for thing in result["missing"]]
+    assert "API artifactregistry.googleapis.com" in missing
+    assert "bucket gs://some-project-pigeonhole" in missing
+    assert "quota of 8 custom_model_training_cpus in europe-west4" in missing
+
+
+def test_a_no_with_404_in_a_number_is_still_a_no(cloud: Path) -> None:
+    (cloud / "there.json").write_text('{"hidden": true}')
+    with pytest.raises(RunError, match="may not look at project"):
+        setup.ask(("gcloud", "iam", "service-accounts", "describe", "x"))
+
+
+def test_what_the_lines_themselves_need_is_switched_on_first() -> None:
+    """Google's page of workload identity names these four; without the first no account can be made."""
+    names = [step.word for step in steps(SITE, ROOT) if step.word]
+    assert {f"{name}.googleapis.com" for name in ("iam", "cloudresourcemanager", "iamcredentials", "sts")} <= set(names)
 
 
 def test_without_an_account_the_next_step_is_told(cloud: Path) -> None:

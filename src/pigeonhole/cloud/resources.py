@@ -22,8 +22,8 @@ FOUND = "FOUND"  # in a deleting line: each name that the finding line prints
 NUMBER = "PROJECT_NUMBER"  # what a dry run prints where the real one is asked for
 POOL = "pigeonhole-github"
 APIS = (
-    "aiplatform", "artifactregistry", "billingbudgets", "cloudbuild", "cloudquotas", "cloudscheduler", "iamcredentials",
-    "logging", "monitoring", "run", "secretmanager", "storage", "sts",
+    "aiplatform", "artifactregistry", "billingbudgets", "cloudbuild", "cloudquotas", "cloudresourcemanager", "cloudscheduler",
+    "iam", "iamcredentials", "logging", "monitoring", "run", "secretmanager", "storage", "sts",
 )  # fmt: skip
 ACCOUNTS = {
     "serve": "answers questions",

@@ -5,6 +5,7 @@ Each line of gcloud is printed before it runs; what is there is not made again. 
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -26,7 +27,11 @@ PIGEONHOLE_EMAIL is told of alerts. One that is not set is named, with what is l
 preflight looks at the quota of a machine of `vertex` (cpu) too, and at the images of a commit where one is named.
 """
 NOBODY = "not currently have an active account"
-NOT_THERE = ("not_found", "not found", "does not exist", "404", "unknown service account")
+# The second line is of an API that is off, under which there is nothing yet. 404 as a word: a project's number may hold it.
+NOT_THERE = re.compile(
+    r"not_found|not found|does not exist|(?<![\w-])404(?![\w-])|unknown service account"
+    r"|has not been used in project|not enabled on project"
+)
 
 
 class Memory:
@@ -187,7 +192,7 @@ def project_number(site: Site) -> str:
 def ask(line: Line) -> str:
     """What a reading line prints; "" where the thing is not there. Raises RunError for any other no."""
     ran = _gcloud(line)
-    if ran.returncode and not any(sign in ran.stderr.lower() for sign in NOT_THERE):
+    if ran.returncode and not NOT_THERE.search(ran.stderr.lower()):
         raise RunError(f"{shlex.join(line)}: {_first_error(ran.stderr)}")
     return "" if ran.returncode else ran.stdout
 
