@@ -211,7 +211,7 @@ class AllBut(setup.Memory):
         self.lacking = lacking
         self.asked_by: dict[Line, list[Step]] = {}
         for step in everything:
-            for line in (step.find, step.needs):
+            for line in (named(step, step.find), step.needs):
                 self.asked_by.setdefault(line, []).append(step)
 
     def __call__(self, line: Line) -> str:
@@ -236,7 +236,10 @@ def test_whatever_single_thing_is_missing_it_alone_is_named_with_its_line() -> N
         with pytest.raises(GateError) as refused:
             setup.preflight(SITE, AllBut(everything, step), {"machine": "spot"})
         result: Any = refused.value.result
-        assert result["missing"] == [{"what": step.what, "line": shlex.join(named(step, step.make))}]
+        missing = {thing["what"]: thing["line"] for thing in result["missing"]}
+        assert missing.pop(step.what) == shlex.join(named(step, step.make))
+        # Without the channel no policy tells it either.
+        assert len(missing) == (7 if step.what.startswith("notification channel") else 0)
 
 
 def test_an_account_that_may_not_look_is_told_so_and_nothing_is_made(cloud: Path) -> None:
@@ -299,6 +302,34 @@ def test_a_variable_that_cannot_be_right_is_named(name: str, value: str, told: s
 def test_a_word_that_is_not_known_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="expected one of setup, preflight, teardown"):
         setup.run(arguments)
+
+
+def test_a_budget_is_of_one_project_where_several_are_paid_from_one_account() -> None:
+    def budget(project: str) -> Step:
+        site = Site(Project(project, "europe-west4"), billing="0A0A0A-0B0B0B-0C0C0C")
+        (found,) = [step for step in steps(site, ROOT) if step.what.startswith("budget")]
+        return found
+
+    one, other = budget("some-project"), budget("other-project")
+    filters = [word for step in (one, other) for word in step.find if word.startswith("--filter=")]
+    assert filters == ["--filter=displayName=pigeonhole-some-project", "--filter=displayName=pigeonhole-other-project"]
+    assert "--display-name=pigeonhole-some-project" in one.make
+
+
+def test_an_address_that_others_are_told_at_too_keeps_their_channel() -> None:
+    """`teardown` deletes what `find` prints: somebody's own channel to the same address is not ours."""
+    (channel,) = [step for step in steps(SITE, ROOT) if step.what.startswith("notification channel")]
+    assert any(word.startswith('--filter=displayName="Pigeonhole" AND ') for word in channel.find)
+    assert "--display-name=Pigeonhole" in channel.make
+
+
+def test_a_policy_that_tells_somebody_else_is_not_taken_for_one_that_tells_the_new_address() -> None:
+    told = [step for step in steps(SITE, ROOT) if " tells " in step.what]
+    assert len(told) == 7
+    for step in told:
+        (chosen,) = [word for word in step.find if word.startswith("--filter=")]
+        assert chosen.endswith('" AND notificationChannels:"CHANNEL"')
+        assert "Channels/1" in " ".join(setup.filled(step.find, step, lambda _: "projects/p/notificationChannels/1"))
 
 
 def test_only_main_of_one_repository_may_deploy() -> None:

@@ -92,7 +92,7 @@ class Step:
     """`find` prints something where the thing is there: a line `word`, or a policy (JSON) with `binding`, where they are set.
 
     `delete` is empty for what stays; `by_hand`: only a person can make it; `holds_data`: deleting it loses something. `asked`:
-    words of `make` that stand for what another line prints, such as a name that Google gave.
+    words of both lines that stand for what another line prints, such as a name that Google gave.
     """
 
     what: str
@@ -337,22 +337,24 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
     for what, (kind, flag, file) in names.items():
         yield Step(
             what,
-            _named(site, kind, what, "name"),
+            _named(site, kind, what),
             _gcloud(site, *kind, "create", **{flag: file}),
             _gcloud(site, *kind, "delete", FOUND, "--quiet"),
         )
     if site.email:
         yield from _told(site, [(kind, what) for what, (kind, *_) in names.items() if what.startswith("alert policy")])
     if site.billing:
+        # Of one project: the budgets of all that are paid from one account stand in one list.
+        name = f"pigeonhole-{site.project.id}"
         budgets, account = ("billing", "budgets"), {"billing_account": site.billing}
         yield Step(
             f"budget of {site.budget} a month, told at 50, 90 and 100 %",
-            _gcloud(site, *budgets, "list", **account, filter="displayName=pigeonhole", format="value(name)"),
+            _gcloud(site, *budgets, "list", **account, filter=f"displayName={name}", format="value(name)"),
             _gcloud(
                 site,
                 *(*budgets, "create", *(f"--threshold-rule=percent={share}" for share in ("0.5", "0.9", "1.0"))),
                 **account,
-                display_name="pigeonhole",
+                display_name=name,
                 budget_amount=str(site.budget),
                 filter_projects=f"projects/{site.project.id}",
             ),
@@ -363,7 +365,9 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
 def _told(site: Site, policies: list[tuple[Line, str]]) -> Iterator[Step]:
     """Who hears of an alert: without a channel a policy opens an incident that nobody is sent."""
     channels, address = ("beta", "monitoring", "channels"), f"email_address={site.email}"
-    channel = _gcloud(site, *channels, "list", filter=f'labels.email_address="{site.email}"', format="value(name)")
+    # By its own name: somebody's other channel to this address is not ours to delete.
+    ours = f'displayName="Pigeonhole" AND labels.email_address="{site.email}"'
+    channel = _gcloud(site, *channels, "list", filter=ours, format="value(name)")
     yield Step(
         f"notification channel {site.email}",
         channel,
@@ -373,15 +377,15 @@ def _told(site: Site, policies: list[tuple[Line, str]]) -> Iterator[Step]:
     for kind, what in policies:
         yield Step(
             f"{what} tells {site.email}",
-            _named(site, kind, what, "notificationChannels"),
+            _named(site, kind, what, ' AND notificationChannels:"CHANNEL"'),
             _gcloud(site, *kind, "update", "POLICY", add_notification_channels="CHANNEL"),
-            asked=(("POLICY", _named(site, kind, what, "name")), ("CHANNEL", channel)),
+            asked=(("POLICY", _named(site, kind, what)), ("CHANNEL", channel)),
         )
 
 
-def _named(site: Site, kind: Line, what: str, field: str) -> Line:
+def _named(site: Site, kind: Line, what: str, also: str = "") -> Line:
     title = what.rsplit(" ", 1)[-1]
-    return _gcloud(site, *kind, "list", filter=f'displayName="{title}"', format=f"value({field})")
+    return _gcloud(site, *kind, "list", filter=f'displayName="{title}"{also}', format="value(name)")
 
 
 def _services(site: Site) -> Iterator[Step]:

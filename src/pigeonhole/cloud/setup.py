@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,14 @@ def setup(site: Site, ask: Memory) -> dict[str, Any]:
         if found(step, ask):
             there += 1
         elif step.by_hand or (step.needs and not ask(step.needs)):
-            left.append({"what": step.what, "line": shlex.join(made_by(step, ask))})
+            left.append({"what": step.what, "line": shlex.join(filled(step.make, step, ask))})
             say(f"left to do {'by hand' if step.by_hand else 'after `uv run deploy`'}: {step.what}")
         else:
-            line = made_by(step, ask)
+            line = filled(step.make, step, ask)
             say(shlex.join(line))
             do(line)
             if not step.binding and not step.word:  # whose answers many steps read
-                ask.forget(step.find)
+                ask.forget(filled(step.find, step, ask))
             made.append(step)
     ask.forget()
     for step in made:
@@ -131,7 +131,7 @@ def teardown(site: Site, ask: Memory, *, with_data: bool) -> dict[str, Any]:
 def preflight(site: Site, ask: Memory, options: dict[str, str]) -> dict[str, Any]:
     """Raises GateError with every missing thing and the line that makes it."""
     missing = [
-        {"what": step.what, "line": shlex.join(made_by(step, ask))}
+        {"what": step.what, "line": shlex.join(filled(step.make, step, ask))}
         for step in all_steps(site)
         if (not step.needs or ask(step.needs)) and not found(step, ask)
     ]
@@ -155,9 +155,8 @@ def removable(site: Site, with_data: bool) -> Iterator[Step]:
     return (step for step in reversed(all_steps(site)) if step.delete and (with_data or not step.holds_data))
 
 
-def made_by(step: Step, ask: Memory) -> Line:
-    """`make` with what it asks for put in; a word that has no answer yet stays."""
-    line = step.make
+def filled(line: Line, step: Step, ask: Callable[[Line], str]) -> Line:
+    """A line of a step with what the step asks for put in; a word that has no answer yet stays."""
     for word, question in step.asked:
         answer = (ask(question).split() or [word])[0]
         line = tuple(part.replace(word, answer) for part in line)
@@ -165,7 +164,7 @@ def made_by(step: Step, ask: Memory) -> Line:
 
 
 def found(step: Step, ask: Memory) -> bool:
-    said = ask(step.find).strip()
+    said = ask(filled(step.find, step, ask)).strip()
     if step.word:
         return step.word in said.splitlines()
     return holds(json.loads(said or "{}"), step.binding) if step.binding else bool(said)
