@@ -449,6 +449,14 @@ def test_the_documentations_lines_are_ones_that_gcloud_itself_takes(tmp_path: Pa
     assert linted([tuple(line) for line in lines], tmp_path) == []
 
 
+def test_old_images_can_be_deleted_and_a_commit_can_be_built_again() -> None:
+    """gcloud of --immutable-tags: "tagged images cannot be deleted"; and a tag that is there already takes no second push."""
+    (repository,) = [step for step in steps(SITE, ROOT) if step.what.startswith("image repository")]
+    assert "--immutable-tags" not in repository.make
+    policy = json.loads((ROOT / "cloudbuild/cleanup.json").read_text())
+    assert {"name": "old", "action": {"type": "Delete"}, "condition": {"tagState": "any", "olderThan": "90d"}} in policy
+
+
 @pytest.mark.parametrize("name", ["lifecycle.json", "cleanup.json"])
 def test_a_policy_keeps_what_is_needed(name: str) -> None:
     policy = json.loads((ROOT / "cloudbuild" / name).read_text())

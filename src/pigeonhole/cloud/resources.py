@@ -194,7 +194,8 @@ def _images(site: Site) -> Iterator[Step]:
         _gcloud(site, *repositories, "describe", "pigeonhole", location=region, format="value(name)"),
         _gcloud(
             site,
-            *(*repositories, "create", "pigeonhole", "--immutable-tags"),
+            # Without --immutable-tags, under which no tagged image can be deleted, an old one neither, and no commit built again.
+            *(*repositories, "create", "pigeonhole"),
             repository_format="docker",
             location=region,
             description=about,
