@@ -312,6 +312,14 @@ def test_every_service_is_private_sized_and_probed_at_a_path_that_it_has(name: s
     ]
 
 
+@pytest.mark.parametrize("name", sorted(deploy.QUESTIONS))
+def test_a_collector_has_a_cpu_between_requests(name: str) -> None:
+    """Google's page of the sidecar asks for it: throttled, it misses scrapes, and drift is asked once an hour."""
+    service = deploy.read_service(FILE.parent / f"{name}.yaml", PROJECT, SHA, "tickets", {"serve": "x", "drift": "x"})
+    containers = {container.name: container.resources.cpu_idle for container in service.template.containers}
+    assert "collector" not in containers or set(containers.values()) == {False}
+
+
 def test_the_variables_of_drift_are_those_that_it_reads() -> None:
     from pigeonhole.drift.settings import Settings
     from pigeonhole.environment import variables
