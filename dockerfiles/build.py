@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         return None
     names = [name for name in arguments if "=" not in name]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if not names or set(names) - set(IMAGES) or set(options) - {"bundle", "sbom", "skip"}:
+    unknown = set(names) - set(IMAGES) or set(options) - {"bundle", "sbom", "skip"}
+    if not names or unknown or options.get("skip", "allowed") != "allowed":
         raise ConfigError(
             f"{' '.join(arguments)}: expected some of {', '.join(IMAGES)}, and bundle=FOLDER, sbom=FOLDER, skip=allowed"
         )

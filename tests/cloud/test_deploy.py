@@ -163,6 +163,40 @@ def test_a_revision_that_does_not_start_gets_no_traffic_and_the_reason_is_told(s
     assert traffic_of(server) == [STARTED, BACK]
 
 
+def test_traffic_that_cannot_be_given_back_is_told_with_the_reason_and_the_way_back(
+    stand_in: Callable[[Answer], StandIn],
+) -> None:
+    cloud_run = found_service(first=False)
+    moved: list[str] = []
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        moved.extend([method] if method == "PATCH" else [])
+        if len(moved) == 3:
+            return 403, {"error": {"code": 403, "message": "run.services.update denied", "status": "x"}}
+        return cloud_run(method, path, body)
+
+    def check(url: str, _: str) -> None:
+        if not url.endswith("/candidate"):
+            raise RunError(f"{url}/predict answered 500")
+
+    told = r"/predict answered 500; and the traffic was not given back \(.*denied.*\): rollback\.yaml gives it to serve-00001"
+    with pytest.raises(RunError, match=told.replace("rollback", "cloudbuild/rollback")):
+        deploy.deploy(client(stand_in(answer)), PROJECT, "serve", wanted(), check)
+
+
+def test_a_tag_without_an_address_gets_no_traffic(stand_in: Callable[[Answer], StandIn]) -> None:
+    cloud_run = found_service(first=False)
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        code, found = cloud_run(method, path, body)
+        return code, json.loads(json.dumps(found).replace('"tag": "candidate"', '"tag": "other"'))
+
+    server = stand_in(answer)
+    with pytest.raises(GateError, match="no address of the tag candidate; the traffic is where it was"):
+        deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)
+    assert traffic_of(server) == [STARTED, BACK]
+
+
 def test_a_first_deployment_creates_the_service_and_has_nothing_to_go_back_to(stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(found_service(first=True))
     deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)

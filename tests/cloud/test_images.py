@@ -124,6 +124,8 @@ def test_where_no_container_can_be_made_the_images_are_skipped_by_name_and_only_
 def test_a_word_that_is_no_image_and_a_folder_that_is_no_bundle_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="imagse: expected some of serve, drift"):
         build.run(["imagse"])
+    with pytest.raises(ConfigError, match="serve skip=yes: expected some of"):
+        build.run(["serve", "skip=yes"])
     with (
         pytest.raises(ConfigError, match=r"has no manifest\.json; give the folder of a bundle, or none"),
         build._bundle(str(tmp_path)),
