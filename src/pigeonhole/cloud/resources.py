@@ -91,8 +91,8 @@ class Binding:
 class Step:
     """`find` prints something where the thing is there: a line `word`, or a policy (JSON) with `binding`, where they are set.
 
-    `delete` is empty for what stays; `by_hand`: only a person can make it; `holds_data`: deleting it loses something. `asked`:
-    words of both lines that stand for what another line prints, such as a name that Google gave.
+    `make` is empty for what another command makes, `delete` for what stays; `by_hand`: only a person can make it; `holds_data`:
+    deleting it loses something. `asked`: words of a line that stand for what another line prints, such as a name Google gave.
     """
 
     what: str
@@ -390,8 +390,12 @@ def _named(site: Site, kind: Line, what: str, also: str = "") -> Line:
 
 
 def _services(site: Site) -> Iterator[Step]:
-    """What can be done only once `uv run deploy` has made the services."""
+    """The services, which `uv run deploy` makes, and what can be done only once it has."""
     region = site.project.region
+    for role in ("serve", "drift", "frontend"):
+        name = f"pigeonhole-{role}"
+        delete = _gcloud(site, "run", "services", "delete", name, "--quiet", region=region)
+        yield Step(f"Cloud Run service {name}", _service(site, role), (), delete)
     for account, service in INVOKES:
         name = f"pigeonhole-{service}"
         found = _binding(site, ("run", "services"), name, account, "roles/run.invoker", place=f"--region={region}")

@@ -20,8 +20,8 @@ from pigeonhole.errors import ConfigError, GateError, RunError
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] python -m pigeonhole.cloud.setup setup|preflight|teardown
        [--dry-run] [--data] [image=COMMIT] [machine=cpu|gpu|spot]
 
-setup makes what is missing; preflight names each missing thing with the line that makes it (exit 4); teardown takes away what
-setup made, and what holds data (bucket, images, secrets) only with --data. --dry-run prints the lines and runs none.
+setup makes what is missing; preflight names each missing thing with the line that makes it (exit 4); teardown takes away the
+services and what setup made, and what holds data (bucket, images, secrets) only with --data. --dry-run prints the lines.
 PIGEONHOLE_GITHUB (OWNER/NAME) may deploy by its own tokens; PIGEONHOLE_BILLING_ACCOUNT and PIGEONHOLE_BUDGET make a budget alert;
 PIGEONHOLE_EMAIL is told of alerts. One that is not set is named, with what is left out for want of it.
 preflight looks at the quota of a machine of `vertex` (cpu) too, and at the images of a commit where one is named.
@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 def dry_run(verb: str, site: Site, with_data: bool) -> dict[str, Any]:
     """The lines that would run, if nothing (setup, preflight) or everything (teardown) were there."""
     lines = {
-        "setup": [step.make for step in all_steps(site) if not step.by_hand],
+        "setup": [step.make for step in all_steps(site) if step.make and not step.by_hand],
         "preflight": list(dict.fromkeys(step.find for step in all_steps(site))),
         "teardown": [step.delete for step in removable(site, with_data)],
     }[verb]
@@ -91,7 +91,7 @@ def setup(site: Site, ask: Memory) -> dict[str, Any]:
     """Raises RunError at the first line that fails; the same command goes on from there."""
     made: list[Step] = []
     there, left = 0, []
-    for step in all_steps(site):
+    for step in [step for step in all_steps(site) if step.make]:
         if found(step, ask):
             there += 1
         elif step.by_hand or (step.needs and not ask(step.needs)):
@@ -133,7 +133,7 @@ def preflight(site: Site, ask: Memory, options: dict[str, str]) -> dict[str, Any
     missing = [
         {"what": step.what, "line": shlex.join(filled(step.make, step, ask))}
         for step in all_steps(site)
-        if (not step.needs or ask(step.needs)) and not found(step, ask)
+        if step.make and (not step.needs or ask(step.needs)) and not found(step, ask)
     ]
     missing += quota.missing(site, ask, options.get("machine", "cpu"))
     if image := options.get("image"):
