@@ -153,6 +153,9 @@ def test_traffic_follows_an_answer_and_goes_back_without_one(
     else:
         assert deploy.deploy(client(server), PROJECT, "serve", wanted(), check)["revision"] == "serve-00001"
     assert traffic_of(server) == moves
+    paths = [path for method, path, _ in server.asked if method == "PATCH"]
+    # Who only moves traffic makes no revision.
+    assert ["updateMask=traffic" in path for path in paths] == [False, *(True for _ in moves[1:])]
     assert set(audiences) == {host}  # a token for a tag's address alone is refused
 
 
@@ -369,6 +372,28 @@ def test_the_page_is_given_the_addresses_of_the_services_and_waits_for_them(stan
     }
     with pytest.raises(ConfigError, match="uv run deploy service=serve` comes first"):
         deploy.addresses(client(stand_in(found_service(first=True))), PROJECT)
+
+
+def test_a_service_says_no_before_the_platform_does_and_drift_and_the_page_stay_on_one_instance() -> None:
+    """A run of drift may take minutes and is one at a time; a visitor's page is on the instance that has its connection."""
+    from pigeonhole.serving.settings import Settings
+
+    serve, drift, frontend = (
+        deploy.read_service(
+            FILE.parent / f"{name}.yaml", PROJECT, SHA, "tickets", {"serve": "https://s", "drift": "https://d"}
+        ).template
+        for name in ("serve", "drift", "frontend")
+    )
+    assert serve.timeout.total_seconds() > Settings().deadline_s
+    assert drift.scaling.max_instance_count == 1
+    assert drift.timeout.total_seconds() == 300
+    assert frontend.session_affinity
+
+
+def test_the_page_asks_each_service_at_its_own_address() -> None:
+    service = deploy.read_service(FILE.parent / "frontend.yaml", PROJECT, SHA, "", {"serve": "https://s", "drift": "https://d"})
+    told = {variable.name: variable.value for variable in service.template.containers[0].env}
+    assert told == {"PIGEONHOLE_API_URL": "https://s", "PIGEONHOLE_DRIFT_URL": "https://d"}
 
 
 def test_a_service_without_labels_is_asked_for_its_health(stand_in: Callable[[Answer], StandIn]) -> None:
