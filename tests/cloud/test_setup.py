@@ -343,6 +343,12 @@ def test_a_policy_that_tells_somebody_else_is_not_taken_for_one_that_tells_the_n
         assert "Channels/1" in " ".join(setup.filled(step.find, step, lambda _: "projects/p/notificationChannels/1"))
 
 
+def test_drift_is_asked_with_a_token_for_its_own_address_and_given_as_long_as_it_may_take() -> None:
+    (line,) = [step.make for step in steps(SITE, ROOT) if step.what.startswith("hourly drift run")]
+    address = "https://pigeonhole-drift-123456789012.europe-west4.run.app"
+    assert {f"--uri={address}/runs", f"--oidc-token-audience={address}", "--attempt-deadline=300s"} <= set(line)
+
+
 def test_only_main_of_one_repository_may_deploy() -> None:
     lines = [shlex.join(step.make) for step in steps(SITE, ROOT)]
     (provider,) = [line for line in lines if "create-oidc" in line]
