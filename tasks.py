@@ -200,7 +200,7 @@ def preflight(context: Context, dry_run: bool = False, image: str = "", machine:
 
 @task(help={"data": "take away bucket, images and secrets too"})
 def teardown(context: Context, dry_run: bool = False, data: bool = False) -> None:
-    """Take away what cloud.setup made; what holds data stays unless --data."""
+    """Take away the services and what cloud.setup made; what holds data stays unless --data."""
     cloud(context, "setup teardown", dry_run=dry_run, data=data)
 
 

@@ -14,6 +14,7 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
 import tempfile
 import time
 import urllib.error
@@ -48,7 +49,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         return None
     names = [name for name in arguments if "=" not in name]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if not names or set(names) - set(IMAGES) or set(options) - {"bundle", "sbom", "skip"}:
+    unknown = set(names) - set(IMAGES) or set(options) - {"bundle", "sbom", "skip"}
+    if not names or unknown or options.get("skip", "allowed") != "allowed":
         raise ConfigError(
             f"{' '.join(arguments)}: expected some of {', '.join(IMAGES)}, and bundle=FOLDER, sbom=FOLDER, skip=allowed"
         )
@@ -99,10 +101,10 @@ def try_image(engine: Engine, name: str, bundle: Path) -> Answer:
         raise GateError(f"{name} holds {', '.join(unknown[:5])}, which git does not track; git add it, or take it away", report)
     if name == "train":
         with engine.run(build, ["--cfg", "job"], {}, {}) as container:
-            printed, _ = container.process.communicate(timeout=PATIENCE_S)
-        if container.process.returncode != 0 or "learning_rate" not in printed:
-            raise RunError(f"train --cfg job ended with {container.process.returncode}: {printed[-500:]}")
-        return {**report, "printed_lines": len(printed.splitlines())}
+            said = printed(container, name)
+        if container.process.returncode != 0 or "learning_rate" not in said:
+            raise RunError(f"train --cfg job ended with {container.process.returncode}: {said[-500:]}")
+        return {**report, "printed_lines": len(said.splitlines())}
     if name == "frontend":
         return {**report, **ask(engine, build, {}, {}, "/_stcore/health", None)}
     mounts, variables = {bundle: BUNDLE}, {"PIGEONHOLE_BUNDLE": BUNDLE}
@@ -120,11 +122,19 @@ def score(engine: Engine, build: Build, mounts: Mapping[Path, str]) -> Answer:
     """A table that the image has with it, through Ray inside the container."""
     words = [f"bundle={BUNDLE}", f"input={TABLE}", "output=/tmp/scored", "text=text", "actors=1"]
     with engine.run(build, words, {}, mounts) as container:
-        printed, _ = container.process.communicate(timeout=PATIENCE_S)
-    if container.process.returncode != 0 or '"scored"' not in printed:
-        raise RunError(f"score ended with {container.process.returncode}: {printed[-500:]}")
-    answer = json.loads(printed[printed.index('{"') : printed.rindex("}") + 1])
+        said = printed(container, "score")
+    if container.process.returncode != 0 or '"scored"' not in said:
+        raise RunError(f"score ended with {container.process.returncode}: {said[-500:]}")
+    answer = json.loads(said[said.index('{"') : said.rindex("}") + 1])
     return {"rows": answer["rows"], "scored": answer["scored"]}
+
+
+def printed(container: Container, name: str, patience_s: float = PATIENCE_S) -> str:
+    """What a container prints until it ends by itself. Raises RunError where it does not."""
+    try:
+        return container.process.communicate(timeout=patience_s)[0]
+    except subprocess.TimeoutExpired as error:
+        raise RunError(f"{name} still runs after {patience_s} s: {container.kill()[-500:]}") from error
 
 
 def bake(engine: Engine, bundle: Path) -> Answer:
@@ -158,8 +168,7 @@ def ask(
         began = time.perf_counter()
         while (answer := ask_once(f"http://127.0.0.1:{port}{path}", question)) is None:
             if container.process.poll() is not None or time.perf_counter() - began > PATIENCE_S:
-                container.process.kill()
-                raise RunError(f"{build.name} gave no answer: {container.process.communicate()[0][-1000:]}")
+                raise RunError(f"{build.name} gave no answer: {container.kill()[-1000:]}")
             time.sleep(0.05)
         seconds = time.perf_counter() - began
         uid = _uid(container) if engine.name == "buildah" else None

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,12 @@ class Container:
             return self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired as error:
             raise RunError(f"still there {PATIENCE_S} s after SIGTERM") from error
+
+    def kill(self) -> str:
+        """What it printed until then, or until it ended by itself."""
+        if self.process.poll() is None:  # process 1: bubblewrap's death does not end who has changed to another user
+            os.kill(self.pid, signal.SIGKILL)
+        return self.process.communicate()[0]
 
 
 class Engine(Protocol):
@@ -121,12 +128,18 @@ class Docker:
     def run(
         self, build: Build, words: Sequence[str], variables: Mapping[str, str], mounts: Mapping[Path, str]
     ) -> Iterator[Container]:
-        line = ["docker", "run", "--rm", "--read-only", "--mount", "type=tmpfs,destination=/tmp", "--network", "host"]
+        name = f"pigeonhole-{build.name}-{uuid.uuid4().hex[:8]}"
+        line = ["docker", "run", "--rm", "--name", name, "--read-only", "--network", "host"]
+        line += ["--mount", "type=tmpfs,destination=/tmp"]
         line += [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
         line += [word for host, inside in mounts.items() for word in ("--volume", f"{host}:{inside}:ro")]
         process = _start([*line, build.reference, *words])
-        with _ended(process):
-            yield Container(process, process.pid)  # the client hands signals on to process 1
+        try:
+            with _ended(process):
+                yield Container(process, process.pid)  # the client hands signals on to process 1
+        finally:
+            if process.returncode < 0:  # but not SIGKILL
+                subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
 
 
 class Buildah:

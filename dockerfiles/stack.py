@@ -114,9 +114,9 @@ class Stack:
 
     def tell_logs(self) -> None:
         """What each container said last, for the person who has to find out."""
-        line = ["podman", "logs", "--tail", "8"]
+        line, environment = ["podman", "logs", "--tail", "8"], {**os.environ, **self._variables()}
         for name in (*SERVICES, *([self.profile] if self.profile else [])):
-            ran = subprocess.run([*line, container(name)], capture_output=True, text=True, check=False)
+            ran = subprocess.run([*line, container(name)], capture_output=True, text=True, check=False, env=environment)
             say(f"{name}: {ran.stdout}{ran.stderr}".rstrip())
 
     def _variables(self) -> dict[str, str]:

@@ -153,12 +153,49 @@ def test_traffic_follows_an_answer_and_goes_back_without_one(
     else:
         assert deploy.deploy(client(server), PROJECT, "serve", wanted(), check)["revision"] == "serve-00001"
     assert traffic_of(server) == moves
+    paths = [path for method, path, _ in server.asked if method == "PATCH"]
+    # Who only moves traffic makes no revision.
+    assert ["updateMask=traffic" in path for path in paths] == [False, *(True for _ in moves[1:])]
     assert set(audiences) == {host}  # a token for a tag's address alone is refused
 
 
 def test_a_revision_that_does_not_start_gets_no_traffic_and_the_reason_is_told(stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(found_service(first=False, unready="the container failed to listen on port 8080"))
     with pytest.raises(GateError, match=r"Cloud Run said no: .*failed to listen on port 8080.*; the traffic is where it was"):
+        deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)
+    assert traffic_of(server) == [STARTED, BACK]
+
+
+def test_traffic_that_cannot_be_given_back_is_told_with_the_reason_and_the_way_back(
+    stand_in: Callable[[Answer], StandIn],
+) -> None:
+    cloud_run = found_service(first=False)
+    moved: list[str] = []
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        moved.extend([method] if method == "PATCH" else [])
+        if len(moved) == 3:
+            return 403, {"error": {"code": 403, "message": "run.services.update denied", "status": "x"}}
+        return cloud_run(method, path, body)
+
+    def check(url: str, _: str) -> None:
+        if not url.endswith("/candidate"):
+            raise RunError(f"{url}/predict answered 500")
+
+    told = r"/predict answered 500; and the traffic was not given back \(.*denied.*\): rollback\.yaml gives it to serve-00001"
+    with pytest.raises(RunError, match=told.replace("rollback", "cloudbuild/rollback")):
+        deploy.deploy(client(stand_in(answer)), PROJECT, "serve", wanted(), check)
+
+
+def test_a_tag_without_an_address_gets_no_traffic(stand_in: Callable[[Answer], StandIn]) -> None:
+    cloud_run = found_service(first=False)
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        code, found = cloud_run(method, path, body)
+        return code, json.loads(json.dumps(found).replace('"tag": "candidate"', '"tag": "other"'))
+
+    server = stand_in(answer)
+    with pytest.raises(GateError, match="no address of the tag candidate; the traffic is where it was"):
         deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)
     assert traffic_of(server) == [STARTED, BACK]
 
@@ -312,6 +349,14 @@ def test_every_service_is_private_sized_and_probed_at_a_path_that_it_has(name: s
     ]
 
 
+@pytest.mark.parametrize("name", sorted(deploy.QUESTIONS))
+def test_a_collector_has_a_cpu_between_requests(name: str) -> None:
+    """Google's page of the sidecar asks for it: throttled, it misses scrapes, and drift is asked once an hour."""
+    service = deploy.read_service(FILE.parent / f"{name}.yaml", PROJECT, SHA, "tickets", {"serve": "x", "drift": "x"})
+    containers = {container.name: container.resources.cpu_idle for container in service.template.containers}
+    assert "collector" not in containers or set(containers.values()) == {False}
+
+
 def test_the_variables_of_drift_are_those_that_it_reads() -> None:
     from pigeonhole.drift.settings import Settings
     from pigeonhole.environment import variables
@@ -327,6 +372,28 @@ def test_the_page_is_given_the_addresses_of_the_services_and_waits_for_them(stan
     }
     with pytest.raises(ConfigError, match="uv run deploy service=serve` comes first"):
         deploy.addresses(client(stand_in(found_service(first=True))), PROJECT)
+
+
+def test_a_service_says_no_before_the_platform_does_and_drift_and_the_page_stay_on_one_instance() -> None:
+    """A run of drift may take minutes and is one at a time; a visitor's page is on the instance that has its connection."""
+    from pigeonhole.serving.settings import Settings
+
+    serve, drift, frontend = (
+        deploy.read_service(
+            FILE.parent / f"{name}.yaml", PROJECT, SHA, "tickets", {"serve": "https://s", "drift": "https://d"}
+        ).template
+        for name in ("serve", "drift", "frontend")
+    )
+    assert serve.timeout.total_seconds() > Settings().deadline_s
+    assert drift.scaling.max_instance_count == 1
+    assert drift.timeout.total_seconds() == 300
+    assert frontend.session_affinity
+
+
+def test_the_page_asks_each_service_at_its_own_address() -> None:
+    service = deploy.read_service(FILE.parent / "frontend.yaml", PROJECT, SHA, "", {"serve": "https://s", "drift": "https://d"})
+    told = {variable.name: variable.value for variable in service.template.containers[0].env}
+    assert told == {"PIGEONHOLE_API_URL": "https://s", "PIGEONHOLE_DRIFT_URL": "https://d"}
 
 
 def test_a_service_without_labels_is_asked_for_its_health(stand_in: Callable[[Answer], StandIn]) -> None:

@@ -63,6 +63,31 @@ def test_a_program_that_does_not_end_is_ended_and_told(monkeypatch: pytest.Monke
         engine.do(["sleep", "60"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+def test_a_container_that_does_not_end_is_ended_and_told_with_what_it_said() -> None:
+    """As of bubblewrap: whoever is killed in the place of process 1 leaves it behind, with the pipe that is read to its end."""
+    process = engine._start(["sh", "-c", "sleep 60 & echo $!; echo here I am; wait"])
+    assert process.stdout
+    first = int(process.stdout.readline())
+    with engine._ended(process), pytest.raises(RunError, match=r"train still runs after 0\.5 s: here I am"):
+        build.printed(engine.Container(process, first), "train", 0.5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+def test_a_container_of_docker_is_gone_when_its_client_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL ends the client alone: what answers nothing would keep its memory and its port for ever."""
+    program = tmp_path / "docker"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase $1 in run) exec sleep 60;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with engine.Docker().run(engine.Build("serve"), [], {}, {}) as container:
+        while not (tmp_path / "asked").exists():
+            assert container.process.poll() is None
+    started, ended = (tmp_path / "asked").read_text().splitlines()
+    (name,) = re.findall(r"--name (\S+)", started)
+    assert ended == f"rm --force {name}"
+
+
 @pytest.fixture
 def no_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine that has all the tools and whose kernel lets nobody make a container."""
@@ -99,6 +124,8 @@ def test_where_no_container_can_be_made_the_images_are_skipped_by_name_and_only_
 def test_a_word_that_is_no_image_and_a_folder_that_is_no_bundle_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="imagse: expected some of serve, drift"):
         build.run(["imagse"])
+    with pytest.raises(ConfigError, match="serve skip=yes: expected some of"):
+        build.run(["serve", "skip=yes"])
     with (
         pytest.raises(ConfigError, match=r"has no manifest\.json; give the folder of a bundle, or none"),
         build._bundle(str(tmp_path)),

@@ -31,9 +31,9 @@ def test_a_variable_that_cannot_be_right_is_named(environment: dict[str, str], n
         read_project(environment)
 
 
-@pytest.mark.parametrize("tag", ["latest", "", "v1", "A" * 40])
+@pytest.mark.parametrize("tag", ["latest", "", "v1", "A" * 40, "0123456789abcdef"])
 def test_a_tag_that_is_no_commit_is_refused(tag: str) -> None:
-    with pytest.raises(ConfigError, match="expected the commit"):
+    with pytest.raises(ConfigError, match=r"expected the commit .* all 40 hexadecimal digits or its first 7 to 12"):
         PROJECT.image("serve", tag)
 
 

@@ -47,6 +47,10 @@ def end(code, out="", error=""):
     sys.stdout.write(out); sys.stderr.write(error); sys.exit(code)
 if "denied" in there:
     end(1, error="ERROR: (gcloud) PERMISSION_DENIED: The caller does not have permission")
+if "disabled" in there and line[0] not in ("services", "projects"):
+    end(1, error="ERROR: (gcloud.x) PERMISSION_DENIED: X API has not been used in project 123 before or it is disabled. Enable")
+if "hidden" in there:
+    end(1, error="ERROR: (gcloud.x) PERMISSION_DENIED: The caller may not look at project 140412 (request 99404e)")
 if "nobody" in there:
     end(1, error="ERROR: (gcloud.projects.describe) You do not currently have an active account selected.\\nPlease run:\\n")
 verbs = [word for word in line if word.endswith("-iam-policy-binding") or word == "get-iam-policy"]
@@ -100,7 +104,8 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for step in steps(SITE, ROOT):
         for verb, line in (("find", step.find), ("make", step.make), ("delete", step.delete), ("find", step.needs)):
             if line:
-                known[" ".join(named(step, line)[1:])] = (verb, step.what if line is not step.needs else "service")
+                what = step.what if line is not step.needs else f"Cloud Run service {line[4]}"
+                known[" ".join(named(step, line)[1:])] = (verb, what)
         if step.word:
             known[" ".join(step.find[1:])] = ("names", "API ")
     known["projects describe some-project --format=value(projectNumber)"] = ("answer", SITE.number)
@@ -124,7 +129,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def everything() -> dict[str, Any]:
     """What is there once all is set up."""
-    found: dict[str, Any] = {"service": True}
+    found: dict[str, Any] = {}
     for step in steps(SITE, ROOT):
         if not step.binding:
             found[step.what] = True
@@ -180,6 +185,16 @@ def test_set_up_twice_makes_everything_once_and_teardown_leaves_what_holds_data(
     assert all(not policy["bindings"] for what, policy in there(cloud).items() if what.startswith("policy"))
 
 
+def test_teardown_takes_the_services_that_deploy_made_before_the_accounts_that_they_run_as(cloud: Path) -> None:
+    kept = {what: value for what, value in everything().items() if what.startswith(("Cloud Run", "account"))}
+    (cloud / "there.json").write_text(json.dumps(kept))
+    gone = setup.run(["teardown"])
+    assert gone is not None
+    services = [f"Cloud Run service pigeonhole-{name}" for name in ("frontend", "drift", "serve")]
+    assert gone["taken"][:3] == services
+    assert len(gone["taken"]) == len(kept)
+
+
 def test_preflight_names_each_missing_thing_with_the_line_that_makes_it(cloud: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = everything()
     del kept["API run.googleapis.com"], kept["secret pigeonhole-run-monitoring"], kept["bucket gs://some-project-pigeonhole"]
@@ -207,7 +222,7 @@ class AllBut(setup.Memory):
         self.lacking = lacking
         self.asked_by: dict[Line, list[Step]] = {}
         for step in everything:
-            for line in (step.find, step.needs):
+            for line in (named(step, step.find), step.needs):
                 self.asked_by.setdefault(line, []).append(step)
 
     def __call__(self, line: Line) -> str:
@@ -228,11 +243,14 @@ def bound(binding: Binding) -> dict[str, Any]:
 def test_whatever_single_thing_is_missing_it_alone_is_named_with_its_line() -> None:
     everything = list(steps(SITE, ROOT))
     assert setup.preflight(SITE, AllBut(everything, None), {"machine": "spot"})["missing"] == []
-    for step in everything:
+    for step in [step for step in everything if step.make]:
         with pytest.raises(GateError) as refused:
             setup.preflight(SITE, AllBut(everything, step), {"machine": "spot"})
         result: Any = refused.value.result
-        assert result["missing"] == [{"what": step.what, "line": shlex.join(named(step, step.make))}]
+        missing = {thing["what"]: thing["line"] for thing in result["missing"]}
+        assert missing.pop(step.what) == shlex.join(named(step, step.make))
+        # Without the channel no policy tells it either.
+        assert len(missing) == (7 if step.what.startswith("notification channel") else 0)
 
 
 def test_an_account_that_may_not_look_is_told_so_and_nothing_is_made(cloud: Path) -> None:
@@ -240,6 +258,29 @@ def test_an_account_that_may_not_look_is_told_so_and_nothing_is_made(cloud: Path
     with pytest.raises(RunError, match="PERMISSION_DENIED"):
         setup.run(["setup"])
     assert len((cloud / "asked").read_text().splitlines()) == 1
+
+
+def test_a_fresh_project_is_looked_at_though_its_apis_are_off(cloud: Path) -> None:
+    (cloud / "there.json").write_text('{"disabled": true}')
+    with pytest.raises(GateError) as refused:
+        setup.run(["preflight"])
+    result: Any = refused.value.result
+    missing = [thing["what"] for thing in result["missing"]]
+    assert "API artifactregistry.googleapis.com" in missing
+    assert "bucket gs://some-project-pigeonhole" in missing
+    assert "quota of 8 custom_model_training_cpus in europe-west4" in missing
+
+
+def test_a_no_with_404_in_a_number_is_still_a_no(cloud: Path) -> None:
+    (cloud / "there.json").write_text('{"hidden": true}')
+    with pytest.raises(RunError, match="may not look at project"):
+        setup.ask(("gcloud", "iam", "service-accounts", "describe", "x"))
+
+
+def test_what_the_lines_themselves_need_is_switched_on_first() -> None:
+    """Google's page of workload identity names these four; without the first no account can be made."""
+    names = [step.word for step in steps(SITE, ROOT) if step.word]
+    assert {f"{name}.googleapis.com" for name in ("iam", "cloudresourcemanager", "iamcredentials", "sts")} <= set(names)
 
 
 def test_without_an_account_the_next_step_is_told(cloud: Path) -> None:
@@ -272,6 +313,40 @@ def test_a_variable_that_cannot_be_right_is_named(name: str, value: str, told: s
 def test_a_word_that_is_not_known_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="expected one of setup, preflight, teardown"):
         setup.run(arguments)
+
+
+def test_a_budget_is_of_one_project_where_several_are_paid_from_one_account() -> None:
+    def budget(project: str) -> Step:
+        site = Site(Project(project, "europe-west4"), billing="0A0A0A-0B0B0B-0C0C0C")
+        (found,) = [step for step in steps(site, ROOT) if step.what.startswith("budget")]
+        return found
+
+    one, other = budget("some-project"), budget("other-project")
+    filters = [word for step in (one, other) for word in step.find if word.startswith("--filter=")]
+    assert filters == ["--filter=displayName=pigeonhole-some-project", "--filter=displayName=pigeonhole-other-project"]
+    assert "--display-name=pigeonhole-some-project" in one.make
+
+
+def test_an_address_that_others_are_told_at_too_keeps_their_channel() -> None:
+    """`teardown` deletes what `find` prints: somebody's own channel to the same address is not ours."""
+    (channel,) = [step for step in steps(SITE, ROOT) if step.what.startswith("notification channel")]
+    assert any(word.startswith('--filter=displayName="Pigeonhole" AND ') for word in channel.find)
+    assert "--display-name=Pigeonhole" in channel.make
+
+
+def test_a_policy_that_tells_somebody_else_is_not_taken_for_one_that_tells_the_new_address() -> None:
+    told = [step for step in steps(SITE, ROOT) if " tells " in step.what]
+    assert len(told) == 7
+    for step in told:
+        (chosen,) = [word for word in step.find if word.startswith("--filter=")]
+        assert chosen.endswith('" AND notificationChannels:"CHANNEL"')
+        assert "Channels/1" in " ".join(setup.filled(step.find, step, lambda _: "projects/p/notificationChannels/1"))
+
+
+def test_drift_is_asked_with_a_token_for_its_own_address_and_given_as_long_as_it_may_take() -> None:
+    (line,) = [step.make for step in steps(SITE, ROOT) if step.what.startswith("hourly drift run")]
+    address = "https://pigeonhole-drift-123456789012.europe-west4.run.app"
+    assert {f"--uri={address}/runs", f"--oidc-token-audience={address}", "--attempt-deadline=300s"} <= set(line)
 
 
 def test_only_main_of_one_repository_may_deploy() -> None:
@@ -389,6 +464,14 @@ def test_the_documentations_lines_are_ones_that_gcloud_itself_takes(tmp_path: Pa
     lines = [shlex.split(line) for page in pages for line in re.findall(r"^gcloud .*$", page, re.MULTILINE)]
     assert len(lines) >= 2
     assert linted([tuple(line) for line in lines], tmp_path) == []
+
+
+def test_old_images_can_be_deleted_and_a_commit_can_be_built_again() -> None:
+    """gcloud of --immutable-tags: "tagged images cannot be deleted"; and a tag that is there already takes no second push."""
+    (repository,) = [step for step in steps(SITE, ROOT) if step.what.startswith("image repository")]
+    assert "--immutable-tags" not in repository.make
+    policy = json.loads((ROOT / "cloudbuild/cleanup.json").read_text())
+    assert {"name": "old", "action": {"type": "Delete"}, "condition": {"tagState": "any", "olderThan": "90d"}} in policy
 
 
 @pytest.mark.parametrize("name", ["lifecycle.json", "cleanup.json"])

@@ -100,6 +100,15 @@ def test_the_trigger_is_one_of_cloud_build_and_leads_to_the_build() -> None:
     assert missing == set()
 
 
+def test_the_trigger_says_what_makes_the_topic_and_lets_drift_publish_to_it() -> None:
+    text = (ROOT / "cloudbuild/triggers/retrain.yaml").read_text(encoding="utf-8")
+    account = PROJECT.account("drift").replace(PROJECT.id, "$PROJECT")
+    assert "gcloud services enable pubsub.googleapis.com" in text
+    assert "gcloud pubsub topics create $TOPIC" in text
+    assert f"--member=serviceAccount:{account} --role=roles/pubsub.publisher" in text
+    assert "PIGEONHOLE_ALARM_URL=pubsub://" in text
+
+
 def test_a_key_that_a_trigger_does_not_have_is_refused() -> None:
     with pytest.raises(ParseError):
         trigger({"pubSub": {}})

@@ -169,14 +169,20 @@ def deploy(
         request = run_v2.UpdateServiceRequest(service=service, allow_missing=True)
         with refusals("Cloud Run"):
             made = services.update_service(request).result(timeout=WAIT_S)
-        url = next(status.uri for status in made.traffic_statuses if status.tag == TAG)
+        url = next((status.uri for status in made.traffic_statuses if status.tag == TAG), "")
+        if not url:
+            raise RunError(f"Cloud Run tells no address of the tag {TAG}")
         check(url, made.uri)
         _move(services, service, [run_v2.TrafficTarget(type_=latest, percent=100, tag=TAG)])
         check(made.uri, made.uri)
     except RunError as error:
         if not before:
             raise GateError(f"{error}; this was the first revision of pigeonhole-{name}, so no other one can answer") from error
-        _move(services, service, before)
+        try:
+            _move(services, service, before)
+        except RunError as no:
+            back = f"cloudbuild/rollback.yaml gives it to {before[0].revision}"
+            raise RunError(f"{error}; and the traffic was not given back ({no}): {back}") from error
         raise GateError(f"{error}; the traffic is where it was: {_told(before)}") from error
     return {"service": made.uri, "revision": made.latest_ready_revision.rsplit("/", 1)[-1], "tag": url}
 

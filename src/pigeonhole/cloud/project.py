@@ -51,7 +51,8 @@ class Project:
         """Raises ConfigError for a tag that moves."""
         if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{7,12}", tag):
             raise ConfigError(
-                f"image={tag}: expected the commit that it was built from (7 to 40 hexadecimal digits; `git rev-parse HEAD`)"
+                f"image={tag}: expected the commit that it was built from, all 40 hexadecimal digits or its first 7 to 12; "
+                "`git rev-parse HEAD`"
             )
         return f"{self.repository}/{name}:{tag}"
 

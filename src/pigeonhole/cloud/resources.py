@@ -22,8 +22,8 @@ FOUND = "FOUND"  # in a deleting line: each name that the finding line prints
 NUMBER = "PROJECT_NUMBER"  # what a dry run prints where the real one is asked for
 POOL = "pigeonhole-github"
 APIS = (
-    "aiplatform", "artifactregistry", "billingbudgets", "cloudbuild", "cloudquotas", "cloudscheduler", "iamcredentials",
-    "logging", "monitoring", "run", "secretmanager", "storage", "sts",
+    "aiplatform", "artifactregistry", "billingbudgets", "cloudbuild", "cloudquotas", "cloudresourcemanager", "cloudscheduler",
+    "iam", "iamcredentials", "logging", "monitoring", "run", "secretmanager", "storage", "sts",
 )  # fmt: skip
 ACCOUNTS = {
     "serve": "answers questions",
@@ -91,8 +91,8 @@ class Binding:
 class Step:
     """`find` prints something where the thing is there: a line `word`, or a policy (JSON) with `binding`, where they are set.
 
-    `delete` is empty for what stays; `by_hand`: only a person can make it; `holds_data`: deleting it loses something. `asked`:
-    words of `make` that stand for what another line prints, such as a name that Google gave.
+    `make` is empty for what another command makes, `delete` for what stays; `by_hand`: only a person can make it; `holds_data`:
+    deleting it loses something. `asked`: words of a line that stand for what another line prints, such as a name Google gave.
     """
 
     what: str
@@ -194,7 +194,8 @@ def _images(site: Site) -> Iterator[Step]:
         _gcloud(site, *repositories, "describe", "pigeonhole", location=region, format="value(name)"),
         _gcloud(
             site,
-            *(*repositories, "create", "pigeonhole", "--immutable-tags"),
+            # Without --immutable-tags, under which no tagged image can be deleted, an old one neither, and no commit built again.
+            *(*repositories, "create", "pigeonhole"),
             repository_format="docker",
             location=region,
             description=about,
@@ -337,22 +338,24 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
     for what, (kind, flag, file) in names.items():
         yield Step(
             what,
-            _named(site, kind, what, "name"),
+            _named(site, kind, what),
             _gcloud(site, *kind, "create", **{flag: file}),
             _gcloud(site, *kind, "delete", FOUND, "--quiet"),
         )
     if site.email:
         yield from _told(site, [(kind, what) for what, (kind, *_) in names.items() if what.startswith("alert policy")])
     if site.billing:
+        # Of one project: the budgets of all that are paid from one account stand in one list.
+        name = f"pigeonhole-{site.project.id}"
         budgets, account = ("billing", "budgets"), {"billing_account": site.billing}
         yield Step(
             f"budget of {site.budget} a month, told at 50, 90 and 100 %",
-            _gcloud(site, *budgets, "list", **account, filter="displayName=pigeonhole", format="value(name)"),
+            _gcloud(site, *budgets, "list", **account, filter=f"displayName={name}", format="value(name)"),
             _gcloud(
                 site,
                 *(*budgets, "create", *(f"--threshold-rule=percent={share}" for share in ("0.5", "0.9", "1.0"))),
                 **account,
-                display_name="pigeonhole",
+                display_name=name,
                 budget_amount=str(site.budget),
                 filter_projects=f"projects/{site.project.id}",
             ),
@@ -363,7 +366,9 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
 def _told(site: Site, policies: list[tuple[Line, str]]) -> Iterator[Step]:
     """Who hears of an alert: without a channel a policy opens an incident that nobody is sent."""
     channels, address = ("beta", "monitoring", "channels"), f"email_address={site.email}"
-    channel = _gcloud(site, *channels, "list", filter=f'labels.email_address="{site.email}"', format="value(name)")
+    # By its own name: somebody's other channel to this address is not ours to delete.
+    ours = f'displayName="Pigeonhole" AND labels.email_address="{site.email}"'
+    channel = _gcloud(site, *channels, "list", filter=ours, format="value(name)")
     yield Step(
         f"notification channel {site.email}",
         channel,
@@ -373,20 +378,24 @@ def _told(site: Site, policies: list[tuple[Line, str]]) -> Iterator[Step]:
     for kind, what in policies:
         yield Step(
             f"{what} tells {site.email}",
-            _named(site, kind, what, "notificationChannels"),
+            _named(site, kind, what, ' AND notificationChannels:"CHANNEL"'),
             _gcloud(site, *kind, "update", "POLICY", add_notification_channels="CHANNEL"),
-            asked=(("POLICY", _named(site, kind, what, "name")), ("CHANNEL", channel)),
+            asked=(("POLICY", _named(site, kind, what)), ("CHANNEL", channel)),
         )
 
 
-def _named(site: Site, kind: Line, what: str, field: str) -> Line:
+def _named(site: Site, kind: Line, what: str, also: str = "") -> Line:
     title = what.rsplit(" ", 1)[-1]
-    return _gcloud(site, *kind, "list", filter=f'displayName="{title}"', format=f"value({field})")
+    return _gcloud(site, *kind, "list", filter=f'displayName="{title}"{also}', format="value(name)")
 
 
 def _services(site: Site) -> Iterator[Step]:
-    """What can be done only once `uv run deploy` has made the services."""
+    """The services, which `uv run deploy` makes, and what can be done only once it has."""
     region = site.project.region
+    for role in ("serve", "drift", "frontend"):
+        name = f"pigeonhole-{role}"
+        delete = _gcloud(site, "run", "services", "delete", name, "--quiet", region=region)
+        yield Step(f"Cloud Run service {name}", _service(site, role), (), delete)
     for account, service in INVOKES:
         name = f"pigeonhole-{service}"
         found = _binding(site, ("run", "services"), name, account, "roles/run.invoker", place=f"--region={region}")

@@ -5,9 +5,10 @@ Each line of gcloud is printed before it runs; what is there is not made again. 
 
 import json
 import os
+import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,18 @@ from pigeonhole.errors import ConfigError, GateError, RunError
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] python -m pigeonhole.cloud.setup setup|preflight|teardown
        [--dry-run] [--data] [image=COMMIT] [machine=cpu|gpu|spot]
 
-setup makes what is missing; preflight names each missing thing with the line that makes it (exit 4); teardown takes away what
-setup made, and what holds data (bucket, images, secrets) only with --data. --dry-run prints the lines and runs none.
+setup makes what is missing; preflight names each missing thing with the line that makes it (exit 4); teardown takes away the
+services and what setup made, and what holds data (bucket, images, secrets) only with --data. --dry-run prints the lines.
 PIGEONHOLE_GITHUB (OWNER/NAME) may deploy by its own tokens; PIGEONHOLE_BILLING_ACCOUNT and PIGEONHOLE_BUDGET make a budget alert;
 PIGEONHOLE_EMAIL is told of alerts. One that is not set is named, with what is left out for want of it.
 preflight looks at the quota of a machine of `vertex` (cpu) too, and at the images of a commit where one is named.
 """
 NOBODY = "not currently have an active account"
-NOT_THERE = ("not_found", "not found", "does not exist", "404", "unknown service account")
+# The second line is of an API that is off, under which there is nothing yet. 404 as a word: a project's number may hold it.
+NOT_THERE = re.compile(
+    r"not_found|not found|does not exist|(?<![\w-])404(?![\w-])|unknown service account"
+    r"|has not been used in project|not enabled on project"
+)
 
 
 class Memory:
@@ -73,7 +78,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 def dry_run(verb: str, site: Site, with_data: bool) -> dict[str, Any]:
     """The lines that would run, if nothing (setup, preflight) or everything (teardown) were there."""
     lines = {
-        "setup": [step.make for step in all_steps(site) if not step.by_hand],
+        "setup": [step.make for step in all_steps(site) if step.make and not step.by_hand],
         "preflight": list(dict.fromkeys(step.find for step in all_steps(site))),
         "teardown": [step.delete for step in removable(site, with_data)],
     }[verb]
@@ -86,18 +91,18 @@ def setup(site: Site, ask: Memory) -> dict[str, Any]:
     """Raises RunError at the first line that fails; the same command goes on from there."""
     made: list[Step] = []
     there, left = 0, []
-    for step in all_steps(site):
+    for step in [step for step in all_steps(site) if step.make]:
         if found(step, ask):
             there += 1
         elif step.by_hand or (step.needs and not ask(step.needs)):
-            left.append({"what": step.what, "line": shlex.join(made_by(step, ask))})
+            left.append({"what": step.what, "line": shlex.join(filled(step.make, step, ask))})
             say(f"left to do {'by hand' if step.by_hand else 'after `uv run deploy`'}: {step.what}")
         else:
-            line = made_by(step, ask)
+            line = filled(step.make, step, ask)
             say(shlex.join(line))
             do(line)
             if not step.binding and not step.word:  # whose answers many steps read
-                ask.forget(step.find)
+                ask.forget(filled(step.find, step, ask))
             made.append(step)
     ask.forget()
     for step in made:
@@ -126,9 +131,9 @@ def teardown(site: Site, ask: Memory, *, with_data: bool) -> dict[str, Any]:
 def preflight(site: Site, ask: Memory, options: dict[str, str]) -> dict[str, Any]:
     """Raises GateError with every missing thing and the line that makes it."""
     missing = [
-        {"what": step.what, "line": shlex.join(made_by(step, ask))}
+        {"what": step.what, "line": shlex.join(filled(step.make, step, ask))}
         for step in all_steps(site)
-        if (not step.needs or ask(step.needs)) and not found(step, ask)
+        if step.make and (not step.needs or ask(step.needs)) and not found(step, ask)
     ]
     missing += quota.missing(site, ask, options.get("machine", "cpu"))
     if image := options.get("image"):
@@ -150,9 +155,8 @@ def removable(site: Site, with_data: bool) -> Iterator[Step]:
     return (step for step in reversed(all_steps(site)) if step.delete and (with_data or not step.holds_data))
 
 
-def made_by(step: Step, ask: Memory) -> Line:
-    """`make` with what it asks for put in; a word that has no answer yet stays."""
-    line = step.make
+def filled(line: Line, step: Step, ask: Callable[[Line], str]) -> Line:
+    """A line of a step with what the step asks for put in; a word that has no answer yet stays."""
     for word, question in step.asked:
         answer = (ask(question).split() or [word])[0]
         line = tuple(part.replace(word, answer) for part in line)
@@ -160,7 +164,7 @@ def made_by(step: Step, ask: Memory) -> Line:
 
 
 def found(step: Step, ask: Memory) -> bool:
-    said = ask(step.find).strip()
+    said = ask(filled(step.find, step, ask)).strip()
     if step.word:
         return step.word in said.splitlines()
     return holds(json.loads(said or "{}"), step.binding) if step.binding else bool(said)
@@ -187,7 +191,7 @@ def project_number(site: Site) -> str:
 def ask(line: Line) -> str:
     """What a reading line prints; "" where the thing is not there. Raises RunError for any other no."""
     ran = _gcloud(line)
-    if ran.returncode and not any(sign in ran.stderr.lower() for sign in NOT_THERE):
+    if ran.returncode and not NOT_THERE.search(ran.stderr.lower()):
         raise RunError(f"{shlex.join(line)}: {_first_error(ran.stderr)}")
     return "" if ran.returncode else ran.stdout
 
