@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 from frontend import charts, view
 from frontend.batch import BatchJob
-from frontend.table import KINDS, MAX_ROWS, Unreadable, likely_text_column, read_table, safe_csv
+from frontend.table import KINDS, MAX_ROWS, Unreadable, beside, likely_text_column, read_table, safe_csv
 
 SHOWN = 1000  # rows that go to the browser; the download has them all
 
@@ -151,8 +151,7 @@ def _look_through(results: pd.DataFrame, table: pd.DataFrame) -> None:
 
 def _download(results: pd.DataFrame, table: pd.DataFrame) -> None:
     if "download" not in st.session_state:
-        answers = results.rename(columns=lambda name: f"predicted_{name}")
-        st.session_state.download = safe_csv(pd.concat([table.iloc[: len(results)].reset_index(drop=True), answers], axis=1))
+        st.session_state.download = safe_csv(beside(table, results))
     st.download_button(
         f"Download {len(results):,} rows as CSV",
         st.session_state.download,

@@ -13,7 +13,7 @@ from frontend.view import joined, labels_of
 from streamlit.testing.v1 import AppTest
 from tests.conftest import tiny_rows
 from tests.frontend.conftest import NOBODY, both_services, environment, free_port, wait_until_ready
-from tests.keyword_bundle import keyword_bundle
+from tests.keyword_bundle import QUEUES, keyword_bundle
 
 OpenPage = Callable[..., AppTest]
 
@@ -144,6 +144,19 @@ def test_a_file_is_classified_to_the_last_row_and_comes_back_safe_for_spreadshee
     assert back.loc[598, "predicted_note"] == "blank"
     assert back.loc[599, "message"] == "'=1+1 my password"
     assert set(back["predicted_label"][:598]) <= {"delivery", "account", "billing"}
+
+
+@pytest.fixture
+def keywords(serve_bundle: Callable[[Path], str], tmp_path: Path) -> str:
+    return serve_bundle(Path(keyword_bundle(tmp_path / "keywords", "1", QUEUES).url))
+
+
+def test_what_was_taken_home_is_classified_again_and_keeps_its_columns(open_page: OpenPage, keywords: str) -> None:
+    file = b"text,predicted_label,predicted_score\nmy parcel,billing,0.5\n"
+    app = run_batch(upload(open_page(keywords, "batch"), "classified.csv", file))
+    assert not app.exception
+    back = pd.read_csv(io.BytesIO(app.session_state.download), dtype=str)
+    assert back.loc[0, ["predicted_label", "predicted_label_2"]].tolist() == ["billing", "delivery"]
 
 
 def test_results_are_filtered_by_what_a_text_contains(open_page: OpenPage, served: str, rows: pd.DataFrame) -> None:
