@@ -1,6 +1,7 @@
 """One text: what the model makes of it, how sure it is, and what the visitor thinks of that."""
 
 import json
+import re
 import urllib.parse
 from typing import Any
 
@@ -12,6 +13,7 @@ from frontend.client import Down, Refused
 EXAMPLES = 4
 HISTORY = 50
 SHARE = 0.2  # of what the strongest word does: where nearly all words are marked, none is
+INDENT = re.compile(r"^[ \t]+", re.MULTILINE)  # which Markdown would take for a block of code
 LINK_CHARS = 1500  # a longer text makes a link that mail programs and proxies cut
 
 
@@ -142,7 +144,8 @@ def _marked(text: str, words: list[dict[str, Any]]) -> str:
         shown, after = view.plain(text[word["start"] : word["end"]]), word["end"]
         colour = "blue" if word["weight"] > 0 else "red"
         parts.append(f":{colour}-background[{shown}]" if abs(word["weight"]) >= least else shown)
-    return "".join([*parts, view.plain(text[after:])]).replace("\n", "  \n")
+    marked = "".join([*parts, view.plain(text[after:])])
+    return INDENT.sub(lambda found: "\u00a0" * len(found[0].expandtabs(4)), marked).replace("\n", "  \n")
 
 
 def _link(text: str) -> None:

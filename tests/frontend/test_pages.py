@@ -110,6 +110,14 @@ def test_the_words_that_decided_are_marked_and_the_others_are_not(open_page: Ope
     assert "speak for delivery" in words_of(app)
 
 
+def test_a_text_that_begins_with_spaces_is_no_block_of_code_among_its_marked_words(open_page: OpenPage, keywords: str) -> None:
+    app = classify(open_page(keywords), "where is it\n\n    my parcel\n\n\tand the courier")
+    next(button for button in app.button if button.label == "Which words decided?").click().run()
+    marked = next(found.value for found in app.markdown if "-background[" in found.value)
+    lines = [line for line in marked.split("\n") if line.strip()]
+    assert [line[:5] for line in lines] == ["where", "\u00a0\u00a0\u00a0\u00a0m", "\u00a0\u00a0\u00a0\u00a0a"]
+
+
 def upload(app: AppTest, name: str, data: bytes) -> AppTest:
     app.file_uploader[0].set_value((name, data, "application/octet-stream"))
     return app.run()
@@ -157,6 +165,22 @@ def test_what_was_taken_home_is_classified_again_and_keeps_its_columns(open_page
     assert not app.exception
     back = pd.read_csv(io.BytesIO(app.session_state.download), dtype=str)
     assert back.loc[0, ["predicted_label", "predicted_label_2"]].tolist() == ["billing", "delivery"]
+
+
+def test_a_file_is_still_there_after_a_look_at_another_page(open_page: OpenPage, keywords: str) -> None:
+    app = upload(open_page(keywords, "batch"), "mail.csv", b"text,message\na longer one,my parcel\nanother one,my login\n")
+    app.selectbox(key="column").select("message").run()
+    app = run_batch(app)
+    app.switch_page("screens/model.py").run()
+    app.switch_page("screens/batch.py").run()
+    assert not app.exception
+    assert "2 texts" in app.success[0].value
+    assert app.selectbox(key="column").value == "message"
+    assert any("mail" in caption.value for caption in app.caption)
+    again = upload(app, "other.csv", b"id,body\n1,my parcel\n")
+    assert not again.exception
+    assert not again.success
+    assert again.selectbox(key="column").value == "body"
 
 
 def test_results_are_filtered_by_what_a_text_contains(open_page: OpenPage, served: str, rows: pd.DataFrame) -> None:
