@@ -20,7 +20,10 @@ LINK_CHARS = 1500  # a longer text makes a link that mail programs and proxies c
 def page() -> None:
     st.title("Classify")
     about = view.model_or_stop()
-    st.caption(f"Sorts a text into one of {len(about['labels'])} labels. Every answer is written to the prediction log.")
+    n = len(about["labels"])
+    several = about["task"] == "multi_label"
+    what = f"Says which of {n} labels a text has, any number of them" if several else f"Sorts a text into one of {n} labels"
+    st.caption(f"{what}. Every answer is written to the prediction log.")
     limit = int(about["limits"]["characters"])
     linked = _text_of_link(limit)
     _examples(about["model_version"])

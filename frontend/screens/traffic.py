@@ -334,7 +334,10 @@ def _drift() -> None:
         st.info("There is no report yet: compare now, or let a schedule do it.", icon=":material/hourglass_empty:")
         return
     _accuracy(stats["live_accuracy"], reports)
-    _report()
+    try:
+        _report()
+    except (Down, Refused) as error:
+        view.no_drift_service(error, "the latest report cannot be shown")
     _verdicts(reports)
 
 

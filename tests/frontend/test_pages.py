@@ -15,6 +15,8 @@ from tests.conftest import tiny_rows
 from tests.frontend.conftest import NOBODY, both_services, environment, free_port, wait_until_ready
 from tests.keyword_bundle import QUEUES, keyword_bundle
 
+from pigeonhole.registry import Registry
+
 OpenPage = Callable[..., AppTest]
 
 
@@ -227,6 +229,23 @@ def test_traffic_without_the_service_says_so(open_page: OpenPage) -> None:
     app = open_page(NOBODY, "traffic")
     assert "not reachable" in app.error[0].value
     assert not app.exception
+
+
+def test_a_drawing_that_is_gone_is_told_in_words(open_page: OpenPage, tmp_path: Path) -> None:
+    held_out = [(f"{word} {number}", label) for word, label in QUEUES.items() for number in range(5)]
+    bundle = keyword_bundle(tmp_path / "bundle", "v1", held_out=held_out)
+    registry = Registry(str(tmp_path / "registry"))
+    registry.publish(bundle.folder, bundle.manifest)
+    registry.set_alias("keywords", "production", "v1", "first", expected=None)
+    with both_services(registry.url, tmp_path) as (api, drift):
+        httpx.post(f"{api}/predict", json={"texts": ["parcel"] * 30}, timeout=60).raise_for_status()
+        httpx.post(f"{drift}/runs", timeout=60).raise_for_status()
+        report = tmp_path / "reports/000001.json"
+        report.write_text(report.read_text(encoding="utf-8").replace("not asked for", "drawn"), encoding="utf-8")
+        app = open_page(api, "traffic", drift=drift)
+        app.toggle[1].set_value(True).run()
+        assert not app.exception
+        assert "there is no such report" in app.info[-1].value
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def test_an_answer_has_all_its_labels(open_page: OpenPage, several: tuple[str, s
     app = classify(open_page(several[0], drift=several[1]), "invoice and parcel")
     assert not app.exception
     assert app.subheader[0].value == "billing, delivery"
+    assert app.caption[0].value.startswith("Says which of 3 labels a text has")
 
 
 def test_each_label_has_four_cells_and_their_texts(open_page: OpenPage, several: tuple[str, str]) -> None:
