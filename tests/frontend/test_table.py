@@ -88,6 +88,9 @@ def test_too_many_rows_are_refused_with_both_numbers(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(table, "MAX_ROWS", 2)
     with pytest.raises(Unreadable, match="has 3 rows; at most 2"):
         read_table("a.csv", b"text\n1\n2\n3\n")
+    with pytest.raises(Unreadable, match="has 3 rows; at most 2"):
+        read_table("a.xlsx", workbook([["text"], ["1"], ["2"], ["3"]]))
+    assert len(read_table("a.csv", b"text\n1\n2\n")) == 2
 
 
 def test_a_number_keeps_the_digits_that_it_was_written_with() -> None:
