@@ -25,7 +25,7 @@ class Exposition:
 
     @classmethod
     def parse(cls, text: str) -> "Exposition":
-        return cls(tuple(_sample(line) for line in text.splitlines() if line.strip() and not line.startswith("#")))
+        return cls(tuple(_sample(line) for line in text.split("\n") if line.strip() and not line.startswith("#")))
 
     def total(self, name: str, **labels: str) -> float:
         return sum(sample.value for sample in self.of(name, **labels))

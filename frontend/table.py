@@ -33,6 +33,8 @@ def read_table(name: str, data: bytes) -> pd.DataFrame:
         raise Unreadable(f"{name} cannot be read as {kind}: {str(error).partition(chr(10))[0][:200]}") from error
     if table.empty:
         raise Unreadable(f"{name} has no rows")
+    if not table.columns.is_unique:
+        raise Unreadable(f"{name} has two columns of the same name: rename one")
     if len(table) > MAX_ROWS:
         raise Unreadable(f"{name} has {len(table):,} rows; at most {MAX_ROWS:,} at a time, so split it")
     return table
@@ -43,7 +45,8 @@ def _read(kind: str, data: bytes) -> pd.DataFrame:
         return _cells(_open_excel(data))
     text = data.decode("utf-8-sig")
     if kind == "jsonl":
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]  # U+2028 ends no line of JSON
+        lines = (line for line in text.split("\n") if line.strip())  # U+2028 ends no line of JSON
+        rows = [json.loads(line, parse_int=str, parse_float=str) for line in lines]  # the digits as they stand
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a line is not a JSON object")
         return _cells(pd.DataFrame(rows, dtype=object))
@@ -58,8 +61,6 @@ def _delimited(text: str, separator: str) -> pd.DataFrame:
     for number, row in enumerate(body, start=1):
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} cells, the header has {len(header)}")
-    if len(set(header)) < len(header):
-        raise ValueError("two columns have the same name")
     return pd.DataFrame(body, columns=header, dtype=object)
 
 
@@ -102,12 +103,21 @@ def likely_text_column(table: pd.DataFrame) -> str:
     return max(means, key=lambda column: means[column])
 
 
+def beside(table: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """The first rows of the table, each with its answer; a name that the table has already steps aside: predicted_label_2."""
+    names: list[str] = []
+    for column in answers.columns:
+        name, number = f"predicted_{column}", 1
+        while name in table.columns:
+            name, number = f"predicted_{column}_{number + 1}", number + 1
+        names.append(name)
+    return pd.concat([table.iloc[: len(answers)].reset_index(drop=True), answers.set_axis(names, axis=1)], axis=1)
+
+
 def safe_csv(table: pd.DataFrame) -> bytes:
     """CSV with a byte order mark (Excel needs it for UTF-8) and an apostrophe before every cell that could be a formula."""
-    guarded = table.rename(columns=_guarded)
-    for column in guarded.columns:
-        if guarded[column].dtype == object:
-            guarded[column] = guarded[column].map(_guarded)
+    guarded = table.map(_guarded)
+    guarded.columns = [_guarded(name) for name in table.columns]
     return b"\xef\xbb\xbf" + bytes(guarded.to_csv(index=False, lineterminator="\r\n").encode())
 
 

@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ class Part:
 
 
 PORTS = {"API_PORT": API_PORT, "DRIFT_PORT": DRIFT_PORT, "PAGE_PORT": PAGE_PORT, "PROMETHEUS_PORT": PROMETHEUS_PORT}
+VARIABLES = dict(zip(("service", "drift", "page", "prometheus"), PORTS, strict=True))
 
 
 def parts(environment: Mapping[str, str], scratch: Path) -> list[Part]:
@@ -55,6 +58,18 @@ def parts(environment: Mapping[str, str], scratch: Path) -> list[Part]:
         command = [program, *_prometheus(scratch, api, drift, prometheus)]
         found.append(Part("prometheus", command, {}, local(prometheus), "/-/ready"))
     return [Part(each.name, each.command, {**environment, **each.environment}, each.url, each.ready) for each in found]
+
+
+def _refuse_taken(stack: list[Part]) -> None:
+    """Ends the process with 2 where somebody else has a port: what listens there would be taken for the part."""
+    for part in stack:
+        port = urllib.parse.urlsplit(part.url).port
+        try:
+            socket.create_server(("127.0.0.1", port or 0)).close()
+        except OSError as error:
+            words = f"cannot listen at {part.url} ({os.strerror(error.errno or 0)}); {VARIABLES[part.name]} sets another port"
+            _say(f"error: the {part.name} {words}")
+            raise SystemExit(2) from error
 
 
 def _port(name: str, value: str) -> int:
@@ -120,12 +135,14 @@ def wait_until_ready(part: Part, process: "subprocess.Popen[bytes]", patience_s:
 
 
 def main() -> int:
-    """0 after Ctrl-C or SIGTERM, 3 where a part does not start or ends by itself."""
+    """0 after Ctrl-C or SIGTERM, 2 where a port is none or taken, 3 where a part does not start or ends by itself."""
     for number in (signal.SIGTERM, signal.SIGINT):  # the latter too: a shell without job control has what it starts ignore it
         signal.signal(number, _interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix="pigeonhole-up-") as scratch:
-            return watch(parts(os.environ, Path(scratch)))
+            stack = parts(os.environ, Path(scratch))
+            _refuse_taken(stack)
+            return watch(stack)
     except KeyboardInterrupt:
         _say("stopped")
         return 0

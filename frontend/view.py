@@ -23,7 +23,7 @@ MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$:~&])")
 LINK = re.compile(r"(https?(?=\\?:)|www(?=\\?\.)|(?=\\?@))", re.IGNORECASE)
 
 STYLE = """<style>
-textarea, [data-testid='stText'] { unicode-bidi: plaintext; text-align: start; }
+textarea, [data-testid='stText'], [data-testid='stMarkdown'] p { unicode-bidi: plaintext; text-align: start; }
 [data-testid='stCaptionContainer'] { opacity: 0.8; }
 button[kind^='primary'] { background: #0b5cad; border-color: #0b5cad; }
 </style>"""

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 from frontend import charts, view
 from frontend.batch import BatchJob
-from frontend.table import KINDS, MAX_ROWS, Unreadable, likely_text_column, read_table, safe_csv
+from frontend.table import KINDS, MAX_ROWS, Unreadable, beside, likely_text_column, read_table, safe_csv
 
 SHOWN = 1000  # rows that go to the browser; the download has them all
 
@@ -16,16 +16,18 @@ def page() -> None:
     about = view.model_or_stop()
     st.caption(f"Up to {MAX_ROWS:,} texts at a time, in CSV, TSV, Excel or JSON Lines.")
     file = st.file_uploader("File", type=list(KINDS), on_change=_forget)
-    if file is None:
-        _forget()
-        return
-    if "table" not in st.session_state:
+    if file is not None and "table" not in st.session_state:
         try:
             with st.spinner("Reading the file"):
                 st.session_state.table = read_table(file.name, file.getvalue())
         except Unreadable as error:
             st.error(view.plain(str(error)), icon=":material/error:")
             return
+        st.session_state.file_name = file.name
+    if "table" not in st.session_state:
+        return
+    if file is None:  # the field above forgets its file when another page is looked at
+        st.caption(f"Still {view.plain(st.session_state.file_name)}; another file takes its place.")
     _classify(st.session_state.table, about)
 
 
@@ -34,7 +36,7 @@ def _forget() -> None:
     job = st.session_state.pop("job", None)
     if job is not None:
         job.cancel()
-    for key in ("table", "column", "download"):
+    for key in ("table", "file_name", "column", "asked_column", "download"):
         st.session_state.pop(key, None)
 
 
@@ -42,9 +44,8 @@ def _classify(table: pd.DataFrame, about: dict[str, Any]) -> None:
     columns = [str(column) for column in table.columns]
     job: BatchJob | None = st.session_state.get("job")
     running = job is not None and not job.finished
-    column = st.selectbox(
-        "Column with the texts", columns, index=columns.index(likely_text_column(table)), disabled=running, key="column"
-    )
+    likely = st.session_state.get("asked_column") or likely_text_column(table)
+    column = st.selectbox("Column with the texts", columns, index=columns.index(likely), disabled=running, key="column")
     if job is None:
         st.write(f"{len(table):,} rows; the first of them:")
         st.dataframe(table.head(5), hide_index=True)
@@ -151,8 +152,7 @@ def _look_through(results: pd.DataFrame, table: pd.DataFrame) -> None:
 
 def _download(results: pd.DataFrame, table: pd.DataFrame) -> None:
     if "download" not in st.session_state:
-        answers = results.rename(columns=lambda name: f"predicted_{name}")
-        st.session_state.download = safe_csv(pd.concat([table.iloc[: len(results)].reset_index(drop=True), answers], axis=1))
+        st.session_state.download = safe_csv(beside(table, results))
     st.download_button(
         f"Download {len(results):,} rows as CSV",
         st.session_state.download,

@@ -1,6 +1,7 @@
 """One text: what the model makes of it, how sure it is, and what the visitor thinks of that."""
 
 import json
+import re
 import urllib.parse
 from typing import Any
 
@@ -12,13 +13,17 @@ from frontend.client import Down, Refused
 EXAMPLES = 4
 HISTORY = 50
 SHARE = 0.2  # of what the strongest word does: where nearly all words are marked, none is
+INDENT = re.compile(r"^[ \t]+", re.MULTILINE)  # which Markdown would take for a block of code
 LINK_CHARS = 1500  # a longer text makes a link that mail programs and proxies cut
 
 
 def page() -> None:
     st.title("Classify")
     about = view.model_or_stop()
-    st.caption(f"Sorts a text into one of {len(about['labels'])} labels. Every answer is written to the prediction log.")
+    n = len(about["labels"])
+    several = about["task"] == "multi_label"
+    what = f"Says which of {n} labels a text has, any number of them" if several else f"Sorts a text into one of {n} labels"
+    st.caption(f"{what}. Every answer is written to the prediction log.")
     limit = int(about["limits"]["characters"])
     linked = _text_of_link(limit)
     _examples(about["model_version"])
@@ -142,7 +147,8 @@ def _marked(text: str, words: list[dict[str, Any]]) -> str:
         shown, after = view.plain(text[word["start"] : word["end"]]), word["end"]
         colour = "blue" if word["weight"] > 0 else "red"
         parts.append(f":{colour}-background[{shown}]" if abs(word["weight"]) >= least else shown)
-    return "".join([*parts, view.plain(text[after:])]).replace("\n", "  \n")
+    marked = "".join([*parts, view.plain(text[after:])])
+    return INDENT.sub(lambda found: "\u00a0" * len(found[0].expandtabs(4)), marked).replace("\n", "  \n")
 
 
 def _link(text: str) -> None:

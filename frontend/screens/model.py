@@ -130,7 +130,7 @@ def _comparison(metrics: dict[str, Any]) -> None:
     ]
     st.subheader("Beside simpler answers", anchor=False)
     st.dataframe(pd.DataFrame(rows), hide_index=True)
-    st.caption("In brackets: where the true value lies with 95 % confidence, by resampling the test split.")
+    st.caption("In brackets: where the true value lies with 95 % confidence, as far as the size of the test split can tell.")
 
 
 def _interval(scores: dict[str, Any], measure: str) -> str:

@@ -98,8 +98,8 @@ def _ask(item: dict[str, Any], labels: list[str]) -> None:
         else:
             st.text(item["text"])
         words = WHY.get(item["reason"], item["reason"])
-        given = view.plain(view.joined(view.labels_of(item)))
-        st.caption(f"Model: {given}, {view.percent(item['score'])} sure; {words}.")
+        given = view.plain(view.joined(view.labels_of(item)))  # isolated below: an Arabic label would draw the number to itself
+        st.caption(f"Model: \u2068{given}\u2069, {view.percent(item['score'])} sure; {words}.")
         ranked = sorted(item["probabilities"], key=lambda label: -item["probabilities"][label])
         likely = [label for label in dict.fromkeys([item["label"], *ranked]) if label in labels]
         if "labels" in item:

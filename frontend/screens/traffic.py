@@ -63,18 +63,18 @@ def _traffic() -> None:
     except ValueError as error:
         st.error(f"/metrics cannot be read: {view.plain(str(error))}")
         return
-    predictions = now.total("pigeonhole_predictions_total")
+    texts = now.total("pigeonhole_answered_total")
     codes = now.by("pigeonhole_requests_total", "code")
     requests = sum(codes.values())
     failed = sum(count for code, count in codes.items() if code.startswith("5"))
     _remember(now, failed)
     with st.container(horizontal=True):
-        st.metric("Texts classified", f"{predictions:,.0f}", border=True)
+        st.metric("Texts classified", f"{texts:,.0f}", border=True)
         st.metric("Requests", f"{requests:,.0f}", border=True)
         st.metric("Failed", view.percent(failed / requests) if requests else "0", border=True, help="Answers 500 to 599")
         st.metric("Turned away", f"{now.total('pigeonhole_shed_total'):,.0f}", border=True, help="Too many texts were waiting")
     st.caption("Since the service was started.")
-    if not predictions:
+    if not texts:
         st.info(
             "No text has been classified yet: ask one on the page Classify, and come back.", icon=":material/hourglass_empty:"
         )
@@ -124,7 +124,7 @@ class Point:
 
 def _remember(now: Exposition, failed: float) -> None:
     points = st.session_state.setdefault("points", [])
-    texts, shed = now.total("pigeonhole_predictions_total"), now.total("pigeonhole_shed_total")
+    texts, shed = now.total("pigeonhole_answered_total"), now.total("pigeonhole_shed_total")
     points.append(Point(dt.datetime.now(dt.UTC), texts, failed, shed))
     del points[:-POINTS]
 
@@ -334,7 +334,10 @@ def _drift() -> None:
         st.info("There is no report yet: compare now, or let a schedule do it.", icon=":material/hourglass_empty:")
         return
     _accuracy(stats["live_accuracy"], reports)
-    _report()
+    try:
+        _report()
+    except (Down, Refused) as error:
+        view.no_drift_service(error, "the latest report cannot be shown")
     _verdicts(reports)
 
 

@@ -37,10 +37,11 @@ def test_labels_are_renamed_merged_and_retired_at_once(tmp_path: Path) -> None:
 
 def test_a_label_is_split_text_by_text(tmp_path: Path) -> None:
     parts = [(row.text.upper(), "refund") for row in ROWS if row.label == "billing"][:20]
-    write_rows(tmp_path / "billing.csv", [*parts, ("another text", "invoice")])
+    write_rows(tmp_path / "billing.csv", parts)
     found = labels_after(tmp_path, "split: {billing: {rows: billing.csv, otherwise: invoice}}")
     assert sum(label == "refund" for label in found.values()) == 20
     assert sum(label == "invoice" for label in found.values()) == 30
+    write_rows(tmp_path / "billing.csv", [*parts, ("another text", "invoice")])
     with pytest.raises(DataError, match=r"split: 30 rows \(lines .*, …\) stand in no file of rows; add them, or say otherwise"):
         labels_after(tmp_path, "split: {billing: {rows: billing.csv}}")
 
@@ -93,6 +94,8 @@ def test_a_split_into_one_label_is_a_rename(tmp_path: Path) -> None:
     write_rows(tmp_path / "one.csv", [("a", "x"), ("b", "x")])
     with pytest.raises(DataError, match="becomes two at least, or rename it"):
         taxonomy_of(tmp_path, "split: {billing: {rows: one.csv}}")
+    with pytest.raises(DataError, match="becomes two at least, or rename it"):
+        taxonomy_of(tmp_path, "split: {billing: {rows: one.csv, otherwise: x}}")
 
 
 def test_a_text_that_falls_into_two_labels_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -104,3 +105,16 @@ def test_the_time_left_follows_the_pace(service: Scripted) -> None:
     assert job.seconds_left is None
     service.gate.set()
     assert finished(job).seconds_left == 0
+
+
+def test_all_labels_of_a_text_stand_in_its_cell(service: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"label": "a", "labels": ["a", "b"], "score": 0.5, "decision": "accept", "truncated": False}
+    monkeypatch.setattr(service, "predict_many", lambda texts: Timed({"predictions": [answer], "model_version": "7"}, 0.0))
+    assert finished(BatchJob(service, ["x"], 100)).results()["label"].tolist() == ["a; b"]
+
+
+def test_the_seconds_of_a_job_stand_still_once_it_has_ended(service: Scripted) -> None:
+    job = finished(BatchJob(service, ["a"], 100))
+    took = job.seconds
+    time.sleep(0.02)
+    assert job.seconds == took

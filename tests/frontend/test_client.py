@@ -86,8 +86,16 @@ def test_a_refusal_carries_what_the_service_said_and_is_not_repeated(answering: 
     assert len(tokens) == 1
 
 
-def test_a_wrong_token_names_its_variable_and_never_shows_it(answering: Answering) -> None:
-    url, tokens = answering((401, b"{}"))
+def test_the_drift_service_is_asked_once_since_a_run_takes_half_a_minute(answering: Answering) -> None:
+    url, tokens = answering((503, b"{}"))
+    with contextlib.closing(Service.drift({"PIGEONHOLE_DRIFT_URL": url})) as made, pytest.raises(Down):
+        made.get("/")
+    assert len(tokens) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_token_names_its_variable_and_never_shows_it(answering: Answering, status: int) -> None:
+    url, tokens = answering((status, b"{}"))
     with service(url, "secret-token") as made, pytest.raises(Refused, match="PIGEONHOLE_API_KEY") as caught:
         made.get("/")
     assert tokens == ["Bearer secret-token"]

@@ -46,6 +46,11 @@ def test_a_histogram_without_observations_has_no_percentile(exposition: Expositi
     assert exposition.percentile("absent", 0.5) is None
 
 
+def test_what_ends_a_line_elsewhere_ends_none_of_prometheus() -> None:
+    found = Exposition.parse('x_total{label="a\u2028b\u0085c"} 3\n')
+    assert found.by("x_total", "label") == {"a\u2028b\u0085c": 3}
+
+
 def test_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="Prometheus"):
         Exposition.parse("<html>")

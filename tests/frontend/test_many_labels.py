@@ -35,3 +35,10 @@ def test_a_page_holds_150_labels_in_two_directions(open_page: OpenPage, services
     assert not app.exception
     assert not app.error
     assert "<b>" not in "".join(str(found.value) for found in (*app.markdown, *app.caption))
+
+
+def test_a_number_behind_an_arabic_label_stands_behind_it(open_page: OpenPage, services: tuple[str, str]) -> None:
+    """Without isolation (U+2068, U+2069) a reader sees the 11.9 % before the 122 of the label."""
+    api, drift = services
+    app = open_page(api, "review", drift=drift)
+    assert any("Model: \u2068" in found.value and "\u2069, " in found.value for found in app.caption)

@@ -13,7 +13,9 @@ from frontend.view import joined, labels_of
 from streamlit.testing.v1 import AppTest
 from tests.conftest import tiny_rows
 from tests.frontend.conftest import NOBODY, both_services, environment, free_port, wait_until_ready
-from tests.keyword_bundle import keyword_bundle
+from tests.keyword_bundle import QUEUES, keyword_bundle
+
+from pigeonhole.registry import Registry
 
 OpenPage = Callable[..., AppTest]
 
@@ -110,6 +112,14 @@ def test_the_words_that_decided_are_marked_and_the_others_are_not(open_page: Ope
     assert "speak for delivery" in words_of(app)
 
 
+def test_a_text_that_begins_with_spaces_is_no_block_of_code_among_its_marked_words(open_page: OpenPage, keywords: str) -> None:
+    app = classify(open_page(keywords), "where is it\n\n    my parcel\n\n\tand the courier")
+    next(button for button in app.button if button.label == "Which words decided?").click().run()
+    marked = next(found.value for found in app.markdown if "-background[" in found.value)
+    lines = [line for line in marked.split("\n") if line.strip()]
+    assert [line[:5] for line in lines] == ["where", "\u00a0\u00a0\u00a0\u00a0m", "\u00a0\u00a0\u00a0\u00a0a"]
+
+
 def upload(app: AppTest, name: str, data: bytes) -> AppTest:
     app.file_uploader[0].set_value((name, data, "application/octet-stream"))
     return app.run()
@@ -144,6 +154,35 @@ def test_a_file_is_classified_to_the_last_row_and_comes_back_safe_for_spreadshee
     assert back.loc[598, "predicted_note"] == "blank"
     assert back.loc[599, "message"] == "'=1+1 my password"
     assert set(back["predicted_label"][:598]) <= {"delivery", "account", "billing"}
+
+
+@pytest.fixture
+def keywords(serve_bundle: Callable[[Path], str], tmp_path: Path) -> str:
+    return serve_bundle(Path(keyword_bundle(tmp_path / "keywords", "1", QUEUES).url))
+
+
+def test_what_was_taken_home_is_classified_again_and_keeps_its_columns(open_page: OpenPage, keywords: str) -> None:
+    file = b"text,predicted_label,predicted_score\nmy parcel,billing,0.5\n"
+    app = run_batch(upload(open_page(keywords, "batch"), "classified.csv", file))
+    assert not app.exception
+    back = pd.read_csv(io.BytesIO(app.session_state.download), dtype=str)
+    assert back.loc[0, ["predicted_label", "predicted_label_2"]].tolist() == ["billing", "delivery"]
+
+
+def test_a_file_is_still_there_after_a_look_at_another_page(open_page: OpenPage, keywords: str) -> None:
+    app = upload(open_page(keywords, "batch"), "mail.csv", b"text,message\na longer one,my parcel\nanother one,my login\n")
+    app.selectbox(key="column").select("message").run()
+    app = run_batch(app)
+    app.switch_page("screens/model.py").run()
+    app.switch_page("screens/batch.py").run()
+    assert not app.exception
+    assert "2 texts" in app.success[0].value
+    assert app.selectbox(key="column").value == "message"
+    assert any("mail" in caption.value for caption in app.caption)
+    again = upload(app, "other.csv", b"id,body\n1,my parcel\n")
+    assert not again.exception
+    assert not again.success
+    assert again.selectbox(key="column").value == "body"
 
 
 def test_results_are_filtered_by_what_a_text_contains(open_page: OpenPage, served: str, rows: pd.DataFrame) -> None:
@@ -190,6 +229,23 @@ def test_traffic_without_the_service_says_so(open_page: OpenPage) -> None:
     app = open_page(NOBODY, "traffic")
     assert "not reachable" in app.error[0].value
     assert not app.exception
+
+
+def test_a_drawing_that_is_gone_is_told_in_words(open_page: OpenPage, tmp_path: Path) -> None:
+    held_out = [(f"{word} {number}", label) for word, label in QUEUES.items() for number in range(5)]
+    bundle = keyword_bundle(tmp_path / "bundle", "v1", held_out=held_out)
+    registry = Registry(str(tmp_path / "registry"))
+    registry.publish(bundle.folder, bundle.manifest)
+    registry.set_alias("keywords", "production", "v1", "first", expected=None)
+    with both_services(registry.url, tmp_path) as (api, drift):
+        httpx.post(f"{api}/predict", json={"texts": ["parcel"] * 30}, timeout=60).raise_for_status()
+        httpx.post(f"{drift}/runs", timeout=60).raise_for_status()
+        report = tmp_path / "reports/000001.json"
+        report.write_text(report.read_text(encoding="utf-8").replace("not asked for", "drawn"), encoding="utf-8")
+        app = open_page(api, "traffic", drift=drift)
+        app.toggle[1].set_value(True).run()
+        assert not app.exception
+        assert "there is no such report" in app.info[-1].value
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """The pages over versions whose texts may have several labels: what a text has, is given, and another version changes."""
 
+import itertools
 from collections.abc import Iterator
 
 import msgspec
 import pytest
+from streamlit.testing.v1 import AppTest
 from tests.frontend.conftest import both_services
 from tests.frontend.test_pages import OpenPage, classify
 from tests.keyword_bundle import QUEUES, keyword_bundle
@@ -43,6 +45,7 @@ def test_an_answer_has_all_its_labels(open_page: OpenPage, several: tuple[str, s
     app = classify(open_page(several[0], drift=several[1]), "invoice and parcel")
     assert not app.exception
     assert app.subheader[0].value == "billing, delivery"
+    assert app.caption[0].value.startswith("Says which of 3 labels a text has")
 
 
 def test_each_label_has_four_cells_and_their_texts(open_page: OpenPage, several: tuple[str, str]) -> None:
@@ -73,3 +76,16 @@ def test_two_versions_are_compared_label_by_label(open_page: OpenPage, several: 
     app.selectbox(key="flips-of").select("billing").run()
     assert app.tabs[3].subheader[0].value == "Was right, now wrong: 2"
     assert sorted(app.tabs[3].dataframe[0].value["text"]) == ["parcel", "parcel login"]
+
+
+def test_traffic_counts_texts_and_not_the_labels_that_they_were_given(open_page: OpenPage, several: tuple[str, str]) -> None:
+    before = open_page(several[0], "traffic", drift=several[1])
+    counted = [app_metric(before, "Texts classified")]
+    for text in ("invoice and parcel", "hello"):
+        classify(open_page(several[0], drift=several[1]), text)
+        counted.append(app_metric(open_page(several[0], "traffic", drift=several[1]), "Texts classified"))
+    assert [after - first for first, after in itertools.pairwise(counted)] == [1, 1]
+
+
+def app_metric(app: AppTest, label: str) -> int:
+    return next(int(found.value) for found in app.metric if found.label == label)

@@ -5,7 +5,7 @@ import openpyxl
 import pandas as pd
 import pytest
 from frontend import table
-from frontend.table import Unreadable, likely_text_column, read_table, safe_csv
+from frontend.table import Unreadable, beside, likely_text_column, read_table, safe_csv
 
 
 def workbook(rows: list[list[object]]) -> bytes:
@@ -50,6 +50,7 @@ REFUSED = {
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "nested too deeply"),
     "shifted.csv": (b"a,b\n1,2,\n", "row 1 has 3 cells"),
     "twice.csv": (b"a,a\n1,2\n", "same name"),
+    "twice.xlsx": (workbook([[1, "1"], ["a", "b"]]), "same name"),
     "latin.csv": ("text\ncafé\n".encode("latin-1"), "not UTF-8"),
     "quote.csv": (b'text\n"open\n', "cannot be read as csv"),
     "header.csv": (b"text\n", "no rows"),
@@ -87,6 +88,18 @@ def test_too_many_rows_are_refused_with_both_numbers(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(table, "MAX_ROWS", 2)
     with pytest.raises(Unreadable, match="has 3 rows; at most 2"):
         read_table("a.csv", b"text\n1\n2\n3\n")
+    with pytest.raises(Unreadable, match="has 3 rows; at most 2"):
+        read_table("a.xlsx", workbook([["text"], ["1"], ["2"], ["3"]]))
+    assert len(read_table("a.csv", b"text\n1\n2\n")) == 2
+
+
+def test_a_number_keeps_the_digits_that_it_was_written_with() -> None:
+    line = b'{"price": 1.10, "order": 12345678901234567890.5, "long": ' + b"7" * 5000 + b"}"
+    assert read_table("a.jsonl", line).to_dict("list") == {
+        "price": ["1.10"],
+        "order": ["12345678901234567890.5"],
+        "long": ["7" * 5000],
+    }
 
 
 def test_an_absent_cell_is_an_empty_text() -> None:
@@ -106,3 +119,20 @@ def test_no_cell_and_no_header_of_a_download_is_a_formula(cell: str) -> None:
     assert back.columns[0].startswith("'")
     assert back.iloc[0, 0].startswith("'")
     assert back.iloc[0].tolist()[1:] == ["plain", "0.5"]
+
+
+def test_two_headers_that_are_one_once_they_are_guarded_both_come_home() -> None:
+    data = safe_csv(pd.DataFrame({"=a": ["x"], "'=a": ["-y"]}))
+    assert data.decode("utf-8-sig").splitlines() == ["'=a,'=a", "x,'-y"]
+
+
+def test_an_answer_takes_a_name_that_the_file_has_not() -> None:
+    table = pd.DataFrame({"text": ["a"], "predicted_label": ["old"], "predicted_label_2": ["older"]})
+    found = beside(table, pd.DataFrame({"label": ["new"], "score": [0.5]}))
+    assert found.to_dict("list") == {
+        "text": ["a"],
+        "predicted_label": ["old"],
+        "predicted_label_2": ["older"],
+        "predicted_label_3": ["new"],
+        "predicted_score": [0.5],
+    }

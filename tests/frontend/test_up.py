@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,3 +96,16 @@ def test_what_is_no_port_is_told_in_a_line_and_ends_it_with_2(
         parts({"API_PORT": port}, tmp_path)
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: API_PORT={port!r}: allowed is a whole number from 1 to 65535\n"
+
+
+def test_a_port_that_somebody_has_is_told_before_anything_starts(tmp_path: Path) -> None:
+    ports = {name: str(free_port()) for name in PORTS}
+    with socket.create_server(("127.0.0.1", int(ports["DRIFT_PORT"]))):
+        command = [sys.executable, "-m", "frontend.up"]
+        answer = subprocess.run(
+            command, cwd=tmp_path, env=environment(**ports), capture_output=True, text=True, timeout=60, check=False
+        )
+    assert answer.returncode == 2
+    where = f"http://127.0.0.1:{ports['DRIFT_PORT']}"
+    wanted = f"error: the drift cannot listen at {where} (Address already in use); DRIFT_PORT sets another port"
+    assert answer.stderr.splitlines() == [wanted]

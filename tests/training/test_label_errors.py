@@ -31,11 +31,12 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_planted_labels_stand_on_top_and_the_right_one_is_suggested_and_a_reviewed_one_is_gone(
-    planted: tuple[Path, list[tuple[str, str]]], tmp_path: Path
+    planted: tuple[Path, list[tuple[str, str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, rows = planted
     asked = [f"data.path={path}", "data.trigger_words=report", "threads=1"]
     result = run([*asked, f"out={tmp_path / 'review.csv'}"])
+    assert f"beside this line's data keys: uv run train … data.patch={tmp_path / 'review.csv'}" in capsys.readouterr().err
     review = read(tmp_path / "review.csv")
     wrong = {rows[place][0]: tiny_rows()[place][1] for place in PLANTED}
     top = review[: len(PLANTED)]

@@ -131,7 +131,8 @@ def read_taxonomy(url: str, sha256: str | None = None) -> Taxonomy:
         raise DataError(f"{url}: rename: two labels get one name; merge them instead")
     base = url.rpartition("/")[0]
     split = {
-        label: _parts(storage.join(base, part.rows) if base else part.rows, url, label) for label, part in labels.split.items()
+        label: _parts(storage.join(base, part.rows) if base else part.rows, part.otherwise, url, label)
+        for label, part in labels.split.items()
     }
     otherwise = {label: part.otherwise for label, part in labels.split.items()}
     return Taxonomy(
@@ -146,13 +147,13 @@ def read_taxonomy(url: str, sha256: str | None = None) -> Taxonomy:
     )
 
 
-def _parts(rows: str, url: str, label: str) -> dict[str, str]:
+def _parts(rows: str, otherwise: str | None, url: str, label: str) -> dict[str, str]:
     parts: dict[str, str] = {}
     for row in read_rows(DataConfig(path=rows, text="text", label="label")):
         said = parts.setdefault(normalise(row.text), row.label)
         if said != row.label:
             problem = f"the text falls into {shown(row.label)}, and into {shown(said)} in a row before"
             raise DataError(f"{url}: split: {rows}: line {row.line}: {problem}; leave one of them")
-    if len(set(parts.values())) < 2:
+    if len({*parts.values(), *([otherwise] if otherwise else [])}) < 2:
         raise DataError(f"{url}: split: {rows} has one label; {shown(label)} becomes two at least, or rename it")
     return parts

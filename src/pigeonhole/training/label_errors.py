@@ -72,7 +72,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
         if (rows[place].text, rows[place].label) not in kept
     ][: config.top]
     write_review(config.out, review)
-    say(f"next: decide on each line of {config.out} (keep, relabel, remove), then uv run train data.patch={config.out}")
+    say(f"next: decide on each line of {config.out} (keep, relabel, remove)")
+    say(f"then, beside this line's data keys: uv run train … data.patch={config.out}")
     return {
         "review": config.out,
         "rows": len(rows),
