@@ -138,6 +138,13 @@ def test_an_experiment_of_ones_own_is_text_and_says_that_it_is_global(tmp_path: 
         compose_train("--config-dir", str(tmp_path), "experiment=mine")
 
 
+@pytest.mark.parametrize("name", ["a=b", "a, [b] it's", "a b"])
+def test_a_folder_of_ones_own_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "experiment").mkdir(parents=True)
+    (tmp_path / name / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    assert compose_train("--config-dir", str(tmp_path / name), "experiment=mine").seed == 5
+
+
 def test_an_experiment_of_ones_own_is_found_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")

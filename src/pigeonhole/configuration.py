@@ -198,7 +198,7 @@ def _compose(schema: type[T], name: str, arguments: list[str], folder: str | Non
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     overrides = [_quoted(argument, settings) for argument in arguments]
     if folder is not None:
-        overrides.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
+        overrides.append(f"hydra.searchpath=[{_in_quotes(f'file://{Path(folder).resolve()}')}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
@@ -216,9 +216,13 @@ def _quoted(argument: str, settings: dict[str, Setting]) -> str:
     found = settings.get(key.lstrip("+"))
     if found is None or not found.type.startswith("str") or value in ("", "null") or value.startswith(("'", '"', "${")):
         return argument
-    # Hydra's quoted strings: a backslash means itself unless it stands before a quote.
+    return f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(value: str) -> str:
+    """As Hydra reads them: a backslash means itself unless it stands before a quote."""
     escaped = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", value))
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _explain(error: Exception, settings: dict[str, Setting], arguments: Sequence[str]) -> str:
