@@ -12,7 +12,6 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
     MPNetConfig,
-    PretrainedConfig,
     RobertaConfig,
     pipeline,
 )
@@ -174,7 +173,7 @@ def test_a_folder_that_cannot_be_loaded_is_told_in_a_line(tmp_path: Path, file: 
 
 
 @pytest.mark.parametrize(("kind", "last"), [(RobertaConfig, 64), (MPNetConfig, 64), (BertConfig, 66)])
-def test_positions_behind_the_padding_are_none_to_read_from(tmp_path: Path, kind: type[PretrainedConfig], last: int) -> None:
+def test_positions_behind_the_padding_are_none_to_read_from(tmp_path: Path, kind: Any, last: int) -> None:
     config = kind(
         vocab_size=2000,
         hidden_size=32,

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_the_answer_is_that_of_the_padded_model(make: Callable[[], TextClassifie
 
 def test_a_decoder_reads_the_last_token_of_each_text_and_no_padding() -> None:
     torch.manual_seed(0)
-    size = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    size: dict[str, Any] = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
     model = take_apart(GPT2ForSequenceClassification(GPT2Config(**size, pad_token_id=1)).eval())
     alone = [model(torch.tensor([ids]), torch.ones(1, len(ids)))[0] for ids in TEXTS.input_ids]
     torch.testing.assert_close(PaddingFree(model)(packed())[0], torch.cat(alone), atol=1e-6, rtol=1e-5)
