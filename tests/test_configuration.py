@@ -65,6 +65,13 @@ def test_every_model_composes(name: str) -> None:
         ("tracking.backend=mlflow", "tracking.backend=mlflow: expected str one of wandb, jsonl, none"),
         ("tracking=mlflow", "tracking=mlflow: there is no such tracking; allowed: jsonl, none, wandb"),
         ("experiment=fats", "experiment=fats: there is no such experiment; did you mean fast. allowed: "),
+        ("experiment", "experiment: a choice is missing, write experiment=CHOICE .*fast"),
+        ("trainer.epochs=1,2", "^trainer.epochs=1,2: is no single value; expected int >= 0 and <= 1000$"),
+        ("trainer.learning_rate=1,5", "^trainer.learning_rate=1,5: is no single value; expected float > 0 and <= 1$"),
+        ("trainer.epochs=range(1,3)", r"^trainer.epochs=range\(1,3\): is no single value; expected int >= 0 and <= 1000$"),
+        ('trainer.epochs="3', '^trainer.epochs="3: is no single value; expected int >= 0 and <= 1000$'),
+        ("trainer.epochs=٣", "^trainer.epochs=٣: is no single value; expected int >= 0 and <= 1000$"),
+        ("trainer.epochs=${", r"^trainer.epochs=\$\{: is no single value; expected int >= 0 and <= 1000$"),
         ("experiment=null", "experiment=null: there is no such experiment"),
         ("hydra.run.dir=/tmp/x", "there is no key hydra.run.dir"),
         ("data.val=0", "data.val=0: a run selects and measures on these rows"),
@@ -93,8 +100,11 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(argument
         ("seed: 1\nseed: 2", "duplicate key seed"),
         ("_target_: os.system", "_target_"),
         ("model:\n  _target_: pandas.read_pickle", "_target_"),
-        ("trainer:\n  epochs: many", "trainer.epochs"),
-        ("trainer:\n  eposch: 3", "eposch"),
+        ("trainer:\n  epochs: many", "^trainer.epochs: Value 'many' .*; expected int >= 0 and <= 1000$"),
+        ("trainer:\n  eposch: 3", "^trainer.eposch: .*; did you mean trainer.epochs. allowed are the keys that --help lists$"),
+        ("trainer:", "^trainer: field 'trainer' is not Optional; .*--help lists$"),
+        ("defaults: 3", "mine.yaml: defaults: expected a list"),
+        ("defaults:\n- mine", "in their defaults, files name each other in a circle"),
         ("seed: [1", "seed|expected"),
         ("trainer:\n\tepochs: 3", "mine.yaml: while scanning"),
         ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", "mine.yaml: holds a YAML alias"),
@@ -115,13 +125,24 @@ def test_a_yaml_file_of_ones_own_is_held_to_the_same_rules(tmp_path: Path, conte
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xff\xfe\x00", r"not UTF-8 text \(byte 1\)"), (b"seed: 1\n", "the first line has to be '# @package _global_'")],
+    [
+        (b"\xff\xfe\x00", r"not UTF-8 text \(byte 1\)"),
+        (b"seed: 1\n", "the first line has to be '# @package _global_'"),
+        (b"\xef\xbb\xbf# @package _global_\nseed: 1\n", "begins with a byte-order mark; save it as UTF-8 without one"),
+    ],
 )
 def test_an_experiment_of_ones_own_is_text_and_says_that_it_is_global(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         compose_train("--config-dir", str(tmp_path), "experiment=mine")
+
+
+@pytest.mark.parametrize("name", ["a=b", "a, [b] it's", "a b"])
+def test_a_folder_of_ones_own_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "experiment").mkdir(parents=True)
+    (tmp_path / name / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    assert compose_train("--config-dir", str(tmp_path / name), "experiment=mine").seed == 5
 
 
 def test_an_experiment_of_ones_own_is_found_in_its_folder(tmp_path: Path) -> None:

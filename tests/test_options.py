@@ -36,6 +36,7 @@ def test_arguments_fill_the_fields_by_their_types() -> None:
         ("degrees=300", "degrees=300: expected int >= 50 and <= 250"),
         ("share=nan", "share=nan: expected float >= 0 and < 1"),
         ("fan=yes", "fan=yes: expected bool"),
+        ("name=a\0b", "name: holds a NUL character; expected str without one"),
         ("light=dim", "light=dim: expected str one of on, off"),
     ],
 )

@@ -144,6 +144,8 @@ def _check_key(argument: str, settings: dict[str, Setting]) -> None:
         if not equals:
             raise ConfigError(f"{key}: a value is missing, write {key}=VALUE ({settings[key].expected})")
         return
+    if key in groups() and not equals and not any(known.startswith(key + ".") for known in settings):
+        raise ConfigError(f"{key}: a choice is missing, write {key}=CHOICE ({', '.join(groups()[key])})")
     if any(known.startswith(key + ".") for known in settings):
         known = ", ".join(known for known in settings if known.startswith(key + "."))
         raise ConfigError(f"{argument}: {key} is a group of keys; set one of {known}")
@@ -182,8 +184,12 @@ def _check_file(path: Path, group: str) -> None:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(found, dict | None):
         raise ConfigError(f"{path}: holds {type(found).__name__}; keys with values are needed")
+    if found and not isinstance(found.get("defaults", []), list):
+        raise ConfigError(f"{path}: defaults: expected a list, such as [override /model: minilm3]")
     if found and "hydra" in found:
         raise ConfigError(f"{path}: hydra's own keys are not to be set")
+    if content.startswith("\ufeff"):
+        raise ConfigError(f"{path}: begins with a byte-order mark; save it as UTF-8 without one")
     if group == "experiment" and not content.startswith(PACKAGE_LINE):
         raise ConfigError(f"{path}: the first line has to be {PACKAGE_LINE!r}: an experiment sets the keys of all groups")
 
@@ -192,7 +198,7 @@ def _compose(schema: type[T], name: str, arguments: list[str], folder: str | Non
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     overrides = [_quoted(argument, settings) for argument in arguments]
     if folder is not None:
-        overrides.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
+        overrides.append(f"hydra.searchpath=[{_in_quotes(f'file://{Path(folder).resolve()}')}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
@@ -200,6 +206,8 @@ def _compose(schema: type[T], name: str, arguments: list[str], folder: str | Non
         return cast(T, OmegaConf.to_object(composed))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(_explain(error, settings, arguments)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{' '.join(arguments)}: in their defaults, files name each other in a circle") from error
 
 
 def _quoted(argument: str, settings: dict[str, Setting]) -> str:
@@ -208,9 +216,13 @@ def _quoted(argument: str, settings: dict[str, Setting]) -> str:
     found = settings.get(key.lstrip("+"))
     if found is None or not found.type.startswith("str") or value in ("", "null") or value.startswith(("'", '"', "${")):
         return argument
-    # Hydra's quoted strings: a backslash means itself unless it stands before a quote.
+    return f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(value: str) -> str:
+    """As Hydra reads them: a backslash means itself unless it stands before a quote."""
     escaped = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", value))
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _explain(error: Exception, settings: dict[str, Setting], arguments: Sequence[str]) -> str:
@@ -222,5 +234,14 @@ def _explain(error: Exception, settings: dict[str, Setting], arguments: Sequence
         if key:
             return f"{key}: {str(cause).splitlines()[0]}; allowed are the keys that --help lists"
         cause = cause.__cause__
+    told = re.search(r"^(.*)\n\s*full_key: (\S+)$", str(error), re.MULTILINE)  # of a file, Hydra keeps the text alone
+    if told and told[2] in settings:
+        return f"{told[2]}: {told[1].strip()}; expected {settings[told[2]].expected}"
+    if told:
+        return f"{told[2]}: {told[1].strip()}; {nearest(told[2], settings)}allowed are the keys that --help lists"
+    for argument in arguments:  # Hydra's own words for one that it cannot read name neither its key nor what is allowed
+        key = argument.partition("=")[0]
+        if key in settings and (f"{argument}'" in str(error) or f": {argument}\n" in str(error)):
+            return f"{argument}: is no single value; expected {settings[key].expected}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{' '.join(arguments)}: " + "; ".join(lines)

@@ -156,6 +156,8 @@ def check_ranges(config: object) -> None:
         items = value if isinstance(value, list) else [value]
         if not all(found.allowed.holds(item) for item in items):
             raise ConfigError(f"{found.key}={value}: expected {found.expected}")
+        if any("\0" in item for item in items if isinstance(item, str)):  # YAML can write one, and no file has such a name
+            raise ConfigError(f"{found.key}: holds a NUL character; expected {found.expected} without one")
 
 
 def _type_name(kind: Any) -> str:

@@ -115,6 +115,8 @@ def test_missing_file_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NotFoundError, match=r"there is no such file$"):
         verify_files(DataConfig(path="train.csv"))
+    with pytest.raises(NotFoundError, match=r"there is no such file$"):  # and http://127.0.0.1:1.dvc is no address at all
+        verify_files(DataConfig(path="http://127.0.0.1:1/train.csv"))
 
 
 def test_label_unseen_in_training_is_refused(tmp_path: Path) -> None:

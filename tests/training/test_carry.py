@@ -1,6 +1,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,21 @@ def test_a_bucket_that_says_no_for_a_while_ends_no_run(
     assert capsys.readouterr().err.count("the checkpoint was not carried: no role for you") == 2
 
 
+@pytest.mark.parametrize("failure", [None, StoppedError("at step 3")])
+def test_a_bucket_that_says_no_at_the_end_changes_nothing_of_what_the_run_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: StoppedError | None
+) -> None:
+    def refuse(url: str, data: bytes) -> None:
+        raise StorageError("no role for you")
+
+    monkeypatch.setattr(storage, "write", refuse)
+    (tmp_path / "a").write_bytes(b"one")
+    with pytest.raises(StoppedError) if failure else nullcontext(), Carrier(tmp_path, "gs://bucket/x", ("a",)):
+        if failure:
+            raise failure
+    assert "the checkpoint was not carried: no role for you" in capsys.readouterr().err
+
+
 def test_the_worker_carries_where_vertex_says_and_only_there(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,4 +133,6 @@ def test_the_worker_carries_where_vertex_says_and_only_there(
     worker.train_carried(["seed=1"], url, "77")
     assert seen == [["seed=1"], ["seed=1", "out=run"]]
     assert storage.read(storage.join(url, "77", trainer.PROGRESS)) == b"progress"
+    worker.train_carried([f"out=file://{tmp_path}/run"], url, "78")
+    assert storage.read(storage.join(url, "78", trainer.PROGRESS)) == b"progress"
     assert os.environ.get(worker.CHECKPOINTS) is None

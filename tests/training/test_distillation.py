@@ -6,10 +6,9 @@ import pytest
 import torch
 from tests.conftest import tiny_rows, train_arguments, write_rows
 
-from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import ConfigError
-from pigeonhole.training.distillation import CACHE, Distillation, teacher_logits, with_teacher
+from pigeonhole.training.distillation import CACHE, Distillation, open_teacher, teacher_logits, with_teacher
 from pigeonhole.training.loss import LabelLoss
 from pigeonhole.training.train import run
 
@@ -18,27 +17,27 @@ LABELS = ["account", "billing", "delivery"]
 
 
 def test_the_teacher_answers_in_the_order_of_our_labels_and_once(sealed_bundle: Path, tmp_path: Path) -> None:
-    url = str(sealed_bundle)
-    expected = np.stack([found.logits for found in Classifier.open(open_bundle(url), "fp32").predict(TEXTS)])
-    found = teacher_logits(url, TEXTS, LABELS[::-1], tmp_path, 1)
+    teacher = open_teacher(str(sealed_bundle), LABELS[::-1])
+    expected = np.stack([found.logits for found in Classifier.open(teacher, "fp32").predict(TEXTS)])
+    found = teacher_logits(teacher, TEXTS, LABELS[::-1], tmp_path, 1)
     assert (found == expected[:, ::-1]).all()
     with np.load(tmp_path / CACHE, allow_pickle=False) as cached:
         kept = {**cached, "logits": np.ones((20, 3), np.float32)}
     np.savez(tmp_path / CACHE, **kept)
-    assert (teacher_logits(url, TEXTS, LABELS, tmp_path, 1) == 1).all()
+    assert (teacher_logits(teacher, TEXTS, LABELS, tmp_path, 1) == 1).all()
     np.savez(tmp_path / CACHE, **{**kept, "version": np.array("another")})
-    assert (teacher_logits(url, TEXTS, LABELS, tmp_path, 1) == expected).all()
+    assert (teacher_logits(teacher, TEXTS, LABELS, tmp_path, 1) == expected).all()
 
 
 def test_what_the_teacher_said_of_other_texts_is_not_taken_for_these(sealed_bundle: Path, tmp_path: Path) -> None:
-    url = str(sealed_bundle)
-    found = teacher_logits(url, TEXTS, LABELS, tmp_path, 1)
-    assert (teacher_logits(url, TEXTS[::-1], LABELS, tmp_path, 1) == found[::-1]).all()
+    teacher = open_teacher(str(sealed_bundle), LABELS)
+    found = teacher_logits(teacher, TEXTS, LABELS, tmp_path, 1)
+    assert (teacher_logits(teacher, TEXTS[::-1], LABELS, tmp_path, 1) == found[::-1]).all()
 
 
-def test_a_teacher_of_other_labels_is_refused(sealed_bundle: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_other_labels_is_refused(sealed_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer.teacher=.*: has other labels than the data: 'delivery', 'drone'"):
-        teacher_logits(str(sealed_bundle), TEXTS, ["account", "billing", "drone"], tmp_path, 1)
+        open_teacher(str(sealed_bundle), ["account", "billing", "drone"])
 
 
 def test_the_loss_is_hintons_formula() -> None:

@@ -6,10 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    MPNetConfig,
+    RobertaConfig,
     pipeline,
 )
 from transformers.models.bert.modeling_bert import BertLayer
@@ -142,6 +145,50 @@ def test_an_encoder_of_another_family_trains_with_its_own_head(tmp_path: Path) -
         load_model(found, ["a", "b"], tokenizer, averaging_layer=True, max_length=64)
     with pytest.raises(ConfigError, match=r"model\.max_length=65: this encoder reads at most 64 tokens"):
         load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=65)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("config.json", b"{}"),
+        ("config.json", b'{"model_type": "nosuch"}'),
+        ("config.json", b'{"model_type": "bert", "hidden_size": 32, "num_attention_heads": 5}'),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"),
+        ("model.safetensors", b""),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"no JSON"),
+        ("tokenizer_config.json", b"{"),
+    ],
+)
+def test_a_folder_that_cannot_be_loaded_is_told_in_a_line(tmp_path: Path, file: str, content: bytes) -> None:
+    model = tiny_model(averaging_layer=False)
+    model.save_twin(tmp_path, load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS))
+    (tmp_path / file).write_bytes(content)
+    found = locate(str(tmp_path), None)
+    with pytest.raises(ConfigError, match=rf"^model.pretrained={tmp_path}: cannot be loaded: .+$") as caught:
+        load_model(found, ["a", "b"], load_tokenizer(found, TEXTS), averaging_layer=False, max_length=32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "last"), [(RobertaConfig, 64), (MPNetConfig, 64), (BertConfig, 66)])
+def test_positions_behind_the_padding_are_none_to_read_from(tmp_path: Path, kind: Any, last: int) -> None:
+    config = kind(
+        vocab_size=2000,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        pad_token_id=1,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    found, tokenizer = Pretrained(str(tmp_path), local=True), load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS)
+    model = load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=last)
+    assert model(torch.full((1, last), 5), torch.ones((1, last), dtype=torch.int64))[0].shape == (1, 2)
+    with pytest.raises(ConfigError, match=rf"model\.max_length={last + 1}: this encoder reads at most {last} tokens"):
+        load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=last + 1)
 
 
 def test_weights_that_an_encoder_lacks_are_told_and_a_new_head_or_layer_is_not(

@@ -1,12 +1,14 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.training.test_trainer import fresh_model, rows
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
+from pigeonhole.errors import ConfigError
 from pigeonhole.training import padding_free, trainer
 from pigeonhole.training.batches import Packed, TokenizedRows
 from pigeonhole.training.model import TextClassifier, take_apart
@@ -38,6 +40,16 @@ def test_the_answer_is_that_of_the_padded_model(make: Callable[[], TextClassifie
     logits, embedding = PaddingFree(model)(packed())
     torch.testing.assert_close(embedding, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(logits, expected_logits, atol=1e-6, rtol=1e-5)
+
+
+def test_a_decoder_reads_the_last_token_of_each_text_and_no_padding() -> None:
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    model = take_apart(GPT2ForSequenceClassification(GPT2Config(**size, pad_token_id=1)).eval())
+    alone = [model(torch.tensor([ids]), torch.ones(1, len(ids)))[0] for ids in TEXTS.input_ids]
+    torch.testing.assert_close(PaddingFree(model)(packed())[0], torch.cat(alone), atol=1e-6, rtol=1e-5)
+    with pytest.raises(ConfigError, match="GPT2ForSequenceClassification has no pad_token_id; choose an encoder"):
+        take_apart(GPT2ForSequenceClassification(GPT2Config(**size)))
 
 
 @pytest.mark.parametrize("plain", [True, False], ids=["written out", "module by module"])

@@ -100,6 +100,13 @@ def test_the_progress_of_another_run_is_refused(tmp_path: Path) -> None:
         run(tmp_path, fingerprint="another run")
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"half"])
+def test_progress_that_is_damaged_is_told_with_the_way_out(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / trainer.PROGRESS).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/{trainer.PROGRESS}: is damaged \(.*\); resume=never begins anew$"):
+        run(tmp_path)
+
+
 def test_a_finished_training_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, history = run(tmp_path)
     _, again = run(tmp_path)

@@ -22,6 +22,11 @@ def test_both_ends_of_every_sweep_compose_and_differ_from_each_other(name: str, 
     assert all(low != high for low, high in map(space.ends, space.keys))
 
 
+def test_numbers_are_read_as_train_reads_them(tmp_path: Path) -> None:
+    space = space_of(tmp_path, "trainer.learning_rate: [1e-4, 2e-4]\n  trainer.weight_decay: {low: 1e-3, high: 1e-1, scale: log}")
+    assert space.keys == {"trainer.learning_rate": [1e-4, 2e-4], "trainer.weight_decay": Range(1e-3, 1e-1, "log")}
+
+
 def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("metric: accuracy\ntrials: 2\nkeys:\n  trainer.epochs: [1, 2]\n")
@@ -43,6 +48,9 @@ def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
         ("trainer.batch_size: {low: 8, high: 64, scale: log}", "list its values"),
         ("trainer.batch_size: [8, 8.5]", "8.5 is not allowed"),
         ("trainer.batch_size: [8, many]", "trainer.batch_size: many is not allowed; expected int >= 1"),
+        ("trainer.epochs: [2.0, 4.0]", "trainer.epochs: 2.0 is not allowed; expected int"),
+        ("trainer.epochs: {low: 1, high: 2.5}", "trainer.epochs: 2.5 is not allowed; expected int"),
+        ("trainer.epochs: {low: 1, high: .inf}", "trainer.epochs: inf is not allowed; expected int"),
         ("trainer.epochs: [true, false]", "trainer.epochs: True is not allowed; expected int"),
         ("trainer.learning_rate: [0.1, fast]", "trainer.learning_rate: fast is not allowed; expected float"),
         ("trainer.refit_head: [1, 2]", "trainer.refit_head: 1 is not allowed; expected bool"),

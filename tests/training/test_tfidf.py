@@ -41,6 +41,12 @@ def test_on_real_texts_it_is_scikit_learns_own_pipeline_to_the_label(tickets: Da
     assert (model.predict_logits(rows[1]).argmax(axis=1) == expected.argmax(axis=1)).all()
 
 
+def test_texts_with_one_word_among_them_all_are_refused() -> None:
+    rows = TokenizedRows([[0, 2], [0], [0, 2], [0]], np.array([0, 1, 0, 1]))
+    with pytest.raises(DataError, match="one word of two letters among them all: model=tfidf needs two"):
+        tfidf.fit(rows, inverse_regularisation=10, pairs=True, max_features=2, seed=0)
+
+
 def test_the_bundle_is_what_was_trained_and_no_company_changes_a_bit(bundle: dict[str, Any]) -> None:
     assert bundle["served"] == "fp32"
     assert bundle["parity"]["fp32_label_flips"] == 0

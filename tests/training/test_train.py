@@ -17,7 +17,7 @@ from pigeonhole.classifier import Classifier
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
-from pigeonhole.errors import ConfigError, DataError, StoppedError
+from pigeonhole.errors import ConfigError, DataError, StoppedError, UserError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
 from pigeonhole.training import corridor
@@ -98,6 +98,9 @@ def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
         ("out=gs://bucket/run", "a run works in a local folder"),
         ("model.pretrained=../../etc", "no model is there"),
         ("name=../evil", "name=../evil: expected lower-case letters"),
+        ("name=" + "n" * 101, "name=n*: expected lower-case letters, .* at most 100$"),
+        ("out=" + "o" * 300, "out=o*: cannot be written .*File name too long"),
+        ("tracking.project=\udcff", "tracking.project: holds what is no UTF-8 text"),
         ("export.int8=false", "export.served=int8 with export.int8=false"),
     ],
 )
@@ -112,6 +115,21 @@ def test_a_slice_that_is_no_pattern_is_told_before_the_data_are_read(
     monkeypatch.setattr(corridor, "load_dataset", lambda _: pytest.fail("the data were read first"))
     with pytest.raises(ConfigError, match=r"data.slices: '\(' is no regular expression"):
         run([*train_arguments(tmp_path, tiny_data), "data.slices='numbers=('"])
+
+
+@pytest.mark.parametrize("key", ["reference_path", "trainer.teacher"])
+def test_a_file_that_is_needed_later_is_missed_before_anything_is_fitted(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(corridor, "_fit", lambda *_: pytest.fail("a model was fitted first"))
+    with pytest.raises(UserError, match=f"{tmp_path}/missing.csv"):
+        run([*train_arguments(tmp_path, tiny_data), f"{key}={tmp_path}/missing.csv"])
+
+
+def test_a_file_with_a_long_name_gives_the_model_a_shorter_one(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / f"{'a' * 99}-{'b' * 120}.csv", tiny_rows())
+    arguments = [argument for argument in train_arguments(tmp_path, data) if not argument.startswith("name=")]
+    assert corridor._model_name(compose(TrainConfig, "train", arguments)) == "a" * 99
 
 
 def test_every_number_of_the_recipe_follows_its_key() -> None:

@@ -194,10 +194,15 @@ def test_out_of_memory_halves_the_batch_and_adds_gradients_up_to_the_same_step(
     ]
 
 
-def test_a_gpus_out_of_memory_is_met_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), MemoryError("Unable to allocate 8 GiB")]
+)
+def test_out_of_memory_on_a_gpu_and_in_numpy_is_met_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
     def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
         if len(label_ids) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            raise error
         return torch.nn.functional.cross_entropy(logits, label_ids)
 
     trainer.train(fresh_model(), rows(48), rows(24), RECIPE, tmp_path, "run", lambda history: None, criterion)

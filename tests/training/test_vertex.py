@@ -106,6 +106,12 @@ def test_a_sweep_varies_keys_of_train_and_asks_for_the_metric_that_the_worker_re
         ([f"image={SHA}", "trainer.epochs=-1"], "trainer.epochs=-1"),
         ([f"image={SHA}", "experiment=fats"], "fats"),
         ([f"image={SHA}", "data.path=my.csv"], "does not see this machine's files"),
+        ([f"image={SHA}", "data.path=file:///home/me/my.csv"], "does not see this machine's files"),
+        ([f"image={SHA}", "data.test_path=my.csv"], "data.test_path=my.csv: the job does not see"),
+        ([f"image={SHA}", "data.path=hub://o/n", "data.taxonomy=labels.yaml"], "data.taxonomy=labels.yaml: the job does not see"),
+        ([f"image={SHA}", "trainer.teacher=runs/x/bundle"], "trainer.teacher=runs/x/bundle: the job does not see"),
+        ([f"image={SHA}", "model.pretrained=file:///m"], "model.pretrained=file:///m: the job does not see"),
+        ([f"image={SHA}", "model.pretrained=tests"], "model.pretrained=tests: the job does not see"),
         ([f"image={SHA}", "registry=here"], "registry: a job publishes to gs://some-project-pigeonhole/registry"),
     ],
 )

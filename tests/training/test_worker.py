@@ -26,6 +26,8 @@ def test_a_trials_values_become_keys_of_train() -> None:
         "trainer.batch_size=32",
         "registry=gs://b/registry",
     ]
+    names = ["--model.pretrained=org/encoder-v2.0", "--trainer.weight_decay=-0.0", "--name=1.0.0"]
+    assert worker.read_arguments(names) == ["model.pretrained=org/encoder-v2.0", "trainer.weight_decay=-0", "name=1.0.0"]
     assert worker.read_arguments(["--help", "--cfg", "job"]) == ["--help", "--cfg", "job"]
 
 

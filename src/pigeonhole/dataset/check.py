@@ -93,9 +93,10 @@ def _digest(url: str) -> FileDigest:
     try:
         return digest_file(url)
     except NotFoundError as error:
-        folder = url.rpartition("/")[0]
-        for pointer in (f"{url}.dvc", *([f"{folder}.dvc"] if folder else [])):  # DVC tracks files and whole folders
-            if storage.exists(pointer):
+        path = storage.local_path(url)  # DVC's pointers lie in a checkout; above http://HOST/FILE is another host
+        for tracked in (path, path.parent) if path else ():  # DVC tracks files and whole folders
+            pointer = tracked.with_name(f"{tracked.name}.dvc") if tracked.name else None
+            if pointer and pointer.is_file():
                 raise NotFoundError(f"{url}: there is no such file yet, {pointer} tracks it; fetch it with: dvc pull") from error
         raise
 

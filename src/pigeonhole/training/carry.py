@@ -54,14 +54,18 @@ class Carrier:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
-        self.send()
+        self._try_to_send()
 
     def _carry(self) -> None:
         while not self._ended.wait(self._every_s):
-            try:
-                self.send()
-            except StorageError as error:  # the next one may go through; the run itself needs no bucket
-                say(f"the checkpoint was not carried: {error}")
+            self._try_to_send()
+
+    def _try_to_send(self) -> None:
+        """The run itself needs no bucket: one that is done stays done, one that failed says why."""
+        try:
+            self.send()
+        except StorageError as error:
+            say(f"the checkpoint was not carried: {error}")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -87,10 +87,13 @@ def save_progress(
 
 
 def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
-    """Raises ConfigError for the checkpoint of another run."""
-    with safe_open(path, framework="pt") as stream:
-        metadata = stream.metadata()
-        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  it is no mapping
+    """Raises ConfigError for the checkpoint of another run, or one that is damaged."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata()
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  it is no mapping
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: is damaged ({error}); resume=never begins anew") from error
     if metadata["fingerprint"] != fingerprint:
         raise ConfigError(
             f"{path.parent.parent} holds an unfinished run with another configuration, data or number of threads; "

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pigeonhole.configuration import setting
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.errors import ConfigError
+from pigeonhole.options import to_flat
 
 
 @dataclass
@@ -155,6 +156,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         model = self.model
+        for key, value in to_flat(self).items():
+            if not str(value).isascii() and str(value).encode(errors="ignore").decode() != value:
+                raise ConfigError(f"{key}: holds what is no UTF-8 text, and a run writes down its configuration; rename it")
         if model.windowing != "truncate" and model.window_overlap > model.max_length // 2:
             raise ConfigError(
                 f"model.window_overlap={model.window_overlap}: at most half of model.max_length={model.max_length} is allowed"

@@ -45,7 +45,7 @@ from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig, TrainerConfig
 from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
-from pigeonhole.training.distillation import Distillation, teacher_logits, with_teacher
+from pigeonhole.training.distillation import Distillation, open_teacher, teacher_logits, with_teacher
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
 from pigeonhole.training.lora import add_adapters, merge_adapters
@@ -53,12 +53,14 @@ from pigeonhole.training.loss import LabelLoss, several_labels_loss
 from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, load_model, load_tokenizer, locate
 from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
-from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RUNS, RunFolder, open_run_folder, require_run_folder
+from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RunFolder, open_run_folder, require_run_folder
 from pigeonhole.training.tfidf import TfidfModel
 from pigeonhole.training.tokenize import tokenize, windowing_of
 from pigeonhole.training.tracking import NoTracker, Tracker, open_tracker
 from pigeonhole.training.trainer import Criterion, Recipe
 from pigeonhole.training.warm_start import keep_head
+
+LONGEST_NAME = 100  # characters; a folder's name has a date before it, and no file system takes more than 255
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Begun:
     fingerprint: str
     origin: dict[str, Any]
     tracker: Tracker
+    compared: list[int]  # places of the test rows that drift compares the traffic with
+    teacher: Bundle | None
 
     @property
     def out(self) -> Path:
@@ -205,7 +209,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     golden = export.golden_answers(list(classifiers.values()))
     storage.write(str(folder / GOLDEN), msgspec.json.format(msgspec.json.encode(golden)))
     served = predictions[manifest.served]
-    compared = choose_rows(config.reference_path, config.data, split.test)
+    compared = begun.compared
     write_reference(
         folder / REFERENCE,
         [split.test[place].text for place in compared],
@@ -244,24 +248,25 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     name = _model_name(config)
     pretrained = replace(locate(config.model.pretrained, config.model.sha256), revision=config.model.revision)
     require_run_folder(config.out)
-    storage.require_writable("out", config.out or str(RUNS))
     read_patterns(config.data.slices)  # needed only at the end, where a mistake would cost the training
     threads = trainer.set_determinism(config.seed, config.trainer.threads)
     dataset = load_dataset(config.data)
     split = dataset.split
     sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
     say(f"data: {sizes}, {len(dataset.labels)} labels")
+    compared = choose_rows(config.reference_path, config.data, split.test)
+    teacher = open_teacher(config.trainer.teacher, dataset.labels) if config.trainer.teacher else None
     fingerprint = _fingerprint(config, dataset, threads)
     origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads, dataset.amendments)
     if not is_first_process():
-        return Begun(name, None, pretrained, threads, dataset, fingerprint, origin, NoTracker())
+        return Begun(name, None, pretrained, threads, dataset, fingerprint, origin, NoTracker(), compared, teacher)
     folder = open_run_folder(config.out, name, fingerprint, resume=config.resume == "auto")
     out = folder.path
     storage.write(str(out / "config.yaml"), to_yaml(config).encode())
     storage.write(str(out / "provenance.json"), msgspec.json.format(msgspec.json.encode(origin)))
     tracker = open_tracker(config.tracking.backend, out, name, config.tracking.project, config.tracking.entity, to_flat(config))
     watch.lap("data")
-    return Begun(name, folder, pretrained, threads, dataset, fingerprint, origin, tracker)
+    return Begun(name, folder, pretrained, threads, dataset, fingerprint, origin, tracker, compared, teacher)
 
 
 def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:
@@ -345,11 +350,11 @@ def _targets(config: TrainConfig, begun: Begun, rows: TokenizedRows) -> tuple[To
         return rows, several_labels_loss
     weights = balanced_weights(rows.label_ids, len(begun.dataset.labels)) if chosen.class_weights == "balanced" else None
     criterion = LabelLoss(chosen.label_smoothing, weights, chosen.focal_gamma if chosen.loss == "focal" else 0.0)
-    if chosen.teacher is None:
+    if begun.teacher is None:
         return rows, criterion
     texts = [row.text for row in begun.dataset.split.train]
     cache = begun.folder.path if begun.folder else None
-    logits = teacher_logits(chosen.teacher, texts, begun.dataset.labels, cache, begun.threads)
+    logits = teacher_logits(begun.teacher, texts, begun.dataset.labels, cache, begun.threads)
     taught = replace(rows, label_ids=cast(NDArray[np.int64], with_teacher(rows.label_ids, logits)))  # the loss tells them apart
     return taught, Distillation(criterion, chosen.teacher_share, chosen.teacher_temperature)
 
@@ -406,9 +411,9 @@ def _measure(logits: NDArray[np.float32], label_ids: NDArray[np.int64]) -> tuple
 
 def _model_name(config: TrainConfig) -> str:
     stem = config.name or Path(config.data.path.split(":")[-1]).stem
-    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:LONGEST_NAME].rstrip("-._") or "model"
     if config.name is not None and name != config.name:
-        raise ConfigError(f"name={config.name}: expected lower-case letters, digits, '.', '_' and '-'")
+        raise ConfigError(f"name={config.name}: expected lower-case letters, digits, '.', '_' and '-', at most {LONGEST_NAME}")
     return name
 
 

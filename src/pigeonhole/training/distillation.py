@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pigeonhole.bundle import open_bundle
+from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError
@@ -25,18 +25,20 @@ CHUNK = 256  # texts a call
 CACHE = "teacher.npz"
 
 
-def teacher_logits(
-    url: str, texts: Sequence[str], labels: Sequence[str], folder: Path | None, threads: int
-) -> NDArray[np.float32]:
-    """(n, c), in the order of the texts and of `labels`; kept in `folder`, if there is one.
-
-    Raises ConfigError for a teacher of other labels, BundleError.
-    """
+def open_teacher(url: str, labels: Sequence[str]) -> Bundle:
+    """Before anything is fitted. Raises ConfigError for a teacher of other labels, BundleError."""
     bundle = open_bundle(url)
-    manifest = bundle.manifest
-    if set(manifest.labels) != set(labels):
-        other = sorted(set(manifest.labels) ^ set(labels))
+    if set(bundle.manifest.labels) != set(labels):
+        other = sorted(set(bundle.manifest.labels) ^ set(labels))
         raise ConfigError(f"trainer.teacher={url}: has other labels than the data: {', '.join(map(repr, other[:5]))}")
+    return bundle
+
+
+def teacher_logits(
+    bundle: Bundle, texts: Sequence[str], labels: Sequence[str], folder: Path | None, threads: int
+) -> NDArray[np.float32]:
+    """(n, c), in the order of the texts and of `labels`; kept in `folder`, if there is one."""
+    manifest = bundle.manifest
     path = folder / CACHE if folder else None
     asked = hashlib.sha256(msgspec.json.encode(list(texts))).hexdigest()
     if path and path.exists():

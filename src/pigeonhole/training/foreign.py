@@ -28,7 +28,7 @@ from pigeonhole.training import export, provenance, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.corridor import publish
 from pigeonhole.training.import_model import ImportOptions
-from pigeonhole.training.model import Pretrained, TextClassifier, load_tokenizer, locate, take_apart
+from pigeonhole.training.model import Pretrained, TextClassifier, load_tokenizer, loading, locate, positions_of, take_apart
 from pigeonhole.training.reference import write_reference
 
 PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification")
@@ -53,7 +53,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     pretrained = locate(options.model, None, "model")
     pretrained = Pretrained(pretrained.source, pretrained.local, options.revision)
     model, labels, task = _load(pretrained, options)
-    tokenizer = load_tokenizer(pretrained, [])
+    tokenizer = load_tokenizer(pretrained, [], "model")
     columns = RowsConfig(text=options.text, label=options.label, label_separator=options.label_separator)
     rows = _labelled(options.data, columns, task) if options.data else None
     true_ids = label_ids(rows, labels) if rows else None
@@ -110,14 +110,12 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
 
 def _load(pretrained: Pretrained, options: ImportOptions) -> tuple[TextClassifier, list[str], Task]:
     known = {"revision": pretrained.revision, "trust_remote_code": False}
-    try:
+    with loading(pretrained, "model"):
         config = AutoConfig.from_pretrained(pretrained.source, **known)
         _check(config, options)
         body, info = AutoModelForSequenceClassification.from_pretrained(
             pretrained.source, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **known
         )
-    except (OSError, ValueError) as error:  # transformers' own words for a file that is not there and a kind that is not known
-        raise ConfigError(f"model={options.model}: cannot be loaded: {str(error).splitlines()[0]}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConfigError(
@@ -136,10 +134,8 @@ def _check(config: PretrainedConfig, options: ImportOptions) -> None:
     names = [str(label) for label in (config.id2label or {}).values()]
     if len(set(names)) < len(names) or not all(names):
         raise ConfigError(f"model={options.model}: id2label in config.json names labels twice, or with nothing; mend it there")
-    positions = getattr(config, "max_position_embeddings", options.max_length)
-    if config.model_type in ("roberta", "camembert", "xlm-roberta"):
-        positions -= config.pad_token_id + 1  # RoBERTa counts from behind its padding's id
-    if options.max_length > positions:
+    positions = positions_of(config)
+    if positions is not None and options.max_length > positions:
         raise ConfigError(f"max_length={options.max_length}: this model reads at most {positions} tokens")
 
 

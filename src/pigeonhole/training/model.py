@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -34,6 +35,17 @@ from pigeonhole import storage
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError
 
+# RoBERTa and its relatives count positions from behind their padding's id.
+BEHIND_PADDING = (
+    "roberta",
+    "camembert",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+    "xmod",
+    "mpnet",
+    "data2vec-text",
+)
 SCRATCH = "scratch"
 TFIDF = "tfidf"  # no encoder at all: tfidf.py
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -121,13 +133,14 @@ def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -
     return Pretrained(str(folder), local=True)
 
 
-def load_tokenizer(pretrained: Pretrained, texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """The encoder's own tokenizer, or a WordPiece one trained on `texts` for a model from scratch."""
+def load_tokenizer(pretrained: Pretrained, texts: Sequence[str], key: str = "model.pretrained") -> PreTrainedTokenizerFast:
+    """The encoder's own tokenizer, or a WordPiece one trained on `texts` for a model from scratch. Raises ConfigError."""
     if pretrained.source == SCRATCH:
         return _train_tokenizer(texts)
-    tokenizer = AutoTokenizer.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
+    with loading(pretrained, key):
+        tokenizer = AutoTokenizer.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ConfigError(f"model.pretrained={pretrained.source}: has no fast tokenizer (tokenizer.json); choose another encoder")
+        raise ConfigError(f"{key}={pretrained.source}: has no fast tokenizer (tokenizer.json); choose another encoder")
     return tokenizer
 
 
@@ -146,10 +159,11 @@ def load_model(
     if pretrained.source == SCRATCH:
         config = _tiny_config(tokenizer.vocab_size)
     else:
-        config = AutoConfig.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
+        with loading(pretrained):
+            config = AutoConfig.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
     config.id2label, config.label2id, config.problem_type = names, ids, "single_label_classification"
-    positions = getattr(config, "max_position_embeddings", max_length)
-    if max_length > positions:
+    positions = positions_of(config)
+    if positions is not None and max_length > positions:
         raise ConfigError(f"model.max_length={max_length}: this encoder reads at most {positions} tokens")
     if layers is not None:
         if layers > config.num_hidden_layers:
@@ -161,12 +175,31 @@ def load_model(
     if pretrained.source == SCRATCH:
         body: PreTrainedModel = BertForSequenceClassification(config)
     else:
-        body = _load(pretrained, config, new_layers=1 if averaging_layer else 0)
+        with loading(pretrained):
+            body = _load(pretrained, config, new_layers=1 if averaging_layer else 0)
     if averaging_layer:
         average_tokens(cast(BertForSequenceClassification, body))
     if isinstance(body, BertForSequenceClassification):
         body.bert.encoder.layer[-1].__class__ = FirstTokenLayer
     return take_apart(body)
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """How many tokens the model reads at most; None where nothing says so."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in BEHIND_PADDING:
+        return positions - (config.pad_token_id + 1)
+    return positions
+
+
+@contextlib.contextmanager
+def loading(pretrained: Pretrained, key: str = "model.pretrained") -> Iterator[None]:
+    """Raises ConfigError in transformers' own words. They share no class: no file, no JSON, an unknown kind, bad weights."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{key}={pretrained.source}: cannot be loaded: {said}") from error
 
 
 def _load(pretrained: Pretrained, config: PretrainedConfig, new_layers: int) -> PreTrainedModel:
@@ -212,6 +245,8 @@ def take_apart(body: PreTrainedModel) -> TextClassifier:
         except AttributeError:
             continue
         if isinstance(head, nn.Linear):
+            if name == "score" and body.config.pad_token_id is None:  # a decoder, which reads the last token before the padding
+                raise ConfigError(f"model.pretrained: {type(body).__name__} has no pad_token_id; choose an encoder")
             body.set_submodule(name, nn.Identity())
             return TextClassifier(body, name, head)
     raise ConfigError(

@@ -35,13 +35,13 @@ class PaddingFree(nn.Module):
             with torch.autocast(embedding.device.type, enabled=False):  # rounded logits would be a rounded loss
                 embedding = embedding.float()
                 return self.classifier.head(embedding), embedding
-        return cast(tuple[Tensor, Tensor], self.classifier(*pad(packed)))
+        return cast(tuple[Tensor, Tensor], self.classifier(*pad(packed, body.config.pad_token_id or 0)))
 
 
-def pad(packed: Packed) -> tuple[Tensor, Tensor]:
-    """-> input_ids, attention_mask, each (b, t) int64; what the padding's id is does not matter."""
+def pad(packed: Packed, pad_token_id: int = 0) -> tuple[Tensor, Tensor]:
+    """-> input_ids, attention_mask, each (b, t) int64; a decoder finds a text's last token by the padding's id."""
     mask = packed.view >= 0
-    return packed.input_ids[packed.view.clamp(min=0)] * mask, mask.long()
+    return packed.input_ids[packed.view.clamp(min=0)].where(mask, pad_token_id), mask.long()
 
 
 def _embed(body: BertForSequenceClassification, packed: Packed) -> Tensor:

@@ -34,6 +34,7 @@ def require_run_folder(out: str | None) -> None:
     path = storage.local_path(out or str(RUNS))
     if path is None:
         raise ConfigError(f"out={out}: a run works in a local folder; the registry is what may be remote (registry=gs://…)")
+    storage.require_writable("out", out or str(RUNS))
     if (path / RESULT).exists():
         raise ConfigError(f"out={out}: holds a finished run; choose another folder")
 

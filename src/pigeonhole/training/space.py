@@ -4,6 +4,7 @@ One definition, three readers: `uv run sweep` (Optuna, on this machine), a W&B s
 Needs neither torch nor Optuna.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -19,6 +20,7 @@ from pigeonhole.training.config import TrainConfig
 
 Metric = Literal["validation_macro_f1"]  # of each epoch (checkpoint.Epoch): what the trainer itself chooses its best epoch by
 Choice = bool | int | float | str
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 FOREIGN = ("out", "registry", "name", "tracking.", "data.", "export.")  # not what a validation split can choose
 
 
@@ -56,13 +58,21 @@ def read_space(name: str) -> Space:
             f"sweep={name}: there is no such sweep; {nearest(name, known)}allowed: {', '.join(known)}, or a .yaml file"
         )
     try:
-        space = msgspec.convert(parse_yaml(path.read_text(encoding="utf-8")), Space)
+        space = msgspec.convert(parse_yaml(path.read_text(encoding="utf-8")), Space, strict=False)  # of a range, too
     except ValueError as error:  # of parse_yaml, of UTF-8 and of msgspec
         allowed = f"; allowed: {', '.join(get_args(Metric))}" if "$.metric" in str(error) else ""
         raise ConfigError(f"{path}: {error}{allowed}") from error
+    space = msgspec.structs.replace(space, keys={key: _with_numbers(values) for key, values in space.keys.items()})
     for key, values in space.keys.items():
         _check(path, key, values)
     return space
+
+
+def _with_numbers(values: Range | list[Choice]) -> Range | list[Choice]:
+    """1e-4 is a word to PyYAML, and a number to `train`."""
+    if isinstance(values, Range):
+        return values
+    return [float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value for value in values]
 
 
 def _settings() -> dict[str, Setting]:
@@ -75,7 +85,7 @@ def _check(path: Path, key: str, values: Range | list[Choice]) -> None:
         can = [found for found in known if not found.startswith(FOREIGN)]
         raise ConfigError(f"{path}: {key}: no key that a sweep can vary; {nearest(key, can)}allowed: {', '.join(can)}")
     setting = known[key]
-    ends = [values.low, values.high] if isinstance(values, Range) else values
+    ends = _ends(values, whole=setting.type.startswith("int"))
     if isinstance(values, Range):
         if setting.type not in ("int", "float"):
             raise ConfigError(f"{path}: {key}: takes {setting.expected}, not a range; list its values: [a, b]")
@@ -88,9 +98,15 @@ def _check(path: Path, key: str, values: Range | list[Choice]) -> None:
             raise ConfigError(f"{path}: {key}: {value} is not allowed; expected {setting.expected}")
 
 
+def _ends(values: Range | list[Choice], *, whole: bool) -> list[Choice]:
+    if isinstance(values, list):
+        return values
+    return [int(end) if whole and end.is_integer() else end for end in (values.low, values.high)]
+
+
 def _is_of(kind: str, value: Choice) -> bool:
     if kind in ("int", "float"):
-        return isinstance(value, int | float) and not isinstance(value, bool) and (kind == "float" or float(value).is_integer())
+        return isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool)
     return isinstance(value, bool if kind == "bool" else str)
 
 

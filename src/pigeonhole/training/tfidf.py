@@ -70,7 +70,7 @@ def make_tokenizer(texts: Sequence[str]) -> Tokenizer:
 def fit(
     rows: TokenizedRows, *, inverse_regularisation: float, pairs: bool, max_features: int, seed: int, balanced: bool = False
 ) -> TfidfModel:
-    """`balanced`: all labels weigh alike. Raises DataError where no text has a word."""
+    """`balanced`: all labels weigh alike. Raises DataError where there is no word, or one alone."""
     vectorizer = TfidfVectorizer(
         analyzer=_with_pairs if pairs else _words, sublinear_tf=True, max_features=max_features, dtype=np.float64
     )
@@ -78,6 +78,8 @@ def fit(
         features = vectorizer.fit_transform(rows.input_ids)
     except ValueError as error:  # scikit-learn's word for an empty vocabulary
         raise DataError("no text has a word of two letters: model=tfidf has nothing to count; choose another model") from error
+    if features.shape[1] < 2:
+        raise DataError("the texts have one word of two letters among them all: model=tfidf needs two; choose another model")
     fitted = fit_logistic(features, rows.label_ids, inverse_regularisation, balanced=balanced)
     weight, bias = fitted.coef_, fitted.intercept_
     if len(bias) == 1:  # scikit-learn keeps one row for two classes

@@ -253,7 +253,7 @@ class _Run:
                 found = torch.autograd.grad(part, self.trained, allow_unused=True)
                 gradients = [_sum(pair) for pair in zip(gradients, found, strict=True)]
                 loss += part.item()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:  # MemoryError: numpy's, who draws dropout
             if not _out_of_memory(error):
                 raise
             return None
@@ -344,8 +344,8 @@ def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
     return functools.reduce(lambda x, y: y if x is None else x if y is None else x + y, gradients)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def predict_logits(model: TextClassifier, rows: TokenizedRows) -> NDArray[np.float32]:

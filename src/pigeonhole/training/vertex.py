@@ -8,14 +8,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pigeonhole import storage
 from pigeonhole.cloud.project import WANDB_SECRET, Project, read_project
 from pigeonhole.cloud.refusals import refusals
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, help_text
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import key_lines, read_options, setting, to_flat
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.space import read_space, to_vertex
 from pigeonhole.training.worker import SECRET
@@ -30,6 +32,11 @@ CPU_MACHINES = ("n1-standard-4", "n1-standard-8", "n1-standard-16", "e2-standard
 GPU_MACHINES = {"n1-standard-4": "NVIDIA_TESLA_T4", "n1-standard-8": "NVIDIA_TESLA_T4", "g2-standard-4": "NVIDIA_L4"}
 
 
+# Keys of train that name a file, or a folder, to read.
+FILES = (
+    *("data.path", "data.validation_path", "data.test_path", "data.out_of_scope_path", "data.out_of_scope_test_path"),
+    *("data.patch", "data.taxonomy", "reference_path", "trainer.teacher"),
+)
 USAGE = "usage: vertex image=COMMIT [key=value …] [KEY OF train=value …] [--dry-run]\n"
 
 
@@ -70,9 +77,12 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def make_job(project: Project, config: VertexConfig, training: Sequence[str]) -> Job:
     """The body of a CustomJob, or of a HyperparameterTuningJob for a sweep. Raises ConfigError."""
     chosen = compose(TrainConfig, "train", training)
-    if "://" not in chosen.data.path:
+    for key, value in to_flat(chosen).items():
+        if key in FILES and value and _is_here(str(value)):
+            raise ConfigError(f"{key}={value}: the job does not see this machine's files; copy it to gs://{project.bucket}")
+    if chosen.model.pretrained.startswith("file://") or Path(chosen.model.pretrained).is_dir():
         raise ConfigError(
-            f"data.path={chosen.data.path}: the job does not see this machine's files; copy it to gs://{project.bucket}"
+            f"model.pretrained={chosen.model.pretrained}: the job does not see this machine's folders; give a hub id OWNER/NAME"
         )
     if any(argument.startswith("registry=") for argument in training):
         raise ConfigError(f"registry: a job publishes to {project.registry}")
@@ -85,6 +95,10 @@ def make_job(project: Project, config: VertexConfig, training: Sequence[str]) ->
         raise ConfigError(f"workers={config.workers}: a sweep's runs have one machine each; expected workers=1")
     machines = config.machine if config.workers == 1 else f"{config.workers}x{config.machine}"
     return job_around(project, config, f"pigeonhole-{chosen.name or 'train'}-{config.image[:7]}-{machines}", container)
+
+
+def _is_here(url: str) -> bool:
+    return not url.startswith("package://") and storage.local_path(url) is not None
 
 
 def job_around(project: Project, config: VertexConfig, name: str, container: Job) -> Job:

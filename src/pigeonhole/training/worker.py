@@ -8,6 +8,7 @@ import base64
 import binascii
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -60,7 +61,7 @@ def read_arguments(arguments: list[str]) -> list[str]:
     for argument in arguments:
         key, equals, value = argument.removeprefix("--").partition("=")
         if equals and argument.startswith("--"):
-            read.append(f"{key}={value.removesuffix('.0')}")
+            read.append(f"{key}={value.removesuffix('.0') if re.fullmatch(r'-?[0-9]+[.]0', value) else value}")
         else:
             read.append(argument)
     return read
@@ -77,7 +78,10 @@ def train_carried(arguments: list[str], checkpoints: str, job: str, place: clust
 
     given = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
     out = given[-1] if given else "run"
-    carrier = Carrier(Path(out) / "checkpoint", storage.join(checkpoints, job), (trainer.BEST, trainer.PROGRESS))
+    folder = storage.local_path(out)
+    if folder is None:
+        return _train(arguments, place)  # which refuses it
+    carrier = Carrier(folder / "checkpoint", storage.join(checkpoints, job), (trainer.BEST, trainer.PROGRESS))
     if carrier.fetch():
         say(f"going on from the checkpoint in {checkpoints}")
     with carrier:
