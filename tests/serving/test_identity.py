@@ -147,6 +147,7 @@ REFUSED: dict[str, Made] = {
     "a domain inside an address": lambda i: token(claims(i, email="evil@team.example@evil.example")),
     "a domain below": lambda i: token(claims(i, email="evil@sub.team.example")),
     "the pattern itself": lambda i: token(claims(i, email="*@team.example@x")),
+    "an address that is somebody's subject": lambda i: token(claims(i, email="robot-7")),
     "signed by somebody else": lambda i: token(claims(i), ATTACKER),
     "signed by somebody else's curve": lambda i: token(claims(i), ec.generate_private_key(ec.SECP256R1()), "ES256", kid="e1"),
     "a key of another kind": lambda i: token(claims(i), EC, "ES256"),
