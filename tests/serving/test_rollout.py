@@ -137,6 +137,24 @@ def test_a_broken_version_is_refused_once_and_told_until_the_alias_moves(
     assert sample(service, 'pigeonhole_rollout_behind{alias="production"}') == 0
 
 
+def test_a_version_whose_library_panics_is_refused_and_the_rollout_goes_on(
+    registry: Registry, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):  # as pyo3's, which nobody can import
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise Panic("no entry found for key")
+
+    rollout = Rollout(registry, service, 1)
+    move(registry, "v2")
+    with monkeypatch.context() as broken:
+        broken.setattr(Classifier, "open", panic)
+        rollout.look()
+    assert service.classifier.manifest.version == "v1"
+    assert sample(service, 'pigeonhole_rollouts_total{alias="production",outcome="refused"}') == 1
+
+
 def test_a_bundle_that_lies_under_another_name_is_refused(registry: Registry, service: Service, tmp_path: Path) -> None:
     versions = tmp_path / "registry" / "models" / "words" / "versions"
     shutil.copytree(versions / "v2", versions / "v3")

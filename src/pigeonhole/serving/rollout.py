@@ -138,7 +138,7 @@ class Rollout:
             classifier = self._open(version)
         except StorageError:
             raise
-        except Exception as error:  # noqa: BLE001  whatever is wrong with the new one, MemoryError too, the old one answers
+        except BaseException as error:  # noqa: BLE001  whatever is wrong with the new one, a panic too, the old one answers
             self._count("refused")
             logger.warning("%s: version %s is refused for %s: %s", self._name, version, seat.alias, error)
             seat.vacate()
