@@ -35,6 +35,7 @@ from pigeonhole.serving.tracing import Tracing, span_of_request
 MAX_FAILURES = 3
 MAX_LATE_S = 0.005
 LATE_CODE = "deadline_passed"
+UNWRITTEN_CODE = "not_recorded"
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Service:
         self.classifier = classifier
         self.feedback.add(classifier.manifest)
         self._failures = 0
-        self.shadow.fill(self.shadow.classifier)  # compared with another one from now on
+        self.shadow.begin_anew()
 
     def seat_canary(self, classifier: Classifier | None) -> None:
         """Its share of the questions asked from now on goes to this one; None: to production. Any thread."""
@@ -137,7 +138,7 @@ class Service:
             try:
                 found = await self._answer(canary, self._canary_batcher, question, request_id, began, patience_s)
             except Exception as error:  # noqa: BLE001  whatever the candidate failed of, production answers
-                if not (_is_late(error) and patience_s < self._fair_s(question)):
+                if not (_is_common(error) or (_is_late(error) and patience_s < self._fair_s(question))):
                     self._canary_failed(canary, error)
                 deadline_s -= time.monotonic() - asked_at
             else:
@@ -221,7 +222,7 @@ class Service:
         except InferenceError as error:
             raise Problem(500, "no_usable_answer", "the model gave no usable answer") from error
         except LogError as error:
-            raise _later("not_recorded", "the prediction could not be written down, so it is not given out") from error
+            raise _later(UNWRITTEN_CODE, "the prediction could not be written down, so it is not given out") from error
 
     def _work(self, role: Alias, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
@@ -263,6 +264,11 @@ class Service:
 
 def _is_late(error: Exception) -> bool:
     return isinstance(error, Problem) and error.code == LATE_CODE
+
+
+def _is_common(error: Exception) -> bool:
+    """Whether every version would have met it: a crowd, a full disk."""
+    return isinstance(error, Problem) and error.code in (OVERLOADED_CODE, UNWRITTEN_CODE)
 
 
 def _later(code: str, detail: str) -> Problem:
