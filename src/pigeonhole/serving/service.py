@@ -52,6 +52,7 @@ class Service:
         self._max_waiting = settings.max_waiting
         self._tracing = tracing
         self.telemetry = telemetry = Telemetry(classifier.manifest, self._backlog)
+        log.note_dropped = feedback.note_dropped = telemetry.dropped
         self.feedback = FeedbackDesk(classifier.manifest, feedback, self.replies, self.telemetry)
         self.batcher = Batcher(
             partial(self._work, "production"), settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc
@@ -112,7 +113,6 @@ class Service:
             size_bytes=sum(each.size_bytes for each in found),
             oldest_s=max(each.oldest_s for each in found),
             failures=max(each.failures for each in found),
-            dropped=sum(each.dropped for each in found),
         )
 
     def dropped(self) -> tuple[int, int]:
