@@ -226,18 +226,23 @@ class Service:
 
     def _work(self, role: Alias, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
-        predictions: list[Prediction] = []
-        for classifier, group in itertools.groupby(asked, key=operator.attrgetter("classifier")):
-            predictions += self._predict(classifier, list(group))
+        groups = [list(group) for _, group in itertools.groupby(asked, key=operator.attrgetter("classifier"))]
+        answered = [self._predict(group[0].classifier, group) for group in groups]
+        for group, predictions in zip(groups, answered, strict=True):
+            self._record(role, group, predictions)
+        return list(itertools.chain.from_iterable(answered))
+
+    def _record(self, role: Alias, asked: Sequence[AskedText | Variant], predictions: Sequence[Prediction]) -> None:
+        """Of one model."""
         logged = [(each, found) for each, found in zip(asked, predictions, strict=True) if isinstance(each, AskedText)]
-        if logged:
-            self._recorder.record([each for each, _ in logged], [found for _, found in logged])
-            self.telemetry.predicted(role, [found for _, found in logged])
-            if role == "production":
-                current = [(each.text, found) for each, found in logged if each.classifier is self.classifier]
-                if current:  # the last ones of a version that was replaced are nothing to compare with
-                    self.shadow.offer([text for text, _ in current], [found for _, found in current])
-        return predictions
+        if not logged:
+            return
+        texts, found = [each for each, _ in logged], [found for _, found in logged]
+        self._recorder.record(texts, found)
+        self.telemetry.predicted(role, found)
+        # The last answers of a version that was replaced are nothing to compare with.
+        if role == "production" and texts[0].classifier is self.classifier:
+            self.shadow.offer([each.text for each in texts], found)
 
     def _predict(self, classifier: Classifier, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         began = time.perf_counter()
