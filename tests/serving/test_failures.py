@@ -135,6 +135,20 @@ def test_a_dropped_record_is_counted_and_its_answer_says_so(start: Start, monkey
         assert len(service.records()) == 1
 
 
+def test_who_asks_again_is_told_the_level_that_the_first_answer_was_given_at(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start(spool_full="drop", sample=1.0) as service:
+        first, second = ({"json": {"text": "parcel"}, "headers": {"idempotency-key": key}} for key in ("k-1", "k-2"))
+        with monkeypatch.context() as disk:
+            fill_disk(disk)
+            dropped = service.http.post("/predict", **first)
+        kept = service.http.post("/predict", **second)
+        for answered, asked, level in ((dropped, first, "none"), (kept, second, "process")):
+            again = service.http.post("/predict", **asked)
+            assert (again.content, again.headers["x-log-durability"]) == (answered.content, level)
+
+
 def test_a_prediction_that_cannot_be_written_down_is_not_given_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as disk:
         fill_disk(disk)
