@@ -272,7 +272,10 @@ def test_an_issuer_that_leads_away_from_https_is_not_followed(issuer: Issuer, mo
         Identity(issuer.url, AUDIENCE, "robot-7", ("predict",), 10)
 
 
-@pytest.mark.parametrize("keys", [None, 5, {"a": 1}, ["zebra"], [5], [None], [{"kty": "RSA"}]])
+OCT = {"kty": "oct", "k": "emVicmE", "kid": "h", "alg": "HS256"}
+
+
+@pytest.mark.parametrize("keys", [None, 5, {"a": 1}, ["zebra"], [5], [None], [{"kty": "RSA"}], [OCT]])
 def test_keys_that_are_none_are_refused(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, keys: Any) -> None:
     monkeypatch.setattr(issuer, "keys", keys)
     with pytest.raises(ConfigError, match="has no key for RS256 or ES256"):
