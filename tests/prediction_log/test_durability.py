@@ -210,8 +210,10 @@ def test_level_remote_refuses_at_once_while_the_store_fails_and_accepts_again_af
     tmp_path: Path, make_record: MakeRecord, broken_store: Path
 ) -> None:
     with LogWriter(str(tmp_path), durability="remote", interval_s=0.01, patience_s=30) as log:
+        began = time.monotonic()
         with pytest.raises(LogError, match="the store did not acknowledge"):
             log.append([make_record()])
+        assert time.monotonic() - began < 20  # with the first failure, and not when its patience is over
         refused = make_record()
         with pytest.raises(LogError, match=r"has failed \d+ times running"):
             log.append([refused])
