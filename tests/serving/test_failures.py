@@ -239,6 +239,7 @@ def test_a_dead_worker_fails_all_who_wait_at_once_and_is_replaced(start: Start, 
         assert service.http.post("/predict", json={"text": "parcel"}).status_code == 200
         assert service.http.get("/ready").status_code == 200
         assert "pigeonhole_worker_deaths_total 1.0" in service.http.get("/metrics").text
+        assert samples(service)["pigeonhole_waiting_texts{}"] == 0
 
 
 def test_a_worker_that_hangs_is_no_life(start: Start, classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
