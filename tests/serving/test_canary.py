@@ -177,7 +177,7 @@ def test_a_crowd_before_a_candidate_is_answered_by_production_and_does_not_send_
             nominate(registry, "v2")
             wait_until(lambda: candidate(service) is not None)
         chosen = [f"user-{number}" for number in range(40) if is_chosen(f"user-{number}", "v2", 0.5)]
-        many = {"json": {"texts": ["parcel"] * 256}, "headers": {"x-canary-key": chosen[0]}}
+        many: dict[str, Any] = {"json": {"texts": ["parcel"] * 256}, "headers": {"x-canary-key": chosen[0]}}
         first = pool.submit(service.http.post, "/predict", **many)
         assert held.entered.wait(5)
         second = pool.submit(service.http.post, "/predict", json={"texts": ["parcel"] * 32}, headers=many["headers"])

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_who_asks_again_is_told_the_level_that_the_first_answer_was_given_at(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start(spool_full="drop", sample=1.0) as service:
-        first, second = ({"json": {"text": "parcel"}, "headers": {"idempotency-key": key}} for key in ("k-1", "k-2"))
+        first: dict[str, Any] = {"json": {"text": "parcel"}, "headers": {"idempotency-key": "k-1"}}
+        second: dict[str, Any] = {**first, "headers": {"idempotency-key": "k-2"}}
         with monkeypatch.context() as disk:
             fill_disk(disk)
             dropped = service.http.post("/predict", **first)
