@@ -9,8 +9,9 @@ import fsspec
 import msgspec
 import pytest
 
+from pigeonhole import bundle, storage
 from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, read_golden, seal
-from pigeonhole.errors import BundleError
+from pigeonhole.errors import BundleError, StorageError
 
 MODELS = ["model.int8.onnx", "model.int8.onnx.data", "model.onnx", "model.onnx.data"]
 FILES = ["README.md", "golden.json", *MODELS, "reference.parquet", "tokenizer.json"]
@@ -188,3 +189,25 @@ def test_a_remote_bundle_is_copied_whole_before_it_is_verified(sealed_bundle: Pa
     opened = open_bundle("memory://models/tiny")
     assert sorted(path.name for path in opened.folder.iterdir()) == sorted([*FILES, MANIFEST])
     assert (opened.folder / "model.onnx").read_bytes() == (sealed_bundle / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("wrong", ["changed", "gone"])
+def test_the_copy_of_a_remote_bundle_that_is_refused_does_not_stay_on_the_disk(
+    sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(sealed_bundle), f"/refused/{wrong}", recursive=True)
+    memory.pipe_file(f"/refused/{wrong}/model.onnx", b"zebra")
+    before = set(Path(bundle._scratch().name).iterdir())
+    read = storage.read
+
+    def away(url: str) -> bytes:
+        if url.endswith("tokenizer.json"):
+            raise StorageError(f"{url}: away")
+        return read(url)
+
+    if wrong == "gone":
+        monkeypatch.setattr(storage, "read", away)
+    with pytest.raises(StorageError if wrong == "gone" else BundleError):
+        open_bundle(f"memory://refused/{wrong}")
+    assert set(Path(bundle._scratch().name).iterdir()) == before

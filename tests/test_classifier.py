@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -246,6 +247,21 @@ def test_a_bundle_that_is_swapped_while_it_is_opened_is_refused(tiny_bundle: Pat
 
 def test_a_tokenizer_that_is_none_is_refused(tiny_bundle: Path) -> None:
     (tiny_bundle / "tokenizer.json").write_text("{}")
+    seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_a_tokenizer_whose_library_panics_is_refused(tiny_bundle: Path) -> None:
+    file = tiny_bundle / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    file.write_text(json.dumps(tokenizer))
     seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))
     with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
         Classifier.open(open_bundle(str(tiny_bundle)))

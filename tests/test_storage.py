@@ -98,6 +98,18 @@ def test_files_and_folders_are_listed_below_a_folder(root: str) -> None:
     assert storage.list_folders(storage.join(root, "none")) == []
 
 
+def test_the_placeholder_of_a_folder_in_a_bucket_is_neither_a_file_nor_a_folder_in_it(bucket: str) -> None:
+    """An empty object whose name ends with a slash, as the cloud's own pages make it for a new folder."""
+    filesystem = storage._filesystem(bucket)
+    for name in ("made/", "made/by-hand/"):
+        filesystem.call("POST", f"{filesystem._location}/upload/storage/v1/b/bucket/o", uploadType="media", name=name, data=b"")
+    storage.write(f"{bucket}/made/by-hand/a.txt", b"a")
+    assert storage.list_files(f"{bucket}/made") == ["by-hand/a.txt"]
+    assert storage.list_files(f"{bucket}/made/by-hand") == ["a.txt"]
+    assert storage.list_folders(f"{bucket}/made") == ["by-hand"]
+    assert storage.expand(f"{bucket}/made") == [f"{bucket}/made/by-hand/a.txt"]
+
+
 def test_delete_takes_a_file_away(root: str) -> None:
     url = storage.join(root, "gone")
     storage.write(url, b"x")

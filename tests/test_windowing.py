@@ -103,5 +103,13 @@ def test_windows_that_overlap_by_more_than_half_are_refused(tmp_path: Path) -> N
         keyword_bundle(tmp_path / "bundle", "v1", windowing=Windowing("mean", 17, 9))
 
 
+def test_windows_that_leave_no_room_for_a_new_token_are_refused(tiny_bundle: Path) -> None:
+    """Of four tokens two are special, and two are the last window's."""
+    manifest = msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest)
+    seal(tiny_bundle, msgspec.structs.replace(manifest, max_length=4, windowing=Windowing("mean", 2, 10)))
+    with pytest.raises(BundleError, match=r"windows|stride"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
 def test_a_manifest_from_before_windows_is_read_as_it_was_meant() -> None:
     assert msgspec.json.decode(b'{"rule": "truncate"}', type=Windowing) == Windowing("truncate", 0, 1)

@@ -11,6 +11,7 @@ Does not know how a model is run (classifier.py) or where bundles live (registry
 import functools
 import hashlib
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,10 +167,7 @@ def open_bundle(url: str) -> Bundle:
         raise BundleError(f"{url}: {name} is missing; copy the bundle again from where it was sealed")
     for name in sorted(found - set(manifest.files)):
         raise BundleError(f"{url}: {name!r} is not listed in {MANIFEST}; a bundle holds only what was sealed")
-    folder = local or _fetch(url, manifest)
-    for name, entry in manifest.files.items():
-        _verify(url, folder / name, entry)
-    return Bundle(url, folder, manifest)
+    return Bundle(url, _verified(url, local, manifest) if local else _fetch(url, manifest), manifest)
 
 
 def read_manifest(url: str) -> Manifest:
@@ -227,6 +225,12 @@ def _check_meaning(url: str, manifest: Manifest) -> None:
     require(several != (manifest.accept_score is None), "accept_score has to be there where task is multi_label, and only there")
 
 
+def _verified(url: str, folder: Path, manifest: Manifest) -> Path:
+    for name, entry in manifest.files.items():
+        _verify(url, folder / name, entry)
+    return folder
+
+
 def _verify(url: str, path: Path, entry: FileEntry) -> None:
     if path.is_symlink() or not path.is_file():
         raise BundleError(f"{url}: {path.name} is not an ordinary file")
@@ -258,10 +262,15 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 def _fetch(url: str, manifest: Manifest) -> Path:
+    """A verified copy. Of one that cannot be had or is refused nothing stays: a rollout asks for it again and again."""
     folder = Path(tempfile.mkdtemp(dir=_scratch().name))
-    for name in [MANIFEST, *manifest.files]:
-        (folder / name).write_bytes(storage.read(storage.join(url, name)))
-    return folder
+    try:
+        for name in [MANIFEST, *manifest.files]:
+            (folder / name).write_bytes(storage.read(storage.join(url, name)))
+        return _verified(url, folder, manifest)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
 
 
 def require_same(bundle: Bundle) -> None:

@@ -181,7 +181,7 @@ class Classifier:
             raise BundleError(f"{bundle.url}: has no {chosen} model; it has {', '.join(sorted(bundle.manifest.models))}")
         session = _open_session(bundle, bundle.manifest.models[chosen], threads)
         manifest = bundle.manifest
-        encoder = Encoder(_open_tokenizer(bundle), manifest.max_length, manifest.windowing)
+        encoder = _open_encoder(bundle)
         width = session.get_outputs()[1].shape[-1]
         return cls(manifest, chosen, session, encoder, Judge(manifest, read_neighbours(bundle, width)))
 
@@ -310,13 +310,18 @@ def _unknown_id(tokenizer: Tokenizer) -> int:
     return next((token_id for token_id in found if token_id is not None), -1)
 
 
-def _open_tokenizer(bundle: Bundle) -> Tokenizer:
+def _open_encoder(bundle: Bundle) -> Encoder:
     # Its threads cost a few short texts more than they give: 6 % of all that a text takes in int8.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    manifest = bundle.manifest
     try:
-        return Tokenizer.from_file(str(bundle.path(TOKENIZER)))
-    except Exception as error:  # the library raises bare Exception
+        encoder = Encoder(Tokenizer.from_file(str(bundle.path(TOKENIZER))), manifest.max_length, manifest.windowing)
+        encoder.encode(["a " * manifest.max_length])  # one that is cut
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and where it panics not even that
         raise BundleError(f"{bundle.url}: {TOKENIZER} cannot be read: {error}") from error
+    return encoder
 
 
 def _open_session(bundle: Bundle, file: str, threads: int) -> ort.InferenceSession:

@@ -168,7 +168,8 @@ def list_files(url: str) -> list[str]:
         filesystem = _filesystem(url)
         root = filesystem._strip_protocol(url).rstrip("/") + "/"
         filesystem.invalidate_cache()
-        return sorted(name.removeprefix(root) for name in filesystem.find(url))
+        # A name with a slash at its end is what the cloud's own pages make of an empty folder.
+        return sorted(name.removeprefix(root) for name in filesystem.find(url) if not name.endswith("/"))
 
 
 def list_folders(url: str) -> list[str]:
@@ -181,8 +182,8 @@ def list_folders(url: str) -> list[str]:
         filesystem.invalidate_cache()
         if not filesystem.exists(url):
             return []
-        entries = filesystem.ls(url, detail=True)
-        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+        names = {entry["name"].rstrip("/") for entry in filesystem.ls(url, detail=True) if entry["type"] == "directory"}
+        return sorted(name.rsplit("/", 1)[-1] for name in names - {filesystem._strip_protocol(url).rstrip("/")})
 
 
 def expand(url: str) -> list[str]:

@@ -59,9 +59,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]
         secrets[name], made = new_key(url, scopes, 1000, 90)
         ids[name] = made.id
     revoke_key(url, ids["revoked"])
-    yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    just_now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(milliseconds=1)
     aged = tuple(
-        msgspec.structs.replace(key, expires_at=yesterday) if key.id == ids["expired"] else key for key in read_keys(url).keys
+        msgspec.structs.replace(key, expires_at=just_now) if key.id == ids["expired"] else key for key in read_keys(url).keys
     )
     Path(url).write_bytes(msgspec.json.encode(KeyList(keys=aged)))
     return url, secrets

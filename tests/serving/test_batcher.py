@@ -217,6 +217,36 @@ def test_an_error_is_raised_to_the_one_who_caused_it() -> None:
     assert isinstance(error, ZeroDivisionError)
 
 
+def test_of_a_batch_that_failed_who_has_gone_meanwhile_is_not_worked_on_again() -> None:
+    """A store that hangs for a deadline would hang for one more with each of them."""
+
+    class Failing(Work):
+        def __call__(self, asked: Sequence[int]) -> list[int]:
+            answers = super().__call__(asked)
+            if 2 in asked:
+                time.sleep(0.5)
+                raise ValueError
+            return answers
+
+    work = Failing()
+
+    async def ask() -> list[list[int] | BaseException]:
+        batcher, first = await busy(work, max_waiting=100, asked=1)
+        deadlines = {2: time.monotonic() + 0.3, 3: time.monotonic() + 0.3, 4: soon()}
+        others = [asyncio.create_task(batcher.ask([number], deadline)) for number, deadline in deadlines.items()]
+        await queued(batcher, 3)
+        work.let_go.set()
+        answers = await asyncio.gather(first, *others, return_exceptions=True)
+        await batcher.stop()
+        return answers
+
+    one, two, three, four = asyncio.run(ask())
+    assert (one, four) == ([2], [8])
+    assert isinstance(two, LateError)
+    assert isinstance(three, LateError)
+    assert work.batches == [[1], [2, 3, 4], [4]]
+
+
 def test_the_answers_of_a_batch_leave_the_event_loop_room_for_others() -> None:
     work = Work()
 

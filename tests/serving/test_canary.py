@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.serving.conftest import Running, Start, opened, wait_until
+from tests.serving.test_failures import Held, fill_disk
 from tests.serving.test_shadow import Moody, crash
 from tests.serving.test_telemetry import samples
 
@@ -95,6 +96,9 @@ def test_a_candidate_that_fails_dies_or_hangs_costs_no_answer_and_is_sent_away(
         assert {ask(service, key) for key in chosen[:4]} == {"v1"}
         assert candidate(service) is None
         assert service.http.get("/ready").status_code == 200
+        wait_until(lambda: samples(service)["pigeonhole_rollout_behind{alias=candidate}"] == 1)
+        nominate(registry, None)
+        wait_until(lambda: samples(service)["pigeonhole_rollout_behind{alias=candidate}"] == 0)
 
 
 def test_what_a_candidate_that_was_sent_away_still_fails_of_is_not_productions(start: Start, registry: Registry) -> None:
@@ -147,6 +151,42 @@ def test_callers_who_give_it_no_time_do_not_send_a_candidate_away(start: Start, 
         with ThreadPoolExecutor(12) as pool:
             list(pool.map(hurry, chosen[:24]))
         assert candidate(service) == {"model_version": "v2", "share": 0.5}
+
+
+def test_a_log_that_cannot_be_written_does_not_send_a_candidate_away(
+    start: Start, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start(opened(registry), registry, poll_s=0.05, canary_share=0.5) as service:
+        nominate(registry, "v2")
+        wait_until(lambda: candidate(service) is not None)
+        chosen = [f"user-{number}" for number in range(40) if is_chosen(f"user-{number}", "v2", 0.5)]
+        with monkeypatch.context() as disk:
+            fill_disk(disk)
+            for key in chosen[:4]:
+                refused = service.http.post("/predict", json={"text": "parcel"}, headers={"x-canary-key": key})
+                assert (refused.status_code, refused.json()["code"]) == (503, "not_recorded")
+        assert ask(service, chosen[0]) == "v2"
+
+
+def test_a_crowd_before_a_candidate_is_answered_by_production_and_does_not_send_it_away(start: Start, registry: Registry) -> None:
+    settings = {"poll_s": 0.05, "canary_share": 0.5, "deadline_s": 40.0, "max_waiting": 256}
+    with start(opened(registry), registry, **settings) as service, ThreadPoolExecutor(2) as pool:
+        held = Held(opened(registry, "v2"))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Classifier, "open", classmethod(lambda *_, **__: held))
+            nominate(registry, "v2")
+            wait_until(lambda: candidate(service) is not None)
+        chosen = [f"user-{number}" for number in range(40) if is_chosen(f"user-{number}", "v2", 0.5)]
+        many: dict[str, Any] = {"json": {"texts": ["parcel"] * 256}, "headers": {"x-canary-key": chosen[0]}}
+        first = pool.submit(service.http.post, "/predict", **many)
+        assert held.entered.wait(5)
+        second = pool.submit(service.http.post, "/predict", json={"texts": ["parcel"] * 32}, headers=many["headers"])
+        wait_until(lambda: samples(service)["pigeonhole_in_flight{}"] == 3)  # and the scrape itself
+        time.sleep(0.05)
+        assert {ask(service, key) for key in chosen[1:5]} == {"v1"}
+        held.let_go.set()
+        assert {found.result().json()["model_version"] for found in (first, second)} == {"v2"}
+        assert ask(service, chosen[0]) == "v2"
 
 
 def test_a_bundle_by_url_has_neither_canary_nor_shadow(start: Start, classifier: Classifier, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,21 @@ def test_a_dropped_record_is_counted_and_its_answer_says_so(start: Start, monkey
         assert len(service.records()) == 1
 
 
+def test_who_asks_again_is_told_the_level_that_the_first_answer_was_given_at(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start(spool_full="drop", sample=1.0) as service:
+        first: dict[str, Any] = {"json": {"text": "parcel"}, "headers": {"idempotency-key": "k-1"}}
+        second: dict[str, Any] = {**first, "headers": {"idempotency-key": "k-2"}}
+        with monkeypatch.context() as disk:
+            fill_disk(disk)
+            dropped = service.http.post("/predict", **first)
+        kept = service.http.post("/predict", **second)
+        for answered, asked, level in ((dropped, first, "none"), (kept, second, "process")):
+            again = service.http.post("/predict", **asked)
+            assert (again.content, again.headers["x-log-durability"]) == (answered.content, level)
+
+
 def test_a_prediction_that_cannot_be_written_down_is_not_given_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as disk:
         fill_disk(disk)
@@ -225,6 +241,7 @@ def test_a_dead_worker_fails_all_who_wait_at_once_and_is_replaced(start: Start, 
         assert service.http.post("/predict", json={"text": "parcel"}).status_code == 200
         assert service.http.get("/ready").status_code == 200
         assert "pigeonhole_worker_deaths_total 1.0" in service.http.get("/metrics").text
+        assert samples(service)["pigeonhole_waiting_texts{}"] == 0
 
 
 def test_a_worker_that_hangs_is_no_life(start: Start, classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.serving.conftest import Running
+from tests.serving.conftest import Running, Start
 
 from pigeonhole.prediction_log import moment_of, new_id, read_window
+from pigeonhole.serving.replies import Replies
 
 
 def outcomes(service: Running) -> dict[str, int]:
@@ -35,6 +36,19 @@ def test_who_changes_their_mind_and_changes_it_back_is_written_down_each_time_an
     assert len(set(ids)) == 3
     assert logged(running) == ["refund", "billing", "refund"]
     assert outcomes(running) == {"new": 1, "repeated": 2, "changed": 2}
+
+
+def test_who_repeats_it_after_the_reply_was_forgotten_is_written_down_no_more(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pigeonhole.serving.service.Replies", lambda: Replies(keep_s=0.0))
+    with start() as running:
+        prediction_id = new_id()
+        assert say(running, prediction_id, "refund") == say(running, prediction_id, "refund")
+        assert outcomes(running) == {"new": 1, "repeated": 1}
+        assert 'pigeonhole_feedback_total{label="refund"} 1.0' in running.http.get("/metrics").text
+        window = read_window(str(running.log), datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC), "feedback")
+        assert (len(list(window)), window.counts.duplicates) == (1, 0)
 
 
 def test_two_sources_have_a_word_each(running: Running) -> None:

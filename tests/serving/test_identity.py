@@ -147,6 +147,7 @@ REFUSED: dict[str, Made] = {
     "a domain inside an address": lambda i: token(claims(i, email="evil@team.example@evil.example")),
     "a domain below": lambda i: token(claims(i, email="evil@sub.team.example")),
     "the pattern itself": lambda i: token(claims(i, email="*@team.example@x")),
+    "an address that is somebody's subject": lambda i: token(claims(i, email="robot-7")),
     "signed by somebody else": lambda i: token(claims(i), ATTACKER),
     "signed by somebody else's curve": lambda i: token(claims(i), ec.generate_private_key(ec.SECP256R1()), "ES256", kid="e1"),
     "a key of another kind": lambda i: token(claims(i), EC, "ES256"),
@@ -271,7 +272,10 @@ def test_an_issuer_that_leads_away_from_https_is_not_followed(issuer: Issuer, mo
         Identity(issuer.url, AUDIENCE, "robot-7", ("predict",), 10)
 
 
-@pytest.mark.parametrize("keys", [None, 5, {"a": 1}, ["zebra"], [5], [None], [{"kty": "RSA"}]])
+OCT = {"kty": "oct", "k": "emVicmE", "kid": "h", "alg": "HS256"}
+
+
+@pytest.mark.parametrize("keys", [None, 5, {"a": 1}, ["zebra"], [5], [None], [{"kty": "RSA"}], [OCT]])
 def test_keys_that_are_none_are_refused(issuer: Issuer, monkeypatch: pytest.MonkeyPatch, keys: Any) -> None:
     monkeypatch.setattr(issuer, "keys", keys)
     with pytest.raises(ConfigError, match="has no key for RS256 or ES256"):

@@ -53,6 +53,13 @@ def test_the_score_is_the_probability_of_exactly_these_labels_and_decides(severa
     assert (sure.labels, sure.decision) == (LABELS, "accept")
 
 
+def test_a_probability_at_its_threshold_is_enough(several: Classifier) -> None:
+    """Of a text that says nothing each label has one half, exactly."""
+    at = msgspec.structs.replace(several.manifest, thresholds=dict.fromkeys(LABELS, 0.5), accept_score=0.125)
+    found = several.under(at, None).predict(["where"])[0]
+    assert (found.labels, found.score, found.decision) == (LABELS, 0.125, "accept")
+
+
 def test_a_logit_without_bounds_is_a_probability_and_no_warning(several: Classifier) -> None:
     assert to_probabilities(several.manifest, np.array([-1e4, 0, 1e4], np.float32)).tolist() == [0.0, 0.5, 1.0]
 

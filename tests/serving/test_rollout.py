@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import httpx
 import pytest
+from tests.keyword_bundle import keyword_bundle
 from tests.serving.conftest import LABELS, OTHER_LABELS, Running, Start, opened
 
 from pigeonhole import storage
@@ -137,6 +138,24 @@ def test_a_broken_version_is_refused_once_and_told_until_the_alias_moves(
     assert sample(service, 'pigeonhole_rollout_behind{alias="production"}') == 0
 
 
+def test_a_version_whose_library_panics_is_refused_and_the_rollout_goes_on(
+    registry: Registry, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):  # as pyo3's, which nobody can import
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise Panic("no entry found for key")
+
+    rollout = Rollout(registry, service, 1)
+    move(registry, "v2")
+    with monkeypatch.context() as broken:
+        broken.setattr(Classifier, "open", panic)
+        rollout.look()
+    assert service.classifier.manifest.version == "v1"
+    assert sample(service, 'pigeonhole_rollouts_total{alias="production",outcome="refused"}') == 1
+
+
 def test_a_bundle_that_lies_under_another_name_is_refused(registry: Registry, service: Service, tmp_path: Path) -> None:
     versions = tmp_path / "registry" / "models" / "words" / "versions"
     shutil.copytree(versions / "v2", versions / "v3")
@@ -231,6 +250,15 @@ def test_the_copy_of_a_remote_bundle_does_not_stay_on_the_disk(
     assert service.classifier.manifest.version == "v2"
     assert service.classifier.predict(["parcel"])[0].label == "post"
     assert [folder.exists() for folder in folders] == [False]
+
+
+def test_questions_to_two_models_of_other_labels_are_each_computed_once(service: Service, tmp_path: Path) -> None:
+    """What a retraining with one more label puts in production."""
+    other = Classifier.open(keyword_bundle(tmp_path / "keywords", "v2", {"parcel": "delivery", "refund": "refund"}))
+    bodies = asyncio.run(asked_around_a_swap(service, other))
+    labels = [set(prediction["probabilities"]) for body in bodies for prediction in body["predictions"][:1]]
+    assert labels == [set(LABELS), set(LABELS), {"delivery", "refund"}]
+    assert sample(service, "pigeonhole_batch_texts_sum") == 9
 
 
 async def asked_around_a_swap(service: Service, other: Classifier) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """The shadow alias, and a shadow that disagrees, sleeps, hangs or crashes beside a service that answers."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -14,8 +16,11 @@ from tests.test_classifier import count_for_ever
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier, Prediction
+from pigeonhole.prediction_log import LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import shadow
+from pigeonhole.serving.service import Service
+from pigeonhole.serving.settings import Settings
 from pigeonhole.serving.shadow import Shadow
 
 
@@ -112,6 +117,42 @@ def test_a_shadow_that_sleeps_drops_what_it_cannot_hear_and_nobody_waits(classif
     wake.set()
     wait_until(lambda: notes.outcomes["agreed"] + notes.outcomes["dropped"] == shadow.MAX_QUEUED + 50)
     sleeping.stop()
+
+
+def test_a_shadow_rests_for_three_times_as_long_as_it_worked(
+    classifier: Classifier, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    clock = SimpleNamespace(perf_counter=itertools.count(0.0, 2.0).__next__, sleep=rests.append)
+    monkeypatch.setattr(shadow, "time", clock)
+    working = started(notes, classifier)
+    working.offer(["parcel"], classifier.predict(["parcel"]))
+    wait_until(lambda: len(rests) == 1)
+    working.stop()
+    assert rests == [6.0]
+
+
+def test_a_shadow_that_comes_while_production_is_replaced_stays(registry: Registry, tmp_path: Path) -> None:
+    """Two pollers move the two of them."""
+    stop = threading.Event()
+    with LogWriter(str(tmp_path / "log")) as log, LogWriter(str(tmp_path / "log"), "feedback") as feedback:
+        service = Service(Settings(), opened(registry), log, feedback)
+
+        def swap() -> None:
+            while not stop.is_set():
+                service.swap(service.classifier)
+
+        production = threading.Thread(target=swap)
+        production.start()
+        shadows = [opened(registry), opened(registry, "v2")]
+        stayed = []
+        for number in range(2000):
+            service.seat_shadow(shadows[number % 2])
+            time.sleep(0)
+            stayed.append(service.shadow.classifier is shadows[number % 2])
+        stop.set()
+        production.join()
+    assert all(stayed)
 
 
 def test_a_report_holds_nothing_of_the_time_before_it(classifier: Classifier, notes: Notes) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from filelock import FileLock
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.test_serve import free_port, records, wait_for_child
 
@@ -109,6 +110,20 @@ def test_workers_share_the_port_and_their_metrics_and_a_dead_one_is_replaced(wor
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(20) == 0
     assert len({record.prediction_id for record in records(tmp_path / "log")}) == 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_records_given_up_are_those_of_all_workers_whoever_is_asked(
+    words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "log" / "spool" / "predictions"
+    spool.mkdir(parents=True)
+    (spool / "another-00000001.jsonl").write_bytes(b"x" * (1 << 20))
+    monkeypatch.setenv("PIGEONHOLE_SPOOL_MB", "1")
+    monkeypatch.setenv("PIGEONHOLE_SPOOL_FULL", "drop")
+    with FileLock(spool / "another.lock"), pool(words_bundle, tmp_path) as running:  # a writer that lives
+        running.ask(20)
+        assert {running.metric("pigeonhole_log_dropped_total") for _ in range(8)} == {20}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")

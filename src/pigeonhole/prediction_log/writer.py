@@ -9,7 +9,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,6 @@ class Backlog:
     size_bytes: int
     oldest_s: float  # since the first record of the oldest segment
     failures: int  # attempts to ship that failed since the last one that did not
-    dropped: int = 0  # records that this writer has given up, as `drop` or the level `none` allows
 
 
 class LogWriter:
@@ -64,7 +63,8 @@ class LogWriter:
         `patience_s`: how long `append` waits for the store at the level `remote`.
         """
         self.durability: Durability = durability
-        self.dropped = 0
+        self.dropped = 0  # records that were given up, as `drop` or the level `none` allows
+        self.note_dropped: Callable[[int], object] = lambda records: None  # is told of each of these, on any thread
         self._store = storage.join(storage.to_url(url), kind)
         self._spool = Spool(spool_folder(url, spool) / kind, durability)
         self._interval_s = interval_s
@@ -139,7 +139,7 @@ class LogWriter:
                 found = segment.stat()
                 sizes[found.st_mtime, segment] = found.st_size
         oldest_s = max(0.0, time.time() - _began_at(*min(sizes))) if sizes else 0.0
-        return Backlog(sum(sizes.values()), oldest_s, self._failures, self.dropped)
+        return Backlog(sum(sizes.values()), oldest_s, self._failures)
 
     def close(self, patience_s: float = 1.5) -> None:
         """Ship once more; what a slow or failing store does not take stays in the spool, for the next process to adopt."""
@@ -186,6 +186,7 @@ class LogWriter:
     def _drop(self, lines: list[bytes]) -> None:
         with self._mutex:
             self.dropped += len(lines)
+        self.note_dropped(len(lines))
 
     def _wait_for_store(self, segment: Path) -> None:
         """A segment goes from the spool when the store has acknowledged it. All who wait share one upload."""

@@ -134,14 +134,18 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         question = read_question(body)
 
         async def answer() -> bytes:
-            return await service.answer(question, request.state.request_id, request.state.began, limit_s, canary_key)
+            """Behind a line with the level of its records: who asks again is told of those, and not of today's."""
+            dropped = service.dropped()
+            found = await service.answer(question, request.state.request_id, request.state.began, limit_s, canary_key)
+            return service.kept_since(dropped, settings.sample).encode() + b"\n" + found
 
-        dropped = service.dropped()
         if key is None:
-            return _logged(await answer(), service.kept_since(dropped, settings.sample))
-        whose = f"predict {caller_of(request.headers)} {key}"
-        reply = await service.replies.once(whose, hashlib.sha256(body).digest(), answer)
-        return _logged(reply, service.kept_since(dropped, settings.sample))
+            reply = await answer()
+        else:
+            whose = f"predict {caller_of(request.headers)} {key}"
+            reply = await service.replies.once(whose, hashlib.sha256(body).digest(), answer)
+        level, _, answered = reply.partition(b"\n")
+        return _logged(answered, level.decode())
 
     routes.alias("/predict/batch", routes.at("/predict"))
 

@@ -256,7 +256,8 @@ class Batcher(Generic[Asked, Answer]):
         except Exception as error:  # noqa: BLE001  the waiters get it; a worker that dies of one request would fail them all
             if len(batch) == 1:
                 return [(batch[0], error)]
-            return [outcome for job in batch for outcome in self._outcomes([job])]  # only the culprit has to pay
+            # Only the culprit has to pay; who has gone meanwhile is not asked for again.
+            return [outcome for job in batch if not job.future.done() for outcome in self._outcomes([job])]
         ends = list(itertools.accumulate(len(job.asked) for job in batch))
         return [(job, answers[end - len(job.asked) : end]) for job, end in zip(batch, ends, strict=True)]
 

@@ -56,7 +56,10 @@ class FeedbackDesk:
         labels, before = self._latest.get(key, (given.given, ""))
         feedback_id = before if before and labels == given.given else feedback_id_of(given, before)
         outcome = "repeated" if feedback_id == before else "changed" if before else "new"
-        body = await self._replies.once(f"feedback {feedback_id}", b"", lambda: self._write(feedback_id, given, now))
+        if outcome == "repeated":
+            body = _reply(feedback_id, given)  # it is in the log
+        else:
+            body = await self._replies.once(f"feedback {feedback_id}", b"", lambda: self._write(feedback_id, given, now))
         self._remember(key, (given.given, feedback_id))
         self._telemetry.feedback_outcomes.labels(outcome).inc()
         if outcome != "repeated" and now - made_at > LATE:
@@ -64,7 +67,6 @@ class FeedbackDesk:
         return body
 
     async def _write(self, feedback_id: str, given: FeedbackRequest, now: datetime) -> bytes:
-        known = msgspec.structs.asdict(given)
         word = Feedback(
             feedback_id=feedback_id,
             at=now,
@@ -80,7 +82,7 @@ class FeedbackDesk:
             raise Problem(503, "not_recorded", detail, {"retry-after": "1"}) from error
         for label in given.given:
             self._telemetry.feedback.labels(label).inc()
-        return msgspec.json.encode(FeedbackReply(feedback_id=feedback_id, **known))
+        return _reply(feedback_id, given)
 
     def _remember(self, key: tuple[str, str], word: tuple[tuple[str, ...], str]) -> None:
         self._latest[key] = word
@@ -91,6 +93,10 @@ class FeedbackDesk:
     def _refused(self, outcome: str, detail: str) -> Problem:
         self._telemetry.feedback_outcomes.labels(outcome).inc()
         return Problem(422, outcome, detail)
+
+
+def _reply(feedback_id: str, given: FeedbackRequest) -> bytes:
+    return msgspec.json.encode(FeedbackReply(feedback_id=feedback_id, **msgspec.structs.asdict(given)))
 
 
 def feedback_id_of(given: FeedbackRequest, before: str) -> str:

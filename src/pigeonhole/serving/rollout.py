@@ -117,18 +117,20 @@ class Rollout:
     def _follow(self) -> None:
         alias = self._seat.alias
         moves = self._registry.alias(self._name, alias).moves
-        if not moves or moves[-1] == self._settled:
+        if not moves:
             return
         change = moves[-1]
         version = change.version
         behind = self._telemetry.behind.labels(alias)
-        if version is None:
+        if change == self._settled:
+            pass
+        elif version is None:
             logger.warning("%s: no version is in %s any more", self._name, alias)
             self._seat.vacate()
         elif version != self._seat.version:
             behind.set(1)
             self._replace(version)
-        behind.set(version not in (None, self._seat.version))
+        behind.set(version not in (None, self._seat.version))  # each time: a candidate that fails is sent away by the service
         self._settled = change
 
     def _replace(self, version: str) -> None:
@@ -138,7 +140,7 @@ class Rollout:
             classifier = self._open(version)
         except StorageError:
             raise
-        except Exception as error:  # noqa: BLE001  whatever is wrong with the new one, MemoryError too, the old one answers
+        except BaseException as error:  # noqa: BLE001  whatever is wrong with the new one, a panic too, the old one answers
             self._count("refused")
             logger.warning("%s: version %s is refused for %s: %s", self._name, version, seat.alias, error)
             seat.vacate()

@@ -35,6 +35,7 @@ from pigeonhole.serving.tracing import Tracing, span_of_request
 MAX_FAILURES = 3
 MAX_LATE_S = 0.005
 LATE_CODE = "deadline_passed"
+UNWRITTEN_CODE = "not_recorded"
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Service:
         self._max_waiting = settings.max_waiting
         self._tracing = tracing
         self.telemetry = telemetry = Telemetry(classifier.manifest, self._backlog)
+        log.note_dropped = feedback.note_dropped = telemetry.dropped
         self.feedback = FeedbackDesk(classifier.manifest, feedback, self.replies, self.telemetry)
         self.batcher = Batcher(
             partial(self._work, "production"), settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc
@@ -84,7 +86,7 @@ class Service:
         self.classifier = classifier
         self.feedback.add(classifier.manifest)
         self._failures = 0
-        self.shadow.fill(self.shadow.classifier)  # compared with another one from now on
+        self.shadow.begin_anew()
 
     def seat_canary(self, classifier: Classifier | None) -> None:
         """Its share of the questions asked from now on goes to this one; None: to production. Any thread."""
@@ -111,7 +113,6 @@ class Service:
             size_bytes=sum(each.size_bytes for each in found),
             oldest_s=max(each.oldest_s for each in found),
             failures=max(each.failures for each in found),
-            dropped=sum(each.dropped for each in found),
         )
 
     def dropped(self) -> tuple[int, int]:
@@ -137,7 +138,7 @@ class Service:
             try:
                 found = await self._answer(canary, self._canary_batcher, question, request_id, began, patience_s)
             except Exception as error:  # noqa: BLE001  whatever the candidate failed of, production answers
-                if not (_is_late(error) and patience_s < self._fair_s(question)):
+                if not (_is_common(error) or (_is_late(error) and patience_s < self._fair_s(question))):
                     self._canary_failed(canary, error)
                 deadline_s -= time.monotonic() - asked_at
             else:
@@ -221,22 +222,27 @@ class Service:
         except InferenceError as error:
             raise Problem(500, "no_usable_answer", "the model gave no usable answer") from error
         except LogError as error:
-            raise _later("not_recorded", "the prediction could not be written down, so it is not given out") from error
+            raise _later(UNWRITTEN_CODE, "the prediction could not be written down, so it is not given out") from error
 
     def _work(self, role: Alias, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
-        predictions: list[Prediction] = []
-        for classifier, group in itertools.groupby(asked, key=operator.attrgetter("classifier")):
-            predictions += self._predict(classifier, list(group))
+        groups = [list(group) for _, group in itertools.groupby(asked, key=operator.attrgetter("classifier"))]
+        answered = [self._predict(group[0].classifier, group) for group in groups]
+        for group, predictions in zip(groups, answered, strict=True):
+            self._record(role, group, predictions)
+        return list(itertools.chain.from_iterable(answered))
+
+    def _record(self, role: Alias, asked: Sequence[AskedText | Variant], predictions: Sequence[Prediction]) -> None:
+        """Of one model."""
         logged = [(each, found) for each, found in zip(asked, predictions, strict=True) if isinstance(each, AskedText)]
-        if logged:
-            self._recorder.record([each for each, _ in logged], [found for _, found in logged])
-            self.telemetry.predicted(role, [found for _, found in logged])
-            if role == "production":
-                current = [(each.text, found) for each, found in logged if each.classifier is self.classifier]
-                if current:  # the last ones of a version that was replaced are nothing to compare with
-                    self.shadow.offer([text for text, _ in current], [found for _, found in current])
-        return predictions
+        if not logged:
+            return
+        texts, found = [each for each, _ in logged], [found for _, found in logged]
+        self._recorder.record(texts, found)
+        self.telemetry.predicted(role, found)
+        # The last answers of a version that was replaced are nothing to compare with.
+        if role == "production" and texts[0].classifier is self.classifier:
+            self.shadow.offer([each.text for each in texts], found)
 
     def _predict(self, classifier: Classifier, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         began = time.perf_counter()
@@ -263,6 +269,11 @@ class Service:
 
 def _is_late(error: Exception) -> bool:
     return isinstance(error, Problem) and error.code == LATE_CODE
+
+
+def _is_common(error: Exception) -> bool:
+    """Whether every version would have met it: a crowd, a full disk."""
+    return isinstance(error, Problem) and error.code in (OVERLOADED_CODE, UNWRITTEN_CODE)
 
 
 def _later(code: str, detail: str) -> Problem:

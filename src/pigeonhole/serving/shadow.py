@@ -67,6 +67,10 @@ class Shadow:
         self.classifier = classifier
         self._report = _Report()  # after it, as `offer` looks at both the other way round
 
+    def begin_anew(self) -> None:
+        """Production is another version: what was compared with the one before it is past."""
+        self._report = _Report()
+
     def offer(self, texts: Sequence[str], answered: Sequence[Prediction]) -> None:
         """Never waits and never raises."""
         report, classifier = self._report, self.classifier

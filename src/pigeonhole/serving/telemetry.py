@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -94,6 +94,7 @@ class Telemetry:
             self._shadow_texts.labels(outcome)
         for word in FEEDBACK:
             self.feedback_outcomes.labels(word)
+        self.dropped = Counter("pigeonhole_log_dropped", "Records given up, as the settings allow", registry=registry).inc
         self.model("production", manifest)
         self._backlog = _BacklogCollector(backlog)
         registry.register(self._backlog)
@@ -174,4 +175,3 @@ class _BacklogCollector(Collector):
         yield GaugeMetricFamily(
             "pigeonhole_log_failures", "Failed attempts since the log was last shipped", value=backlog.failures
         )
-        yield CounterMetricFamily("pigeonhole_log_dropped", "Records given up, as the settings allow", value=backlog.dropped)
