@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from pigeonhole import storage
 from pigeonhole.command import say
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, PigeonholeError
 
 SCRATCH = "scratch"
 TFIDF = "tfidf"  # no encoder at all: tfidf.py
@@ -121,14 +121,47 @@ def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -
     return Pretrained(str(folder), local=True)
 
 
-def load_tokenizer(pretrained: Pretrained, texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """The encoder's own tokenizer, or a WordPiece one trained on `texts` for a model from scratch."""
+@contextlib.contextmanager
+def reading(pretrained: Pretrained, key: str = "model.pretrained") -> Iterator[None]:
+    """Raises ConfigError for files that do not fit: transformers reads on until something breaks, in any way there is."""
+    try:
+        yield
+    except (PigeonholeError, MemoryError):
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{key}={pretrained.source}: cannot be loaded: {type(error).__name__}: {said}; "
+            "expected a whole folder as save_pretrained writes it, or a hub id that can be reached"
+        ) from error
+
+
+def load_tokenizer(pretrained: Pretrained, texts: Sequence[str], key: str = "model.pretrained") -> PreTrainedTokenizerFast:
+    """The encoder's own tokenizer, or a WordPiece one trained on `texts` for a model from scratch. Raises ConfigError."""
     if pretrained.source == SCRATCH:
         return _train_tokenizer(texts)
-    tokenizer = AutoTokenizer.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
+    with reading(pretrained, key):
+        tokenizer = AutoTokenizer.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ConfigError(f"model.pretrained={pretrained.source}: has no fast tokenizer (tokenizer.json); choose another encoder")
+        raise ConfigError(f"{key}={pretrained.source}: has no fast tokenizer (tokenizer.json); choose another encoder")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
+        raise ConfigError(f"{key}={pretrained.source}: its tokenizer knows no word; is tokenizer.json missing?")
     return tokenizer
+
+
+def require_fit(body: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, mismatched: Sequence[str], where: str) -> None:
+    """Raises ConfigError where weights are not of the shape that config.json says, or the tokenizer is another model's."""
+    if mismatched:
+        raise ConfigError(
+            f"{where}: {', '.join(mismatched[:3])} in model.safetensors are of another shape than config.json says: "
+            f"{len(mismatched)} in all; give the config.json that was saved with these weights"
+        )
+    highest, known = max(tokenizer.get_vocab().values()), body.get_input_embeddings().num_embeddings
+    if highest >= known:
+        raise ConfigError(
+            f"{where}: its tokenizer gives ids up to {highest}, the encoder knows {known}; "
+            "give the tokenizer that was saved with it"
+        )
 
 
 def load_model(
@@ -146,7 +179,10 @@ def load_model(
     if pretrained.source == SCRATCH:
         config = _tiny_config(tokenizer.vocab_size)
     else:
-        config = AutoConfig.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
+        with reading(pretrained):
+            config = AutoConfig.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise ConfigError(f"model.pretrained={pretrained.source}: config.json says num_hidden_layers={config.num_hidden_layers}")
     config.id2label, config.label2id, config.problem_type = names, ids, "single_label_classification"
     positions = getattr(config, "max_position_embeddings", max_length)
     if max_length > positions:
@@ -161,17 +197,22 @@ def load_model(
     if pretrained.source == SCRATCH:
         body: PreTrainedModel = BertForSequenceClassification(config)
     else:
-        body = _load(pretrained, config, new_layers=1 if averaging_layer else 0)
+        body = _load(pretrained, config, tokenizer, new_layers=1 if averaging_layer else 0)
     if averaging_layer:
         average_tokens(cast(BertForSequenceClassification, body))
     if isinstance(body, BertForSequenceClassification):
         body.bert.encoder.layer[-1].__class__ = FirstTokenLayer
-    return take_apart(body)
+    model = take_apart(body)
+    if model.head.bias is None:
+        raise ConfigError(f"model.pretrained: the head of {type(body).__name__} has no bias; choose another encoder")
+    return model
 
 
-def _load(pretrained: Pretrained, config: PretrainedConfig, new_layers: int) -> PreTrainedModel:
+def _load(
+    pretrained: Pretrained, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, new_layers: int
+) -> PreTrainedModel:
     """Weights that are not there begin at random: expected of the head and of the last `new_layers`, told of all others."""
-    with _quiet():
+    with _quiet(), reading(pretrained):
         body, info = AutoModelForSequenceClassification.from_pretrained(
             pretrained.source,
             revision=pretrained.revision,
@@ -185,6 +226,8 @@ def _load(pretrained: Pretrained, config: PretrainedConfig, new_layers: int) -> 
     first = config.num_hidden_layers - new_layers
     expected = [f".layer.{number}." for number in range(first, config.num_hidden_layers)] + [".pooler."]
     own = f"{body.base_model_prefix}."
+    mismatched = sorted(key for key, *_ in info["mismatched_keys"] if key.startswith(own))
+    require_fit(body, tokenizer, mismatched, f"model.pretrained={pretrained.source}")
     missing = sorted(key for key in info["missing_keys"] if key.startswith(own) and not any(part in key for part in expected))
     if missing:
         say(f"warning: {pretrained.source} has no weights for {', '.join(missing[:3])}: {len(missing)} in all begin at random")
