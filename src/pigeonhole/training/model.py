@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -32,7 +33,7 @@ from transformers.utils import logging
 
 from pigeonhole import storage
 from pigeonhole.command import say
-from pigeonhole.errors import ConfigError, PigeonholeError
+from pigeonhole.errors import ConfigError, PigeonholeError, RunError
 
 SCRATCH = "scratch"
 TFIDF = "tfidf"  # no encoder at all: tfidf.py
@@ -91,11 +92,13 @@ class TextClassifier(nn.Module):
         return self.head(embedding), embedding
 
     def save_twin(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Write what `transformers.pipeline("text-classification", model=folder)` opens."""
+        """Write what `transformers.pipeline("text-classification", model=folder)` opens. Raises RunError."""
         self.body.set_submodule(self.head_name, self.head)
         try:
             self.body.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # its word for any failure to write
+            raise RunError(f"{folder}: cannot be written: {error}; the same command goes on once it can") from error
         finally:
             self.body.set_submodule(self.head_name, nn.Identity())
         for file in folder.iterdir():
