@@ -117,7 +117,9 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_to_the_same_weights(
 
 def test_the_progress_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data or number of threads"):
+    with pytest.raises(
+        ConfigError, match="holds an unfinished run with another configuration, data, encoder, teacher or number of threads"
+    ):
         run(tmp_path, fingerprint="another run")
 
 

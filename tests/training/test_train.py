@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -6,18 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_rows, train_arguments, write_rows
 from tests.serving.conftest import make_bundle
 
-from pigeonhole.bundle import open_bundle
+from pigeonhole.bundle import open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
-from pigeonhole.errors import ConfigError, DataError, StoppedError
+from pigeonhole.errors import BundleError, ConfigError, DataError, StoppedError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
 from pigeonhole.training import corridor
@@ -149,6 +152,47 @@ def test_other_validation_rows_are_another_run(tmp_path: Path) -> None:
     write_rows(validation, rows[::10])
     with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data"):
         validate(config, stop_in_second_epoch)
+
+
+def test_an_encoder_that_is_another_one_behind_the_same_name_is_another_run(
+    tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    encoder = Path(shutil.copytree(Path(tiny_run["run"]) / "model", tmp_path / "encoder"))
+    arguments = [f"model.pretrained={encoder}", "model.averaging_layer=false", "trainer.learning_rate=0.001"]
+    config = compose(TrainConfig, "train", [*train_arguments(tmp_path, tiny_data), *arguments])
+    with pytest.raises(StoppedError):
+        validate(config, stop_in_second_epoch)
+    weights = load_file(encoder / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, encoder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data, encoder"):
+        validate(config, stop_in_second_epoch)
+
+
+def test_a_teacher_that_is_another_one_behind_the_same_name_is_another_run(
+    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = compose(TrainConfig, "train", [*train_arguments(tmp_path, tiny_data), f"trainer.teacher={tiny_bundle}"])
+    with pytest.raises(StoppedError):
+        validate(config, stop_in_second_epoch)
+    seal(tiny_bundle, msgspec.structs.replace(open_bundle(str(tiny_bundle)).manifest, temperature=9.0))
+    with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data, encoder, teacher"):
+        validate(config, stop_in_second_epoch)
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ("reference_path={other}", ConfigError, "1 of its 1 texts are not in the test split"),
+        ("trainer.teacher={other}", BundleError, "this is a file, and a bundle is a folder"),
+    ],
+)
+def test_what_else_a_run_reads_is_looked_at_before_anything_is_fitted(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, error: type[Exception], message: str
+) -> None:
+    other = write_rows(tmp_path / "other.csv", [("a text of another file", "billing")])
+    monkeypatch.setattr(corridor, "_fit", lambda *_: pytest.fail("it was fitted first"))
+    with pytest.raises(error, match=message):
+        run([*train_arguments(tmp_path, tiny_data), argument.format(other=other)])
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

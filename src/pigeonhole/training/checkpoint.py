@@ -97,8 +97,8 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  it is no mapping
     if metadata["fingerprint"] != fingerprint:
         raise ConfigError(
-            f"{path.parent.parent} holds an unfinished run with another configuration, data or number of threads; "
-            "give the same again, another folder as out=, or resume=never to begin anew"
+            f"{path.parent.parent} holds an unfinished run with another configuration, data, encoder, teacher or number of "
+            "threads; give the same again, another folder as out=, or resume=never to begin anew"
         )
     return Checkpoint(tensors, metadata)
 

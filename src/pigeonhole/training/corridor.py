@@ -45,12 +45,12 @@ from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig, TrainerConfig
 from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
-from pigeonhole.training.distillation import Distillation, teacher_logits, with_teacher
+from pigeonhole.training.distillation import Distillation, read_teacher, teacher_logits, with_teacher
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
 from pigeonhole.training.lora import add_adapters, merge_adapters
 from pigeonhole.training.loss import LabelLoss, several_labels_loss
-from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, load_model, load_tokenizer, locate
+from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, digest, load_model, load_tokenizer, locate
 from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RUNS, RunFolder, open_run_folder, require_run_folder
@@ -93,6 +93,7 @@ class Begun:
     pretrained: Pretrained
     threads: int
     dataset: Dataset
+    compared: list[int]  # the places of the test rows that drift compares the traffic with
     fingerprint: str
     origin: dict[str, Any]
     tracker: Tracker
@@ -205,7 +206,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     golden = export.golden_answers(list(classifiers.values()))
     storage.write(str(folder / GOLDEN), msgspec.json.format(msgspec.json.encode(golden)))
     served = predictions[manifest.served]
-    compared = choose_rows(config.reference_path, config.data, split.test)
+    compared = begun.compared
     write_reference(
         folder / REFERENCE,
         [split.test[place].text for place in compared],
@@ -251,17 +252,18 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     split = dataset.split
     sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
     say(f"data: {sizes}, {len(dataset.labels)} labels")
-    fingerprint = _fingerprint(config, dataset, threads)
+    compared = choose_rows(config.reference_path, config.data, split.test)
+    fingerprint = _fingerprint(config, pretrained, dataset, threads)
     origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads, dataset.amendments)
     if not is_first_process():
-        return Begun(name, None, pretrained, threads, dataset, fingerprint, origin, NoTracker())
+        return Begun(name, None, pretrained, threads, dataset, compared, fingerprint, origin, NoTracker())
     folder = open_run_folder(config.out, name, fingerprint, resume=config.resume == "auto")
     out = folder.path
     storage.write(str(out / "config.yaml"), to_yaml(config).encode())
     storage.write(str(out / "provenance.json"), msgspec.json.format(msgspec.json.encode(origin)))
     tracker = open_tracker(config.tracking.backend, out, name, config.tracking.project, config.tracking.entity, to_flat(config))
     watch.lap("data")
-    return Begun(name, folder, pretrained, threads, dataset, fingerprint, origin, tracker)
+    return Begun(name, folder, pretrained, threads, dataset, compared, fingerprint, origin, tracker)
 
 
 def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:
@@ -422,15 +424,17 @@ def _check_export(config: TrainConfig) -> None:
         )
 
 
-def _fingerprint(config: TrainConfig, dataset: Dataset, threads: int) -> str:
-    """Of all that the weights depend on."""
+def _fingerprint(config: TrainConfig, pretrained: Pretrained, dataset: Dataset, threads: int) -> str:
+    """Of all that the weights depend on. Raises ConfigError for a teacher of other labels, BundleError."""
     decisive = {
         key: value for key, value in to_flat(config).items() if key == "seed" or key.startswith(("data.", "model.", "trainer."))
     }
     del decisive["trainer.allow_dead_labels"]  # asked when the weights are there: a run that failed by it goes on with it
     rows = {name: file["sha256"] for name, file in dataset.report["files"].items() if name != "test"}
     processes = os.environ.get("WORLD_SIZE", "1")
-    return hashlib.sha256(msgspec.json.encode([decisive, rows, dataset.amendments, threads, processes])).hexdigest()
+    teacher = config.trainer.teacher if config.model.pretrained != TFIDF else None  # tfidf reads no such key
+    begins = digest(pretrained), read_teacher(teacher, dataset.labels).seal if teacher else None
+    return hashlib.sha256(msgspec.json.encode([decisive, rows, dataset.amendments, threads, processes, begins])).hexdigest()
 
 
 def _tokenize(encoder: Encoder, rule: WindowRule, dataset: Dataset, task: str) -> Tokenized:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pigeonhole.bundle import open_bundle
+from pigeonhole.bundle import Manifest, open_bundle, read_manifest
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError
@@ -25,6 +25,15 @@ CHUNK = 256  # texts a call
 CACHE = "teacher.npz"
 
 
+def read_teacher(url: str, labels: Sequence[str]) -> Manifest:
+    """What the teacher says of itself. Raises ConfigError for one of other labels, BundleError."""
+    manifest = read_manifest(url)
+    if set(manifest.labels) != set(labels):
+        other = sorted(set(manifest.labels) ^ set(labels))
+        raise ConfigError(f"trainer.teacher={url}: has other labels than the data: {', '.join(map(repr, other[:5]))}")
+    return manifest
+
+
 def teacher_logits(
     url: str, texts: Sequence[str], labels: Sequence[str], folder: Path | None, threads: int
 ) -> NDArray[np.float32]:
@@ -32,11 +41,7 @@ def teacher_logits(
 
     Raises ConfigError for a teacher of other labels, BundleError.
     """
-    bundle = open_bundle(url)
-    manifest = bundle.manifest
-    if set(manifest.labels) != set(labels):
-        other = sorted(set(manifest.labels) ^ set(labels))
-        raise ConfigError(f"trainer.teacher={url}: has other labels than the data: {', '.join(map(repr, other[:5]))}")
+    manifest = read_teacher(url, labels)
     path = folder / CACHE if folder else None
     asked = hashlib.sha256(msgspec.json.encode(list(texts))).hexdigest()
     if path and path.exists():
@@ -44,7 +49,7 @@ def teacher_logits(
             if str(cached["version"]) == manifest.version and str(cached.get("texts")) == asked:
                 return np.asarray(cached["logits"], np.float32)
     precision = "fp32" if "fp32" in manifest.models else manifest.served
-    classifier = Classifier.open(bundle, precision, threads)
+    classifier = Classifier.open(open_bundle(url), precision, threads)
     say(f"teacher: {manifest.name} {manifest.version}, {precision}, answers {len(texts)} texts")
     order = [manifest.labels.index(label) for label in labels]
     starts = tqdm(range(0, len(texts), CHUNK), desc="teacher", unit="batch", leave=False)

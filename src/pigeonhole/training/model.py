@@ -124,6 +124,18 @@ def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -
     return Pretrained(str(folder), local=True)
 
 
+def digest(pretrained: Pretrained) -> str | None:
+    """sha256 of what a run begins with, weights, configuration and tokenizer; None where no folder says it."""
+    if not pretrained.local or pretrained.source in (SCRATCH, TFIDF):
+        return None
+    folder = Path(pretrained.source)
+    texts = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model"))
+    found = hashlib.sha256()
+    for path in (folder / "model.safetensors", *texts):
+        found.update(f"{path.name} {_sha256(path)}\n".encode())
+    return found.hexdigest()
+
+
 @contextlib.contextmanager
 def reading(pretrained: Pretrained, key: str = "model.pretrained") -> Iterator[None]:
     """Raises ConfigError for files that do not fit: transformers reads on until something breaks, in any way there is."""
@@ -294,13 +306,17 @@ def _looks_like_hub_id(text: str) -> bool:
 
 
 def _verify(pretrained: str, weights: Path, sha256: str) -> None:
-    with weights.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = _sha256(weights)
     if found != sha256:
         raise ConfigError(
             f"model.pretrained={pretrained}: model.safetensors has sha256 {found}, model.sha256 expects {sha256}; "
             "give that of the weights that you want, or model.sha256=null"
         )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _require_bert(config: object) -> None:
