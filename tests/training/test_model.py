@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,3 +199,25 @@ def test_an_encoder_whose_head_has_no_bias_is_refused(tmp_path: Path) -> None:
     found = Pretrained(str(tmp_path), local=True)
     with pytest.raises(ConfigError, match="the head of GPT2ForSequenceClassification has no bias"):
         load_model(found, ["a", "b"], load_tokenizer(found, []), averaging_layer=False, max_length=32)
+
+
+def test_weights_of_the_hub_are_held_against_their_sha256_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that holds one model, as the cache on this machine keeps it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "models--someone--encoder" / "snapshots" / commit
+    config = BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    BertForSequenceClassification(config).save_pretrained(snapshot)
+    load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS).save_pretrained(snapshot)
+    (tmp_path / "models--someone--encoder" / "refs").mkdir()
+    (tmp_path / "models--someone--encoder" / "refs" / "main").write_text(commit)
+    right = hashlib.sha256((snapshot / "model.safetensors").read_bytes()).hexdigest()
+
+    def load(sha256: str) -> TextClassifier:
+        found = locate("someone/encoder", sha256)
+        return load_model(found, ["a", "b"], load_tokenizer(found, []), averaging_layer=False, max_length=32)
+
+    assert load(right).head.out_features == 2
+    with pytest.raises(ConfigError, match=f"has sha256 {right}, model.sha256 expects 000"):
+        load("0" * 64)

@@ -131,6 +131,21 @@ def stop_in_second_epoch(epoch: Epoch) -> None:
         raise StoppedError("in the second epoch")
 
 
+def test_a_trial_is_measured_with_the_head_that_leaves(tiny_data: Path, tmp_path: Path) -> None:
+    """The encoder hardly moves and the head is thrown about: the one that is fitted again afterwards is the better one."""
+    keys = ["trainer.epochs=1", "trainer.learning_rate=1e-7", "trainer.head_learning_rate=1", "trainer.batch_size=8"]
+    seen: list[float] = []
+    thrown, fitted = (
+        validate(
+            compose(TrainConfig, "train", [*train_arguments(tmp_path / refit, tiny_data), *keys, f"trainer.refit_head={refit}"]),
+            lambda epoch: seen.append(epoch.validation_macro_f1),
+        )
+        for refit in ("false", "true")
+    )
+    assert seen == [thrown, thrown]
+    assert fitted > thrown
+
+
 def test_a_run_goes_on_where_a_dead_label_is_allowed_now(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,16 +119,19 @@ class Fitted:
         return trainer.predict_logits(self.model, rows)
 
 
-def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> list[Epoch]:
-    """Fit, and measure on the validation split alone: a trial of a sweep. No test row is looked at, nothing is exported.
+def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> float:
+    """Fit, and the macro-F1 of what leaves on the validation split: a trial of a sweep. No test row is looked at.
 
     `on_epoch` may raise to end it. A folder that was left in the middle is gone on with, as `train` does.
     """
     watch = Stopwatch()
-    history = _fit(config, _begin(config, watch), watch, on_epoch).history
-    if not history:
+    fitted = _fit(config, _begin(config, watch), watch, on_epoch)
+    if not fitted.history:
         raise ConfigError("trainer.epochs=0: a trial is measured after each epoch; give one at least")
-    return history
+    if config.trainer.refit_head and config.model.pretrained != TFIDF:  # no epoch has seen this head
+        rows = fitted.rows.validation
+        return trainer.scores(fitted.predict_logits(rows), rows.label_ids)[1]
+    return max(epoch.validation_macro_f1 for epoch in fitted.history)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

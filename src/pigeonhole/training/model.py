@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.bert.modeling_bert import BertLayer, BertPooler
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from pigeonhole import storage
 from pigeonhole.command import say
@@ -47,11 +47,12 @@ POOLER_SCALE = 0.3
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights and a tokenizer to begin with; `source` is a local folder or a hub id."""
+    """Weights and a tokenizer to begin with; `source` is a local folder or a hub id, whose weights shall have `sha256`."""
 
     source: str
     local: bool
     revision: str | None = None
+    sha256: str | None = None
 
 
 class FirstTokenLayer(BertLayer):
@@ -112,7 +113,7 @@ def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -
     folder = storage.local_path(pretrained)
     is_hub_id = folder is not None and "://" not in pretrained and not folder.exists() and _looks_like_hub_id(pretrained)
     if is_hub_id:
-        return Pretrained(pretrained, local=False)
+        return Pretrained(pretrained, local=False, sha256=sha256)  # looked at when they have been fetched
     allowed = "a package:// or file:// URL of a folder with config.json and model.safetensors, a hub id OWNER/NAME, or scratch"
     if folder is None or ".." in Path(pretrained).parts or not (folder / "config.json").is_file():
         raise ConfigError(f"{key}={pretrained}: no model is there; expected {allowed}")
@@ -228,6 +229,9 @@ def _load(
 ) -> PreTrainedModel:
     """Weights that are not there begin at random: expected of the head and of the last `new_layers`, told of all others."""
     with _quiet(), reading(pretrained):
+        if pretrained.sha256 is not None:
+            fetched = cast(str, cached_file(pretrained.source, "model.safetensors", revision=pretrained.revision))
+            _verify(pretrained.source, Path(fetched), pretrained.sha256)
         body, info = AutoModelForSequenceClassification.from_pretrained(
             pretrained.source,
             revision=pretrained.revision,
