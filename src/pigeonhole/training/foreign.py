@@ -151,7 +151,7 @@ def _check(config: PretrainedConfig, options: ImportOptions) -> None:
     names = [str(label) for label in (config.id2label or {}).values()]
     if len(set(names)) < len(names) or not all(names):
         raise ConfigError(f"model={options.model}: id2label in config.json names labels twice, or with nothing; mend it there")
-    if sorted(config.id2label) != list(range(len(names))):
+    if sorted(config.id2label or ()) != list(range(len(names))):
         raise ConfigError(f"model={options.model}: id2label in config.json has to number its labels from 0 on; mend it there")
     if getattr(config, "num_hidden_layers", 1) < 1:
         raise ConfigError(f"model={options.model}: config.json says num_hidden_layers={config.num_hidden_layers}")

@@ -29,7 +29,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.bert.modeling_bert import BertLayer, BertPooler
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from pigeonhole import storage
 from pigeonhole.command import say
@@ -172,7 +173,7 @@ def require_fit(body: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, misma
             f"{where}: {', '.join(mismatched[:3])} in model.safetensors are of another shape than config.json says: "
             f"{len(mismatched)} in all; give the config.json that was saved with these weights"
         )
-    highest, known = max(tokenizer.get_vocab().values()), body.get_input_embeddings().num_embeddings
+    highest, known = max(tokenizer.get_vocab().values()), cast(nn.Embedding, body.get_input_embeddings()).num_embeddings
     if highest >= known:
         raise ConfigError(
             f"{where}: its tokenizer gives ids up to {highest}, the encoder knows {known}; "
