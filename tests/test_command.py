@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -78,6 +79,14 @@ def test_a_gate_that_says_no_still_prints_its_verdict(capsys: pytest.CaptureFixt
 def test_an_interrupted_command_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(raising(KeyboardInterrupt()), []) == 130
     assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_a_full_disk_under_any_library_is_one_line_and_a_run_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(raising(OSError(errno.ENOSPC, "as the library says it", "runs/mine/bundle/model.onnx")), []) == 3
+    said = "error: runs/mine/bundle/model.onnx: No space left on device; make room, then give the same command again\n"
+    assert capsys.readouterr() == ("", said)
+    with pytest.raises(ConnectionResetError):
+        call(raising(OSError(errno.ECONNRESET, "an error of ours")), [])
 
 
 def test_an_error_of_ours_is_not_hidden() -> None:

@@ -1,4 +1,5 @@
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,26 @@ def test_what_is_written_is_read_back(root: str) -> None:
     assert storage.read(url) == b"two\0"
     with storage.open_read(url) as stream:
         assert stream.read() == b"two\0"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, which Windows has not")
+@pytest.mark.parametrize("write", [storage.write, storage.create], ids=["write", "create"])
+def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(
+    write: Callable[[str, bytes], object], tmp_path: Path
+) -> None:
+    """A file size limit makes write(2) short, then fail, as a full disk does."""
+    import resource
+
+    storage.write(str(tmp_path / "kept"), b"old")
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, no_limit[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            write(str(tmp_path / "kept"), bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_bytes() == b"old"
 
 
 def test_a_missing_file_is_named(root: str) -> None:

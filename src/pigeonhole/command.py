@@ -4,6 +4,7 @@
 came from. Of the processes that torchrun starts, the first one alone speaks; a command that cannot share its work runs there.
 """
 
+import errno
 import functools
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 import msgspec
 
 from pigeonhole.errors import GateError, PigeonholeError, RunError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of any library that writes
 
 
 def command(run: Callable[[list[str]], Any], *, together: bool = False) -> Callable[[], None]:
@@ -43,6 +46,12 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
             traceback.print_exc()
         say(f"error: {_printable(str(error))}")
         return error.exit_code
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        what = f"{error.filename}: " if error.filename else ""
+        say(f"error: {_printable(what)}{os.strerror(error.errno)}; make room, then give the same command again")
+        return RunError.exit_code
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "interrupted")
         return 130

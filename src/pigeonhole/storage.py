@@ -295,11 +295,15 @@ def _digest(data: bytes) -> str:
 
 def _write_aside(path: Path, data: bytes) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
     aside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        aside.unlink()  # half of it would keep a full disk full
+        raise
     aside.chmod(0o644)  # mkstemp's 0600 would hide the file from a server that runs as another user
     return aside
 

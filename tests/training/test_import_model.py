@@ -146,7 +146,15 @@ def test_a_model_of_several_labels_is_one_here_too(saved: Path, tmp_path: Path) 
     [
         ({"problem_type": "regression"}, "regression; expected labels for each text, two or more to choose from"),
         ({"id2label": {"0": "a", "1": "a", "2": "b"}}, "names labels twice"),
+        ({"id2label": {"0": "a", "1": "b", "7": "c"}}, "number its labels from 0 on"),
+        ({"id2label": ["a", "b", "c"]}, "cannot be loaded"),
         ({"model_type": "no-such-family"}, "cannot be loaded"),
+        ({"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError"),
+        ({"hidden_act": "no-such-thing"}, "cannot be loaded: KeyError"),
+        ({"hidden_size": "large"}, "cannot be loaded"),
+        ({"num_hidden_layers": 0}, "config.json says num_hidden_layers=0"),
+        ({"hidden_size": 64}, "are of another shape than config.json says"),
+        ({"id2label": {"0": "a", "1": "b"}}, "classifier.bias, classifier.weight in model.safetensors are of another shape"),
     ],
 )
 def test_a_configuration_that_a_bundle_cannot_say_is_refused(
@@ -158,6 +166,44 @@ def test_a_configuration_that_a_bundle_cannot_say_is_refused(
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ConfigError, match=message):
         run([f"model={tmp_path}", "name=mine", "max_length=32"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", b"", "cannot be loaded: SafetensorError"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "cannot be loaded: SafetensorError"),
+        ("config.json", b"[]", "cannot be loaded"),
+        ("tokenizer.json", b"{", "cannot be loaded: JSONDecodeError"),
+        ("tokenizer_config.json", b"{", "cannot be loaded: JSONDecodeError"),
+    ],
+)
+def test_a_damaged_folder_is_refused(saved: Path, tmp_path: Path, file: str, content: bytes, message: str) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"model={tmp_path}: {message}"):
+        run([f"model={tmp_path}", "name=mine", "max_length=32"])
+
+
+def test_a_folder_without_its_tokenizer_or_with_anothers_is_refused(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    words = [f"word{number}" for number in range(300)]
+    load_tokenizer(Pretrained(SCRATCH, local=True), [" ".join(words)]).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"its tokenizer gives ids up to 3\d\d, the encoder knows 200"):
+        run([f"model={tmp_path}", "name=mine", "max_length=32"])
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).unlink()
+    with pytest.raises(ConfigError, match=f"model={tmp_path}: its tokenizer knows no word"):
+        run([f"model={tmp_path}", "name=mine", "max_length=32"])
+
+
+def test_labels_that_are_numbers_are_words_here(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "numbers")
+    config = json.loads((saved / "config.json").read_text())
+    (tmp_path / "numbers" / "config.json").write_text(json.dumps({**config, "id2label": {"0": 1, "1": 2, "2": 3}}))
+    found = run([f"model={tmp_path / 'numbers'}", f"registry={tmp_path / 'registry'}", "max_length=32"])
+    assert found is not None
+    assert found["labels"] == ["1", "2", "3"]
 
 
 def test_a_pickle_is_not_read(saved: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     MPNetConfig,
     RobertaConfig,
     pipeline,
@@ -212,3 +215,56 @@ def test_weights_that_an_encoder_lacks_are_told_and_a_new_head_or_layer_is_not(
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     load_model(found, ["a", "b"], tokenizer, averaging_layer=True, max_length=64)
     assert "has no weights for bert.encoder.layer.1.output.dense.bias: 1 in all begin at random" in capsys.readouterr().err
+
+
+def test_weights_of_another_shape_or_none_at_all_are_refused_and_not_begun_at_random(tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS).save_pretrained(tmp_path)
+    found = Pretrained(str(tmp_path), local=True)
+
+    def load() -> TextClassifier:
+        return load_model(found, ["a", "b", "c"], load_tokenizer(found, []), averaging_layer=False, max_length=64)
+
+    assert load().head.out_features == 3  # another number of labels: the head begins anew
+    config.hidden_size = 64
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.pretrained=.* in model\.safetensors are of another shape"):
+        load()
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"model\.pretrained=.*: cannot be loaded: SafetensorError"):
+        load()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"model\.pretrained=.*: cannot be loaded: OSError"):
+        load()
+
+
+def test_an_encoder_whose_head_has_no_bias_is_refused(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=200, n_embd=32, n_layer=1, n_head=2, n_positions=64, pad_token_id=0)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS).save_pretrained(tmp_path)
+    found = Pretrained(str(tmp_path), local=True)
+    with pytest.raises(ConfigError, match="the head of GPT2ForSequenceClassification has no bias"):
+        load_model(found, ["a", "b"], load_tokenizer(found, []), averaging_layer=False, max_length=32)
+
+
+def test_weights_of_the_hub_are_held_against_their_sha256_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that holds one model, as the cache on this machine keeps it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "models--someone--encoder" / "snapshots" / commit
+    config = BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    BertForSequenceClassification(config).save_pretrained(snapshot)
+    load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS).save_pretrained(snapshot)
+    (tmp_path / "models--someone--encoder" / "refs").mkdir()
+    (tmp_path / "models--someone--encoder" / "refs" / "main").write_text(commit)
+    right = hashlib.sha256((snapshot / "model.safetensors").read_bytes()).hexdigest()
+
+    def load(sha256: str) -> TextClassifier:
+        found = locate("someone/encoder", sha256)
+        return load_model(found, ["a", "b"], load_tokenizer(found, []), averaging_layer=False, max_length=32)
+
+    assert load(right).head.out_features == 2
+    with pytest.raises(ConfigError, match=f"has sha256 {right}, model.sha256 expects 000"):
+        load("0" * 64)

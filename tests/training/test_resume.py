@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from tests.training.fork_server import ForkServer
 from tests.training.test_trainer import RECIPE, run, stop_at
 
-from pigeonhole.errors import ConfigError, StoppedError
+from pigeonhole.errors import ConfigError, RunError, StoppedError
 from pigeonhole.training import trainer
 
 PROGRAM = Path(__file__).parent / "programs/resumable.py"
@@ -94,9 +95,31 @@ def test_a_run_told_to_stop_in_any_step_ends_with_it_and_goes_on_to_the_same_wei
     assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, which Windows has not")
+def test_a_run_whose_disk_is_full_says_so_and_goes_on_to_the_same_weights(
+    tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    """The weights of an epoch fit, the progress, three times as large, does not."""
+    import resource
+
+    whole = sum(tensor.nbytes for tensor in uninterrupted.values())
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * whole, no_limit[1]))
+    try:
+        with pytest.raises(RunError, match=r"progress\.safetensors: cannot be written: .*; the same command goes on once it can"):
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+    assert [path.name for path in tmp_path.iterdir()] == [trainer.BEST]
+    run(tmp_path)
+    assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
+
+
 def test_the_progress_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data or number of threads"):
+    with pytest.raises(
+        ConfigError, match="holds an unfinished run with another configuration, data, encoder, teacher or number of threads"
+    ):
         run(tmp_path, fingerprint="another run")
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -6,18 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_rows, train_arguments, write_rows
 from tests.serving.conftest import make_bundle
 
-from pigeonhole.bundle import open_bundle
+from pigeonhole.bundle import open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
-from pigeonhole.errors import ConfigError, DataError, StoppedError, UserError
+from pigeonhole.errors import BundleError, ConfigError, DataError, NotFoundError, StoppedError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
 from pigeonhole.training import corridor
@@ -117,15 +120,6 @@ def test_a_slice_that_is_no_pattern_is_told_before_the_data_are_read(
         run([*train_arguments(tmp_path, tiny_data), "data.slices='numbers=('"])
 
 
-@pytest.mark.parametrize("key", ["reference_path", "trainer.teacher"])
-def test_a_file_that_is_needed_later_is_missed_before_anything_is_fitted(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
-    monkeypatch.setattr(corridor, "_fit", lambda *_: pytest.fail("a model was fitted first"))
-    with pytest.raises(UserError, match=f"{tmp_path}/missing.csv"):
-        run([*train_arguments(tmp_path, tiny_data), f"{key}={tmp_path}/missing.csv"])
-
-
 def test_a_file_with_a_long_name_gives_the_model_a_shorter_one(tmp_path: Path) -> None:
     data = write_rows(tmp_path / f"{'a' * 99}-{'b' * 120}.csv", tiny_rows())
     arguments = [argument for argument in train_arguments(tmp_path, data) if not argument.startswith("name=")]
@@ -144,6 +138,21 @@ def test_every_number_of_the_recipe_follows_its_key() -> None:
 def stop_in_second_epoch(epoch: Epoch) -> None:
     if epoch.number == 2:
         raise StoppedError("in the second epoch")
+
+
+def test_a_trial_is_measured_with_the_head_that_leaves(tiny_data: Path, tmp_path: Path) -> None:
+    """The encoder hardly moves and the head is thrown about: the one that is fitted again afterwards is the better one."""
+    keys = ["trainer.epochs=1", "trainer.learning_rate=1e-7", "trainer.head_learning_rate=1", "trainer.batch_size=8"]
+    seen: list[float] = []
+    thrown, fitted = (
+        validate(
+            compose(TrainConfig, "train", [*train_arguments(tmp_path / refit, tiny_data), *keys, f"trainer.refit_head={refit}"]),
+            lambda epoch: seen.append(epoch.validation_macro_f1),
+        )
+        for refit in ("false", "true")
+    )
+    assert seen == [thrown, thrown]
+    assert fitted > thrown
 
 
 def test_a_run_goes_on_where_a_dead_label_is_allowed_now(
@@ -167,6 +176,49 @@ def test_other_validation_rows_are_another_run(tmp_path: Path) -> None:
     write_rows(validation, rows[::10])
     with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data"):
         validate(config, stop_in_second_epoch)
+
+
+def test_an_encoder_that_is_another_one_behind_the_same_name_is_another_run(
+    tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    encoder = Path(shutil.copytree(Path(tiny_run["run"]) / "model", tmp_path / "encoder"))
+    arguments = [f"model.pretrained={encoder}", "model.averaging_layer=false", "trainer.learning_rate=0.001"]
+    config = compose(TrainConfig, "train", [*train_arguments(tmp_path, tiny_data), *arguments])
+    with pytest.raises(StoppedError):
+        validate(config, stop_in_second_epoch)
+    weights = load_file(encoder / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, encoder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data, encoder"):
+        validate(config, stop_in_second_epoch)
+
+
+def test_a_teacher_that_is_another_one_behind_the_same_name_is_another_run(
+    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = compose(TrainConfig, "train", [*train_arguments(tmp_path, tiny_data), f"trainer.teacher={tiny_bundle}"])
+    with pytest.raises(StoppedError):
+        validate(config, stop_in_second_epoch)
+    seal(tiny_bundle, msgspec.structs.replace(open_bundle(str(tiny_bundle)).manifest, temperature=9.0))
+    with pytest.raises(ConfigError, match="holds an unfinished run with another configuration, data, encoder, teacher"):
+        validate(config, stop_in_second_epoch)
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ("reference_path={other}", ConfigError, "1 of its 1 texts are not in the test split"),
+        ("trainer.teacher={other}", BundleError, "this is a file, and a bundle is a folder"),
+        ("reference_path={other}.gone", NotFoundError, r"other\.csv\.gone"),
+        ("trainer.teacher={other}.gone", BundleError, r"other\.csv\.gone"),
+    ],
+)
+def test_what_else_a_run_reads_is_looked_at_before_anything_is_fitted(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, error: type[Exception], message: str
+) -> None:
+    other = write_rows(tmp_path / "other.csv", [("a text of another file", "billing")])
+    monkeypatch.setattr(corridor, "_fit", lambda *_: pytest.fail("it was fitted first"))
+    with pytest.raises(error, match=message):
+        run([*train_arguments(tmp_path, tiny_data), argument.format(other=other)])
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

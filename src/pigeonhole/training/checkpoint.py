@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,15 @@ class Checkpoint:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file that is whole or not there."""
+    """Write a safetensors file that is whole or not there. Raises RunError where it cannot be written."""
     aside = path.with_suffix(".tmp")
-    save_file(tensors, aside, metadata)
-    with aside.open("rb+") as stream:
-        os.fsync(stream.fileno())
+    try:
+        save_file(tensors, aside, metadata)
+        with aside.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    except (SafetensorError, OSError) as error:
+        aside.unlink(missing_ok=True)  # half of it would keep a full disk full
+        raise RunError(f"{path}: cannot be written: {error}; the same command goes on once it can") from error
     aside.replace(path)
 
 
@@ -96,8 +100,8 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
         raise ConfigError(f"{path}: is damaged ({error}); resume=never begins anew") from error
     if metadata["fingerprint"] != fingerprint:
         raise ConfigError(
-            f"{path.parent.parent} holds an unfinished run with another configuration, data or number of threads; "
-            "give the same again, another folder as out=, or resume=never to begin anew"
+            f"{path.parent.parent} holds an unfinished run with another configuration, data, encoder, teacher or number of "
+            "threads; give the same again, another folder as out=, or resume=never to begin anew"
         )
     return Checkpoint(tensors, metadata)
 

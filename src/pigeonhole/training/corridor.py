@@ -50,7 +50,7 @@ from pigeonhole.training.head import fit_head
 from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
 from pigeonhole.training.lora import add_adapters, merge_adapters
 from pigeonhole.training.loss import LabelLoss, several_labels_loss
-from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, load_model, load_tokenizer, locate
+from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, digest, load_model, load_tokenizer, locate
 from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RunFolder, open_run_folder, require_run_folder
@@ -122,16 +122,19 @@ class Fitted:
         return trainer.predict_logits(self.model, rows)
 
 
-def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> list[Epoch]:
-    """Fit, and measure on the validation split alone: a trial of a sweep. No test row is looked at, nothing is exported.
+def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> float:
+    """Fit, and the macro-F1 of what leaves on the validation split: a trial of a sweep. No test row is looked at.
 
     `on_epoch` may raise to end it. A folder that was left in the middle is gone on with, as `train` does.
     """
     watch = Stopwatch()
-    history = _fit(config, _begin(config, watch), watch, on_epoch).history
-    if not history:
+    fitted = _fit(config, _begin(config, watch), watch, on_epoch)
+    if not fitted.history:
         raise ConfigError("trainer.epochs=0: a trial is measured after each epoch; give one at least")
-    return history
+    if config.trainer.refit_head and config.model.pretrained != TFIDF:  # no epoch has seen this head
+        rows = fitted.rows.validation
+        return trainer.scores(fitted.predict_logits(rows), rows.label_ids)[1]
+    return max(epoch.validation_macro_f1 for epoch in fitted.history)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -255,8 +258,9 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
     say(f"data: {sizes}, {len(dataset.labels)} labels")
     compared = choose_rows(config.reference_path, config.data, split.test)
-    teacher = open_teacher(config.trainer.teacher, dataset.labels) if config.trainer.teacher else None
-    fingerprint = _fingerprint(config, dataset, threads)
+    named = config.trainer.teacher if config.model.pretrained != TFIDF else None  # tfidf reads no such key
+    teacher = open_teacher(named, dataset.labels) if named else None
+    fingerprint = _fingerprint(config, pretrained, dataset, threads, teacher)
     origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads, dataset.amendments)
     if not is_first_process():
         return Begun(name, None, pretrained, threads, dataset, fingerprint, origin, NoTracker(), compared, teacher)
@@ -427,7 +431,7 @@ def _check_export(config: TrainConfig) -> None:
         )
 
 
-def _fingerprint(config: TrainConfig, dataset: Dataset, threads: int) -> str:
+def _fingerprint(config: TrainConfig, pretrained: Pretrained, dataset: Dataset, threads: int, teacher: Bundle | None) -> str:
     """Of all that the weights depend on."""
     decisive = {
         key: value for key, value in to_flat(config).items() if key == "seed" or key.startswith(("data.", "model.", "trainer."))
@@ -435,7 +439,8 @@ def _fingerprint(config: TrainConfig, dataset: Dataset, threads: int) -> str:
     del decisive["trainer.allow_dead_labels"]  # asked when the weights are there: a run that failed by it goes on with it
     rows = {name: file["sha256"] for name, file in dataset.report["files"].items() if name != "test"}
     processes = os.environ.get("WORLD_SIZE", "1")
-    return hashlib.sha256(msgspec.json.encode([decisive, rows, dataset.amendments, threads, processes])).hexdigest()
+    begins = digest(pretrained), teacher.manifest.seal if teacher else None
+    return hashlib.sha256(msgspec.json.encode([decisive, rows, dataset.amendments, threads, processes, begins])).hexdigest()
 
 
 def _tokenize(encoder: Encoder, rule: WindowRule, dataset: Dataset, task: str) -> Tokenized:

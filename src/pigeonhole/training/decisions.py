@@ -3,6 +3,7 @@
 Knows predictions, not models: what is fitted here was said by the very model that will be served.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+from pigeonhole import storage
 from pigeonhole.bundle import NEIGHBOURS, Manifest, OutOfScope, OutOfScopeRule, ThresholdTarget
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.command import say
@@ -82,7 +84,9 @@ def fit_rules(
 def write_rules(rules: Rules, manifest: Manifest, folder: Path) -> Manifest:
     """The manifest with the rules; neighbours.npy where they need it."""
     if rules.neighbours is not None:
-        np.save(folder / NEIGHBOURS, rules.neighbours, allow_pickle=False)
+        data = io.BytesIO()  # to a file itself numpy says of a full disk only how many numbers it took
+        np.save(data, rules.neighbours, allow_pickle=False)
+        storage.write(str(folder / NEIGHBOURS), data.getvalue())
     thresholds, target = manifest.thresholds, None
     if rules.promise is not None and rules.target is not None:
         thresholds = dict(zip(manifest.labels, rules.promise.thresholds.tolist(), strict=True))

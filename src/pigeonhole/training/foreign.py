@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerFast
 
 from pigeonhole import storage
 from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, Task, Windowing, open_bundle, seal
@@ -28,7 +28,16 @@ from pigeonhole.training import export, provenance, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.corridor import publish
 from pigeonhole.training.import_model import ImportOptions
-from pigeonhole.training.model import Pretrained, TextClassifier, load_tokenizer, loading, locate, positions_of, take_apart
+from pigeonhole.training.model import (
+    Pretrained,
+    TextClassifier,
+    load_tokenizer,
+    locate,
+    positions_of,
+    reading,
+    require_fit,
+    take_apart,
+)
 from pigeonhole.training.reference import write_reference
 
 PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification")
@@ -52,8 +61,8 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     assert options.model is not None
     pretrained = locate(options.model, None, "model")
     pretrained = Pretrained(pretrained.source, pretrained.local, options.revision)
-    model, labels, task = _load(pretrained, options)
     tokenizer = load_tokenizer(pretrained, [], "model")
+    model, labels, task = _load(pretrained, tokenizer, options)
     columns = RowsConfig(text=options.text, label=options.label, label_separator=options.label_separator)
     rows = _labelled(options.data, columns, task) if options.data else None
     true_ids = label_ids(rows, labels) if rows else None
@@ -108,14 +117,23 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     }
 
 
-def _load(pretrained: Pretrained, options: ImportOptions) -> tuple[TextClassifier, list[str], Task]:
+def _load(
+    pretrained: Pretrained, tokenizer: PreTrainedTokenizerFast, options: ImportOptions
+) -> tuple[TextClassifier, list[str], Task]:
     known = {"revision": pretrained.revision, "trust_remote_code": False}
-    with loading(pretrained, "model"):
+    with reading(pretrained, "model"):
         config = AutoConfig.from_pretrained(pretrained.source, **known)
         _check(config, options)
         body, info = AutoModelForSequenceClassification.from_pretrained(
-            pretrained.source, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **known
+            pretrained.source,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+            **known,
         )
+    require_fit(body, tokenizer, sorted(key for key, *_ in info["mismatched_keys"]), f"model={options.model}")
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConfigError(
@@ -123,7 +141,7 @@ def _load(pretrained: Pretrained, options: ImportOptions) -> tuple[TextClassifie
             f"fine-tune it with uv run train model.pretrained={options.model}"
         )
     task: Task = "multi_label" if config.problem_type == "multi_label_classification" else "single_label"
-    return take_apart(body.eval()), [label for _, label in sorted(config.id2label.items())], task
+    return take_apart(body.eval()), [str(label) for _, label in sorted(config.id2label.items())], task
 
 
 def _check(config: PretrainedConfig, options: ImportOptions) -> None:
@@ -134,6 +152,10 @@ def _check(config: PretrainedConfig, options: ImportOptions) -> None:
     names = [str(label) for label in (config.id2label or {}).values()]
     if len(set(names)) < len(names) or not all(names):
         raise ConfigError(f"model={options.model}: id2label in config.json names labels twice, or with nothing; mend it there")
+    if sorted(config.id2label or ()) != list(range(len(names))):
+        raise ConfigError(f"model={options.model}: id2label in config.json has to number its labels from 0 on; mend it there")
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise ConfigError(f"model={options.model}: config.json says num_hidden_layers={config.num_hidden_layers}")
     positions = positions_of(config)
     if positions is not None and options.max_length > positions:
         raise ConfigError(f"max_length={options.max_length}: this model reads at most {positions} tokens")

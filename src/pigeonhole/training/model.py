@@ -30,10 +30,11 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertLayer, BertPooler
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from pigeonhole import storage
 from pigeonhole.command import say
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, PigeonholeError, RunError
 
 # RoBERTa and its relatives count positions from behind their padding's id.
 BEHIND_PADDING = (
@@ -58,11 +59,12 @@ POOLER_SCALE = 0.3
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights and a tokenizer to begin with; `source` is a local folder or a hub id."""
+    """Weights and a tokenizer to begin with; `source` is a local folder or a hub id, whose weights shall have `sha256`."""
 
     source: str
     local: bool
     revision: str | None = None
+    sha256: str | None = None
 
 
 class FirstTokenLayer(BertLayer):
@@ -103,11 +105,13 @@ class TextClassifier(nn.Module):
         return self.head(embedding), embedding
 
     def save_twin(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Write what `transformers.pipeline("text-classification", model=folder)` opens."""
+        """Write what `transformers.pipeline("text-classification", model=folder)` opens. Raises RunError."""
         self.body.set_submodule(self.head_name, self.head)
         try:
             self.body.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # its word for any failure to write
+            raise RunError(f"{folder}: cannot be written: {error}; the same command goes on once it can") from error
         finally:
             self.body.set_submodule(self.head_name, nn.Identity())
         for file in folder.iterdir():
@@ -121,7 +125,7 @@ def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -
     folder = storage.local_path(pretrained)
     is_hub_id = folder is not None and "://" not in pretrained and not folder.exists() and _looks_like_hub_id(pretrained)
     if is_hub_id:
-        return Pretrained(pretrained, local=False)
+        return Pretrained(pretrained, local=False, sha256=sha256)  # looked at when they have been fetched
     allowed = "a package:// or file:// URL of a folder with config.json and model.safetensors, a hub id OWNER/NAME, or scratch"
     if folder is None or ".." in Path(pretrained).parts or not (folder / "config.json").is_file():
         raise ConfigError(f"{key}={pretrained}: no model is there; expected {allowed}")
@@ -133,15 +137,59 @@ def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -
     return Pretrained(str(folder), local=True)
 
 
+def digest(pretrained: Pretrained) -> str | None:
+    """sha256 of what a run begins with, weights, configuration and tokenizer; None where no folder says it."""
+    if not pretrained.local or pretrained.source in (SCRATCH, TFIDF):
+        return None
+    folder = Path(pretrained.source)
+    texts = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model"))
+    found = hashlib.sha256()
+    for path in (folder / "model.safetensors", *texts):
+        found.update(f"{path.name} {_sha256(path)}\n".encode())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def reading(pretrained: Pretrained, key: str = "model.pretrained") -> Iterator[None]:
+    """Raises ConfigError for files that do not fit: transformers reads on until something breaks, in any way there is."""
+    try:
+        yield
+    except (PigeonholeError, MemoryError):
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{key}={pretrained.source}: cannot be loaded: {type(error).__name__}: {said}; "
+            "expected a whole folder as save_pretrained writes it, or a hub id that can be reached"
+        ) from error
+
+
 def load_tokenizer(pretrained: Pretrained, texts: Sequence[str], key: str = "model.pretrained") -> PreTrainedTokenizerFast:
     """The encoder's own tokenizer, or a WordPiece one trained on `texts` for a model from scratch. Raises ConfigError."""
     if pretrained.source == SCRATCH:
         return _train_tokenizer(texts)
-    with loading(pretrained, key):
+    with reading(pretrained, key):
         tokenizer = AutoTokenizer.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"{key}={pretrained.source}: has no fast tokenizer (tokenizer.json); choose another encoder")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
+        raise ConfigError(f"{key}={pretrained.source}: its tokenizer knows no word; is tokenizer.json missing?")
     return tokenizer
+
+
+def require_fit(body: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, mismatched: Sequence[str], where: str) -> None:
+    """Raises ConfigError where weights are not of the shape that config.json says, or the tokenizer is another model's."""
+    if mismatched:
+        raise ConfigError(
+            f"{where}: {', '.join(mismatched[:3])} in model.safetensors are of another shape than config.json says: "
+            f"{len(mismatched)} in all; give the config.json that was saved with these weights"
+        )
+    highest, known = max(tokenizer.get_vocab().values()), cast(nn.Embedding, body.get_input_embeddings()).num_embeddings
+    if highest >= known:
+        raise ConfigError(
+            f"{where}: its tokenizer gives ids up to {highest}, the encoder knows {known}; "
+            "give the tokenizer that was saved with it"
+        )
 
 
 def load_model(
@@ -159,8 +207,10 @@ def load_model(
     if pretrained.source == SCRATCH:
         config = _tiny_config(tokenizer.vocab_size)
     else:
-        with loading(pretrained):
+        with reading(pretrained):
             config = AutoConfig.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise ConfigError(f"model.pretrained={pretrained.source}: config.json says num_hidden_layers={config.num_hidden_layers}")
     config.id2label, config.label2id, config.problem_type = names, ids, "single_label_classification"
     positions = positions_of(config)
     if positions is not None and max_length > positions:
@@ -175,36 +225,33 @@ def load_model(
     if pretrained.source == SCRATCH:
         body: PreTrainedModel = BertForSequenceClassification(config)
     else:
-        with loading(pretrained):
-            body = _load(pretrained, config, new_layers=1 if averaging_layer else 0)
+        body = _load(pretrained, config, tokenizer, new_layers=1 if averaging_layer else 0)
     if averaging_layer:
         average_tokens(cast(BertForSequenceClassification, body))
     if isinstance(body, BertForSequenceClassification):
         body.bert.encoder.layer[-1].__class__ = FirstTokenLayer
-    return take_apart(body)
+    model = take_apart(body)
+    if model.head.bias is None:
+        raise ConfigError(f"model.pretrained: the head of {type(body).__name__} has no bias; choose another encoder")
+    return model
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
     """How many tokens the model reads at most; None where nothing says so."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is not None and config.model_type in BEHIND_PADDING:
-        return positions - (config.pad_token_id + 1)
+        return positions - int(config.pad_token_id + 1)
     return positions
 
 
-@contextlib.contextmanager
-def loading(pretrained: Pretrained, key: str = "model.pretrained") -> Iterator[None]:
-    """Raises ConfigError in transformers' own words. They share no class: no file, no JSON, an unknown kind, bad weights."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{key}={pretrained.source}: cannot be loaded: {said}") from error
-
-
-def _load(pretrained: Pretrained, config: PretrainedConfig, new_layers: int) -> PreTrainedModel:
+def _load(
+    pretrained: Pretrained, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, new_layers: int
+) -> PreTrainedModel:
     """Weights that are not there begin at random: expected of the head and of the last `new_layers`, told of all others."""
-    with _quiet():
+    with _quiet(), reading(pretrained):
+        if pretrained.sha256 is not None:
+            fetched = cast(str, cached_file(pretrained.source, "model.safetensors", revision=pretrained.revision))
+            _verify(pretrained.source, Path(fetched), pretrained.sha256)
         body, info = AutoModelForSequenceClassification.from_pretrained(
             pretrained.source,
             revision=pretrained.revision,
@@ -218,6 +265,8 @@ def _load(pretrained: Pretrained, config: PretrainedConfig, new_layers: int) -> 
     first = config.num_hidden_layers - new_layers
     expected = [f".layer.{number}." for number in range(first, config.num_hidden_layers)] + [".pooler."]
     own = f"{body.base_model_prefix}."
+    mismatched = sorted(key for key, *_ in info["mismatched_keys"] if key.startswith(own))
+    require_fit(body, tokenizer, mismatched, f"model.pretrained={pretrained.source}")
     missing = sorted(key for key in info["missing_keys"] if key.startswith(own) and not any(part in key for part in expected))
     if missing:
         say(f"warning: {pretrained.source} has no weights for {', '.join(missing[:3])}: {len(missing)} in all begin at random")
@@ -283,13 +332,17 @@ def _looks_like_hub_id(text: str) -> bool:
 
 
 def _verify(pretrained: str, weights: Path, sha256: str) -> None:
-    with weights.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = _sha256(weights)
     if found != sha256:
         raise ConfigError(
             f"model.pretrained={pretrained}: model.safetensors has sha256 {found}, model.sha256 expects {sha256}; "
             "give that of the weights that you want, or model.sha256=null"
         )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _require_bert(config: object) -> None:

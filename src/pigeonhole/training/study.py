@@ -122,7 +122,7 @@ def _try(study: optuna.Study, trial: Trial, space: Space, training: list[str], f
 
     try:
         config = compose(TrainConfig, "train", [*training, "tracking=jsonl", f"out={out}", *keys])
-        history = validate(config, report)
+        value = validate(config, report)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         say(f"trial {trial.number}: pruned")
@@ -130,7 +130,6 @@ def _try(study: optuna.Study, trial: Trial, space: Space, training: list[str], f
         study.tell(trial, state=TrialState.FAIL)
         say(f"trial {trial.number}: failed: {error}")
     else:
-        value = max(getattr(epoch, space.metric) for epoch in history)
         study.tell(trial, value)
         say(f"trial {trial.number}: {space.metric} {value:.4f}, the best so far {study.best_value:.4f}")
     shutil.rmtree(out / "checkpoint", ignore_errors=True)

@@ -396,7 +396,7 @@ def _summarise(
     progress: Progress, texts: int, logits: NDArray[np.float32], validation: TokenizedRows, schedule: LambdaLR
 ) -> Epoch:
     truth = validation.label_ids
-    predicted = _given(logits, truth) if truth.ndim == 2 else logits.argmax(axis=1)
+    accuracy, macro_f1 = scores(logits, truth)
     loss = several_labels_loss if truth.ndim == 2 else nn.functional.cross_entropy
     validation_loss = loss(torch.from_numpy(logits), torch.from_numpy(truth)).item()
     return Epoch(
@@ -404,11 +404,17 @@ def _summarise(
         step=schedule.last_epoch,
         loss=progress.loss / texts,
         validation_loss=validation_loss,
-        validation_accuracy=metrics.accuracy(truth, predicted),
-        validation_macro_f1=metrics.macro_f1(truth, predicted),
+        validation_accuracy=accuracy,
+        validation_macro_f1=macro_f1,
         learning_rate=float(schedule.get_last_lr()[0]),
         seconds=progress.seconds,
     )
+
+
+def scores(logits: NDArray[np.float32], label_ids: NDArray[np.int64]) -> tuple[float, float]:
+    """Accuracy and macro-F1 of logits (n, c)."""
+    predicted = _given(logits, label_ids) if label_ids.ndim == 2 else logits.argmax(axis=1)
+    return metrics.accuracy(label_ids, predicted), metrics.macro_f1(label_ids, predicted)
 
 
 def _given(logits: NDArray[np.float32], label_ids: NDArray[np.int64]) -> NDArray[np.int64]:
