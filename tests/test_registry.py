@@ -1,5 +1,6 @@
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -153,7 +154,7 @@ def test_a_history_of_before_actions_were_kept_is_still_read(registry: Registry)
     ],
 )
 def test_a_rollback_leads_to_the_version_before_and_never_to_one_that_was_rolled_back(moves: str, fallback: str | None) -> None:
-    history = []
+    history: list[dict[str, Any]] = []
     for place, letter in enumerate(moves):
         if letter != "<":
             action = "rollback" if moves[place - 1 : place] == "<" else "set"
