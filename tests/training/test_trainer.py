@@ -236,8 +236,8 @@ def test_the_weights_that_leave_are_the_average_of_the_last_ones(tmp_path: Path)
     average, *after_each_step = [*head[1:], saved["model.head.weight"]]
     taken = after_each_step[optim.AVERAGE_EVERY - 1 :: optim.AVERAGE_EVERY]
     assert len(taken) > 1
-    for weight in taken:
-        average = average + (1 - 0.9**optim.AVERAGE_EVERY) * (weight - average)
+    for number, weight in enumerate(taken, 1):
+        average = average + max(1 - 0.9**optim.AVERAGE_EVERY, 1 / number) * (weight - average)
     torch.testing.assert_close(saved["average.head.weight"], average)
     torch.testing.assert_close(model.head.weight.detach(), average)
 

@@ -38,7 +38,8 @@ def warmup_then_linear(warmup: float, steps: int) -> Callable[[int], float]:
 class Average:
     """The exponential moving average of the trained weights, which generalises better than where the last steps end.
 
-    `decay`, by step: 0 keeps no average, and what is trained is what leaves.
+    `decay`, by step: 0 keeps no average, and what is trained is what leaves. While there are few of them it is their plain mean:
+    the weights of the beginning have no share in it, which would be nine tenths after twenty steps of decay 0.995.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -49,8 +50,9 @@ class Average:
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """After each step, with how many there have been."""
-        if self._trained and steps % AVERAGE_EVERY == 0:
-            torch._foreach_lerp_(list(self.weights.values()), list(self._trained.values()), 1 - self._decay**AVERAGE_EVERY)
+        if self._trained and (steps < AVERAGE_EVERY or steps % AVERAGE_EVERY == 0):
+            share = max(1 - self._decay**AVERAGE_EVERY, 1 / max(1, steps // AVERAGE_EVERY))
+            torch._foreach_lerp_(list(self.weights.values()), list(self._trained.values()), share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
