@@ -4,10 +4,15 @@ import csv
 import io
 import json
 from pathlib import PurePath
+from typing import IO
+from xml.parsers import expat  # it finds no file and asks no host; what entities may unfold is bounded
 
 import pandas as pd
 
 MAX_ROWS = 100_000
+MAX_CELLS = 5_000_000  # a short line may name a column that all other rows are then filled up to
+MAX_COLUMNS = 16_384  # as in Excel
+ELEMENTS = 3  # of XML, for a cell with a text in it
 MAX_UNPACKED_BYTES = 512 << 20  # of a workbook: a hundred times as much fits into a small file
 KINDS = ("csv", "tsv", "xlsx", "jsonl")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -16,6 +21,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "
 
 class Unreadable(Exception):  # noqa: N818
     """What was uploaded is no table; the text says what is wrong and what is allowed."""
+
+
+class _TooManyError(ValueError):
+    """More cells than a page holds."""
 
 
 def read_table(name: str, data: bytes) -> pd.DataFrame:
@@ -49,6 +58,7 @@ def _read(kind: str, data: bytes) -> pd.DataFrame:
         rows = [json.loads(line, parse_int=str, parse_float=str) for line in lines]  # the digits as they stand
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("a line is not a JSON object")
+        _check_cells(len(dict.fromkeys(name for row in rows for name in row)), len(rows))
         return _cells(pd.DataFrame(rows, dtype=object))
     return _delimited(text, "\t" if kind == "tsv" else _separator(text))
 
@@ -58,10 +68,19 @@ def _delimited(text: str, separator: str) -> pd.DataFrame:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header = next(rows, [])
     body = [row for row in rows if row]
+    _check_cells(len(header), len(body))
     for number, row in enumerate(body, start=1):
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} cells, the header has {len(header)}")
     return pd.DataFrame(body, columns=header, dtype=object)
+
+
+def _check_cells(columns: int, rows: int) -> None:
+    if columns > MAX_COLUMNS or columns * rows > MAX_CELLS:
+        raise _TooManyError(
+            f"{rows:,} rows of {columns:,} columns are too many cells: allowed are {MAX_CELLS:,}, and {MAX_COLUMNS:,} columns; "
+            "leave out columns, or split it"
+        )
 
 
 def _separator(text: str) -> str:
@@ -83,9 +102,66 @@ def _open_excel(data: bytes) -> pd.DataFrame:
             f"it unpacks to {size_bytes >> 20} MiB, at most {MAX_UNPACKED_BYTES >> 20} MiB; save it as CSV, or split it"
         )
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            for part in packed.infolist():
+                with packed.open(part) as stream:
+                    _Extent().check(stream)
         return pd.read_excel(io.BytesIO(data), dtype=object, keep_default_na=False, engine="openpyxl", nrows=MAX_ROWS + 1)
+    except _TooManyError:
+        raise
     except Exception as error:  # SyntaxError, TypeError, zlib.error, …: a workbook may be broken in any place
         raise ValueError("it is no Excel workbook, or a damaged one") from error
+
+
+class _Extent:
+    """How far a part of a workbook reaches: pandas fills up all rows to the longest, openpyxl takes 400 bytes an element."""
+
+    def __init__(self) -> None:
+        self._elements = self._elements_of_row = 0
+        self._row = self._column = 0  # where a cell stands
+        self._rows = self._columns = 0  # to the last cell that has a value
+
+    def check(self, stream: IO[bytes]) -> None:
+        """Raises _TooManyError."""
+        parser = expat.ParserCreate()
+        parser.StartElementHandler = self._begin
+        parser.EndElementHandler = self._end
+        try:
+            parser.ParseFile(stream)
+        except (expat.ExpatError, LookupError):
+            return  # a picture; of a sheet openpyxl reads no more than this either, and tells it
+
+    def _begin(self, tag: str, attributes: dict[str, str]) -> None:
+        self._elements += 1
+        self._elements_of_row += self._row > 0
+        match tag.rpartition(":")[2], attributes.get("r", ""):
+            case "row", number:
+                self._row, self._column, self._elements_of_row = _number(number) or self._rows + 1, 0, 0
+            case "c", place:
+                self._column = _column(place) or self._column + 1
+            case "v" | "is", _:
+                self._rows, self._columns = max(self._rows, self._row), max(self._columns, self._column)
+                _check_cells(self._columns, min(self._rows, MAX_ROWS + 1))
+        if self._elements > ELEMENTS * MAX_CELLS or self._elements_of_row > ELEMENTS * MAX_COLUMNS:
+            raise _TooManyError(
+                f"it has more than {MAX_CELLS:,} cells, or {MAX_COLUMNS:,} in a row; leave out columns, or split it"
+            )
+
+    def _end(self, tag: str) -> None:
+        if tag.rpartition(":")[2] == "row":
+            self._elements_of_row = 0
+
+
+def _number(digits: str) -> int:
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+
+
+def _column(place: str) -> int:
+    """Of a cell: 28 for AB7."""
+    number = 0
+    for letter in place.upper().rstrip("0123456789")[:4]:
+        number = number * 26 + ord(letter) - ord("A") + 1
+    return number
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from tests.conftest import tiny_rows
 from tests.drift.conftest import NOON, Receiver
 
+from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import call
 from pigeonhole.drift.alarm import Alarm
@@ -175,6 +176,21 @@ def test_a_refusal_is_a_problem_with_a_code_that_repeats_nothing_of_what_was_ask
     assert {"type", "title", "status", "code", "detail"} == set(answer.json())
     assert answer.json()["type"] == f"urn:pigeonhole:problem:{answer.json()['code']}"
     assert "zebra" not in answer.text
+
+
+@pytest.mark.parametrize("origin", ["https://stranger.example", "null", "http://[", "http://testserver.stranger.example"])
+def test_a_page_of_another_site_that_somebody_visits_starts_no_run(client: TestClient, origin: str) -> None:
+    """A browser sends it anywhere, this machine included, where its content is text/plain."""
+    answer = client.post("/runs", content=b"{", headers={"origin": origin, "content-type": "text/plain"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert client.post("/runs", content=b"{", headers={"origin": "http://testserver"}).status_code == 422
+
+
+def test_a_label_that_ends_evidentlys_script_gets_no_origin_and_no_network(client: TestClient, settings: Settings) -> None:
+    storage.write(storage.join(settings.reports, "000001.evidently.html"), b"<script>")
+    policy = client.get("/reports/1/evidently").headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts; default-src 'none';")
+    assert "allow-same-origin" not in policy
 
 
 def test_a_body_of_more_than_64_kib_is_not_read_to_its_end(client: TestClient) -> None:

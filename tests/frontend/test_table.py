@@ -77,6 +77,42 @@ def test_a_workbook_that_unpacks_to_far_more_than_it_is_is_not_unpacked(monkeypa
         read_table("bomb.xlsx", bomb)
 
 
+def sheet(rows: str) -> bytes:
+    namespace = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    return f'<worksheet xmlns="{namespace}"><sheetData>{rows}</sheetData></worksheet>'.encode()
+
+
+FAR = '<row r="1"><c r="A1"><v>1</v></c><c r="XFD1"><v>2</v></c></row>'
+DOWN = "".join(f'<row r="{n}"><c r="A{n}"><v>1</v></c></row>' for n in range(2, 400))
+HUGE = {
+    "far.xlsx": repacked(BOOK, "xl/worksheets/sheet1.xml", sheet(FAR + DOWN)),
+    "gap.xlsx": repacked(BOOK, "xl/worksheets/sheet1.xml", sheet(f'{FAR}<row r="99999"><c r="A99999"><v>1</v></c></row>')),
+    "unnamed.xlsx": repacked(BOOK, "xl/worksheets/sheet1.xml", sheet(f"<row>{'<c/>' * 50_000}</row>")),
+    "utf16.xlsx": repacked(BOOK, "xl/worksheets/sheet1.xml", sheet(FAR + DOWN).decode().encode("utf-16")),
+    "keys.jsonl": b"".join(b'{"a%d": 1}\n' % n for n in range(3_000)),
+    "columns.csv": b",".join(b"a%d" % n for n in range(20_000)) + b"\n" + b"," * 19_999 + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_small_file_that_becomes_a_huge_table_is_refused_before_it_does(name: str) -> None:
+    with pytest.raises(Unreadable, match="leave out columns, or split it"):
+        read_table(name, HUGE[name])
+
+
+def test_any_part_of_a_workbook_has_so_many_elements_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its styles and strings are read before its rows."""
+    monkeypatch.setattr(table, "MAX_CELLS", 1000)
+    with pytest.raises(Unreadable, match="more than 1,000 cells"):
+        read_table("a.xlsx", repacked(BOOK, "xl/styles.xml", f"<styleSheet>{'<xf/>' * 3000}</styleSheet>".encode()))
+
+
+def test_a_cell_without_a_value_far_to_the_right_makes_no_table_wide() -> None:
+    """As a spreadsheet writes what has a colour alone."""
+    coloured = '<row r="1"><c r="A1"><v>1</v></c><c r="XFD1" s="0"/></row>' + DOWN
+    assert read_table("a.xlsx", repacked(BOOK, "xl/worksheets/sheet1.xml", sheet(coloured))).shape == (398, 1)
+
+
 def test_what_ends_a_line_elsewhere_ends_none_of_json() -> None:
     assert read_table("a.jsonl", '{"text": "a\u2028b\u0085c"}\r\n{"text": "d"}'.encode())["text"].tolist() == [
         "a\u2028b\u0085c",

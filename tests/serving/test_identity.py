@@ -260,7 +260,9 @@ def test_an_issuer_whose_name_ends_with_a_slash_is_known_by_it(issuer: Issuer) -
     assert identity.verify(token(claims(issuer, iss=f"{issuer.url}/", sub="robot-7"))) == "robot-7"
 
 
-@pytest.mark.parametrize("url", ["http://issuer.example", "ftp://issuer.example", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "url", ["http://issuer.example", "ftp://issuer.example", "file:///etc/passwd", "http://127.0.0.1:" + "@issuer.example:1"]
+)
 def test_an_issuer_is_read_over_https_alone(url: str) -> None:
     with pytest.raises(ConfigError, match="https:// alone"):
         Identity(url, AUDIENCE, "robot-7", ("predict",), 10)

@@ -45,6 +45,11 @@ LINKS = {
     "metrics": "/metrics",
 }
 MAX_BODY_BYTES = 64 << 10
+CAGE = {
+    "content-security-policy": "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'unsafe-inline'; img-src data:; font-src data:"
+}
+"""Evidently writes labels into its scripts as they are, and a label may end a script: its page gets no origin and no network."""
 SPAN_ALLOWED = 'nothing, {"hours": 24} or {"start": …, "end": …}'
 PAGE_ALLOWED = "n (1 to 200) and hours (to 8760)"
 HELP = f"""usage: [VARIABLE=value ...] uv run drift [--help]
@@ -247,6 +252,9 @@ def _add_runs(app: FastAPI, watch: Watch) -> None:
 
 
 async def _body(request: Request) -> bytes:
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        raise HTTPException(403, "a page of another site may not start a run")
     body = b""
     async for part in request.stream():
         body += part
@@ -274,7 +282,7 @@ def _add_reports(app: FastAPI, reports: Reports) -> None:
 
     @app.get("/reports/{number}/evidently")
     def evidently(number: str) -> Response:
-        return Response(reports.read(_number(number), "evidently.html"), media_type="text/html")
+        return Response(reports.read(_number(number), "evidently.html"), headers=CAGE, media_type="text/html")
 
 
 def _number(text: str) -> int:

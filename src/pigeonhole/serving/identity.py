@@ -7,6 +7,7 @@ refused, and the next look reads the keys again. What is wrong with a token that
 import http.client
 import json
 import logging
+import re
 import time
 import urllib.error
 import urllib.request
@@ -23,7 +24,7 @@ REQUIRED = ["exp", "iat", "iss", "aud", "sub"]
 LEEWAY_S = 30
 FRESH_S = 300.0
 TIMEOUT_S = 5.0
-SAFE = ("https://", "http://127.0.0.1:", "http://localhost:")
+SAFE = re.compile(r"https://|http://(127\.0\.0\.1|localhost):[^/?#@]*(?:[/?#]|\Z)")  # no user before another host
 SAFE_ALONE = "an issuer and its keys are read over https:// alone"
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Identity:
         return found
 
     def _read(self, url: str) -> dict[str, Any]:
-        if not url.startswith(SAFE):
+        if not SAFE.match(url):
             raise ConfigError(f"{url}: {SAFE_ALONE}")
         try:
             with urllib.request.build_opener(_SafeRedirects).open(url, timeout=TIMEOUT_S) as answer:
@@ -121,6 +122,6 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     """urllib's own follows https:// to http:// too, where anybody on the way could put in keys."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if not newurl.startswith(SAFE):
+        if not SAFE.match(newurl):
             raise urllib.error.URLError(f"it leads to {newurl}; {SAFE_ALONE}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
