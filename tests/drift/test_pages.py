@@ -90,6 +90,8 @@ def test_one_bundle_without_a_registry_is_the_one_version(settings: Settings, bu
         ("/traffic?hours=0", 422),
         ("/traffic?steps=1000", 422),
         ("/traffic?n=1", 422),
+        ("/traffic?hours=1&hours=2", 422),
+        ("/compare?before=v1&after=v1&after=v2", 422),
     ],
 )
 def test_a_wrong_question_is_refused_with_what_is_allowed(client: TestClient, path: str, status: int) -> None:
