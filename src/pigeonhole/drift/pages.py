@@ -67,7 +67,7 @@ def add_pages(app: FastAPI, settings: Settings) -> None:
     def over_time(request: Request) -> Response:
         asked = read_query(request.query_params.multi_items(), TrafficQuery, TRAFFIC_ALLOWED)
         end = datetime.now(UTC) + timedelta(seconds=1)
-        return _json(traffic(settings.log, end - timedelta(hours=asked.hours), end, end, asked.steps))
+        return _json(traffic(settings.log, end - timedelta(hours=asked.hours), end, end, asked.steps, settings.audit_share))
 
 
 def _json(body: dict[str, Any]) -> Response:
