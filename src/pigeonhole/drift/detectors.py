@@ -4,7 +4,8 @@ Promise: where nothing has changed, the chance that any detector of a run alarms
 classes there are. The rows of both are dealt out anew, reference-sized and window-sized, thousands of times (seeded); all
 detectors look at the same deals, and their p values are adjusted together by the smallest of each deal (Westfall and Young 1993,
 single-step min-p). Dealing from both, and not from the reference alone, keeps the promise where the reference has too few rows
-to show what is usual: a first unknown token in a thousand is no alarm.
+to show what is usual: a first unknown token in a thousand is no alarm. It is a promise of one run, on texts that come by
+themselves: one text sent again and again is no longer as many rows (docs/explanation/drift.md).
 
 Does not know labels that turned out to be true: a change of what texts mean, with the texts unchanged, is invisible here
 (feedback.py sees it).
