@@ -225,8 +225,8 @@ def bootstrap_calibration_error(
 ) -> Interval:
     """Resamples rows: unlike F1, the error hangs on each row's own confidence.
 
-    Few rows make the error itself too large, by about 0.17 of 20 rows and 0.025 of 1,000 where there is none. The interval reaches
-    further down for that, and still holds an error of nearly 0 in fewer than 95 % of cases.
+    Few rows make the error itself too large, by about 0.17 of 20 rows and 0.025 of 1,000 where there is none. The interval
+    reaches further down for that, and still holds an error of nearly 0 in fewer than 95 % of cases.
     """
     correct, confidence, bin_ids = _confidence(probabilities, true_ids, bins)
     gaps, n = correct - confidence, len(true_ids)
@@ -469,7 +469,7 @@ def _shifted_interval(estimate: float, drawn: Floats, n: int) -> Interval:
 def _gap_interval(estimate: float, drawn: Floats, n: int) -> Interval:
     """As `_shifted_interval`; its lower end is shifted twice, as the noise of the rows has raised the estimate too.
 
-    Of 200 rows with a true error of 0.024 it holds that in 88 % of simulated cases, with 0.08 in 93 %; shifted once, 52 % and 89 %.
+    Of 200 rows with a true error of 0.024 it holds that in 88 % of cases, with 0.08 in 93 %; shifted once, in 52 % and 89 %.
     """
     shifted = _shifted_interval(estimate, drawn, n)
     if _all_alike(drawn):

@@ -18,7 +18,7 @@ from pigeonhole.drift.detectors import detect
 from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import live_url, read_reference, read_sample
 from pigeonhole.errors import BundleError, RegistryError
-from pigeonhole.prediction_log import Record
+from pigeonhole.prediction_log import Record, new_id
 from pigeonhole.prediction_log.record import encode_line, partition_of
 
 HOUR = timedelta(hours=1)
@@ -104,6 +104,26 @@ def test_a_large_window_is_sampled_evenly(
     means = [each.rows.n_chars.mean() for each in samples]
     error = everything.n_chars.std() / np.sqrt(50 * 20)
     assert np.mean(means) == pytest.approx(everything.n_chars.mean(), abs=4 * error)
+
+
+def test_early_and_late_records_of_a_large_window_are_as_likely_to_be_sampled(
+    settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    """Each has a number of characters of its own. In 300 samples of 5 out of 50 it is there 30 times, plus or minus 5."""
+    [one] = records_of(TEXTS[:1])
+    features = [msgspec.structs.replace(one.features, n_chars=number) for number in range(50)]
+    write_log(
+        [
+            msgspec.structs.replace(one, prediction_id=new_id(), at=NOON + timedelta(seconds=number), features=each)
+            for number, each in enumerate(features)
+        ]
+    )
+    reference = read_reference(bundle.url)
+    taken = np.zeros(50)
+    for seed in range(300):
+        taken[read_sample(settings.log, NOON, NOON + HOUR, reference, seed, most=5).rows.n_chars] += 1
+    for part in (taken[:5], taken[5:25], taken[25:45], taken[45:]):
+        assert part.mean() == pytest.approx(30, abs=4 * 5 / np.sqrt(len(part)))
 
 
 def test_an_empty_log_gives_an_empty_sample(settings: Settings, bundle: Bundle) -> None:
