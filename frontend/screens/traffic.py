@@ -313,7 +313,7 @@ def _draw_accuracy(steps: list[dict[str, Any]], span: charts.Span) -> None:
     st.altair_chart(
         charts.with_interval(pd.DataFrame(points), "right", span), width="stretch", alt="Share of right answers over time"
     )
-    st.caption("Of the texts that somebody judged, whoever and why ever; lines hold 95 % intervals.")
+    st.caption("Estimated from the texts that somebody judged, answers to the review queue weighed; lines hold 95 % intervals.")
 
 
 def _drift() -> None:

@@ -223,12 +223,16 @@ def bootstrap_mean_average_precision(
 def bootstrap_calibration_error(
     probabilities: Floats, true_ids: Ids, bins: int = CONFIDENCE_BINS, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """Resamples rows: unlike F1, the error hangs on each row's own confidence."""
+    """Resamples rows: unlike F1, the error hangs on each row's own confidence.
+
+    Few rows make the error itself too large, by about 0.17 of 20 rows and 0.025 of 1,000 where there is none. The interval
+    reaches further down for that, and still holds an error of nearly 0 in fewer than 95 % of cases.
+    """
     correct, confidence, bin_ids = _confidence(probabilities, true_ids, bins)
     gaps, n = correct - confidence, len(true_ids)
     estimate = expected_calibration_error(probabilities, true_ids, bins)
     if true_ids.ndim == 2:
-        return _shifted_interval(estimate, _resampled_gaps(gaps, bin_ids, n, bins, seed, resamples), n)
+        return _gap_interval(estimate, _resampled_gaps(gaps, bin_ids, n, bins, seed, resamples), n)
     random = np.random.default_rng(seed)
     drawn = []
     for size in _blocks(resamples, n):
@@ -236,7 +240,7 @@ def bootstrap_calibration_error(
         places = bin_ids[rows] + bins * np.arange(size)[:, None]
         sums = np.bincount(places.ravel(), weights=gaps[rows].ravel(), minlength=size * bins).reshape(size, bins)
         drawn.append(np.abs(sums).sum(axis=1) / n)
-    return _shifted_interval(estimate, np.concatenate(drawn), n)
+    return _gap_interval(estimate, np.concatenate(drawn), n)
 
 
 def _resampled_gaps(gaps: Floats, bin_ids: Ids, n: int, bins: int, seed: int, resamples: int) -> Floats:
@@ -460,6 +464,18 @@ def _shifted_interval(estimate: float, drawn: Floats, n: int) -> Interval:
         return Interval(estimate, share.low, share.high)
     low, high = np.clip(np.quantile(drawn, [0.025, 0.975]) - (drawn.mean() - estimate), 0, 1)
     return Interval(estimate, float(low), float(high))
+
+
+def _gap_interval(estimate: float, drawn: Floats, n: int) -> Interval:
+    """As `_shifted_interval`; its lower end is shifted twice, as the noise of the rows has raised the estimate too.
+
+    Of 200 rows with a true error of 0.024 it holds that in 88 % of cases, with 0.08 in 93 %; shifted once, in 52 % and 89 %.
+    """
+    shifted = _shifted_interval(estimate, drawn, n)
+    if _all_alike(drawn):
+        return shifted
+    low = float(np.quantile(drawn, 0.025)) - 2 * max(0.0, float(drawn.mean()) - estimate)
+    return Interval(estimate, float(np.clip(low, 0, shifted.low)), shifted.high)
 
 
 def _all_alike(drawn: Floats) -> bool:

@@ -10,6 +10,7 @@ from pigeonhole.drift.detectors import (
     Finding,
     Rows,
     centroid_distance,
+    centroid_effect,
     detect,
     g_statistic,
     kolmogorov_smirnov,
@@ -175,6 +176,14 @@ def test_centroid_distance_is_mahalanobis_by_the_pools_covariance() -> None:
 
 def test_sketches_that_never_vary_are_no_distance() -> None:
     assert centroid_distance(np.ones((20, 16)), observed(10, 10))[0] == 0
+
+
+def test_the_effect_takes_off_what_chance_does_in_the_directions_that_vary() -> None:
+    flat = np.zeros((200, 16))
+    flat[:, 0] = np.where(np.arange(200) < 100, 0.0, 1.0) + np.tile([-1.0, 1.0], 100)
+    before, after = (replace(rows(100, np.random.default_rng(6)), sketches=part) for part in (flat[:100], flat[100:]))
+    spread = flat[:, 0].std()
+    assert centroid_effect(before, after) == pytest.approx(np.sqrt(1 / spread**2 - (1 / 100 + 1 / 100)))
 
 
 def test_another_subject_is_seen_in_the_sketches_alone() -> None:

@@ -18,7 +18,7 @@ TEXTS = [text for text, _ in tiny_rows()]
 
 @pytest.fixture
 def reference(bundle: Bundle) -> Reference:
-    return read_reference(bundle)
+    return read_reference(bundle.url)
 
 
 @pytest.fixture

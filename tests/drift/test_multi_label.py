@@ -84,7 +84,7 @@ def write_log(log: Path, bundle: Bundle, texts: Sequence[str]) -> list[Record]:
 
 
 def test_the_reference_and_the_window_have_a_flag_a_label(bundle: Bundle, tmp_path: Path) -> None:
-    reference = read_reference(bundle)
+    reference = read_reference(bundle.url)
     assert reference.accuracy == 1.0
     assert reference.rows.label_ids.shape == (300, 3)
     write_log(tmp_path, bundle, ["invoice parcel", "login"])
@@ -93,7 +93,7 @@ def test_the_reference_and_the_window_have_a_flag_a_label(bundle: Bundle, tmp_pa
 
 
 def test_the_same_world_is_no_drift_and_one_label_that_goes_is(bundle: Bundle, tmp_path: Path) -> None:
-    reference = read_reference(bundle)
+    reference = read_reference(bundle.url)
     verdicts = {}
     for name, words in (("same", WORDS), ("no parcels", [word for word in WORDS if QUEUES[word] != "delivery"])):
         write_log(tmp_path / name, bundle, texts_of(200, seed=1, words=words))
@@ -104,7 +104,7 @@ def test_the_same_world_is_no_drift_and_one_label_that_goes_is(bundle: Bundle, t
 
 
 def test_the_statistic_is_the_sum_of_what_each_label_says_and_the_effect_the_largest_change(bundle: Bundle) -> None:
-    rows = read_reference(bundle).rows
+    rows = read_reference(bundle.url).rows
     deals = Deals(np.random.default_rng(0).permuted(np.arange(300)[None, :] < 200, axis=1), 200, 100)
     assert g_statistic(rows.label_ids, deals) == pytest.approx(sum(g_statistic(given, deals) for given in rows.label_ids.T))
     first, second = rows.take(np.arange(150)), rows.take(np.arange(150, 300))
@@ -113,7 +113,7 @@ def test_the_statistic_is_the_sum_of_what_each_label_says_and_the_effect_the_lar
 
 
 def test_an_answer_is_right_where_all_of_its_labels_are(bundle: Bundle, tmp_path: Path) -> None:
-    reference = read_reference(bundle)
+    reference = read_reference(bundle.url)
     records = write_log(tmp_path, bundle, ["invoice parcel", "login", "courier", "password invoice"])
     said = [["delivery", "billing"], [], ["delivery"], ["account"]]
     with LogWriter(str(tmp_path), "feedback") as writer:

@@ -3,15 +3,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from tests.conftest import tiny_rows
 from tests.keyword_bundle import keyword_bundle
 
 from pigeonhole.bundle import Bundle
+from pigeonhole.drift.review import is_drawn, probability_drawn
 from pigeonhole.drift.service import create_app
 from pigeonhole.drift.settings import Settings
-from pigeonhole.prediction_log import Feedback, LogWriter, Record
+from pigeonhole.prediction_log import Feedback, LogWriter, Record, new_id
 from pigeonhole.registry import Registry
 
 TEXTS = [text for text, _ in tiny_rows()]
@@ -90,6 +92,8 @@ def test_one_bundle_without_a_registry_is_the_one_version(settings: Settings, bu
         ("/traffic?hours=0", 422),
         ("/traffic?steps=1000", 422),
         ("/traffic?n=1", 422),
+        ("/traffic?hours=1&hours=2", 422),
+        ("/compare?before=v1&after=v1&after=v2", 422),
     ],
 )
 def test_a_wrong_question_is_refused_with_what_is_allowed(client: TestClient, path: str, status: int) -> None:
@@ -118,6 +122,35 @@ def test_traffic_counts_texts_labels_latency_and_feedback_step_by_step(
     assert first["latency_ms"] == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
     assert second["mean_score"] == pytest.approx(sum(record.score for record in new) / 6)
     assert [(step["judged"], step["accuracy"]) for step in (first, second)] == [(1, 1.0), (1, 0.0)]
+
+
+def test_traffic_weighs_answers_to_the_review_queue_and_leaves_out_labels_that_a_version_does_not_have(
+    settings: Settings, client: TestClient, records_of: RecordsOf
+) -> None:
+    """Of 2,000 sure and right predictions a few are asked for, of 40 doubtful and wrong ones nearly all."""
+    now = datetime.now(UTC)
+    one = records_of(TEXTS[:1], now - timedelta(minutes=5))[0]
+    wrong = next(label for label in one.probabilities if label != one.label)
+    sure, doubtful = ({**dict.fromkeys(one.probabilities, 0.0), one.label: p, wrong: 1 - p} for p in (1.0, 0.51))
+    records = [
+        *(msgspec.structs.replace(one, prediction_id=new_id(), probabilities=sure, score=1.0) for _ in range(2000)),
+        *(msgspec.structs.replace(one, prediction_id=new_id(), probabilities=doubtful, score=0.51) for _ in range(40)),
+    ]
+    said = [(record, one.label if record.score == 1.0 else wrong) for record in records if is_drawn(record, settings.audit_share)]
+    strange = msgspec.structs.replace(one, prediction_id=new_id())
+    with LogWriter(settings.log) as log:
+        log.append([*records, strange])
+    with LogWriter(settings.log, "feedback") as log:
+        for record, label in [*said, (strange, "zebra")]:
+            word = Feedback(feedback_id=new_id(), at=now, prediction_id=record.prediction_id, label=label, source="review")
+            log.append([word])
+    found = client.get("/traffic?hours=1&steps=1").json()
+    [step] = found["steps"]
+    weights = [(record.score == 1.0, 1 / probability_drawn(record, settings.audit_share)) for record, _ in said]
+    expected = sum(weight for right, weight in weights if right) / sum(weight for _, weight in weights)
+    assert sum(right for right, _ in weights) / len(said) < 0.8 < expected
+    assert (step["judged"], found["unknown_labels"]) == (len(said), 1)
+    assert step["accuracy"] == pytest.approx(expected)
 
 
 def test_an_empty_log_is_steps_without_texts(client: TestClient) -> None:

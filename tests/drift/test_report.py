@@ -19,7 +19,7 @@ SPAN = (NOON, NOON + timedelta(hours=1))
 
 @pytest.fixture
 def reference(bundle: Bundle) -> Reference:
-    found = read_reference(bundle)
+    found = read_reference(bundle.url)
     return replace(found, rows=found.rows.take(np.arange(60) % len(found.rows)))
 
 

@@ -95,7 +95,7 @@ def test_the_queue_gives_what_nobody_has_reviewed_and_the_join_weighs_the_answer
 ) -> None:
     records = records_of(TEXTS[:60])
     write_log([*records, *records_of(["other"], version="another")])
-    reference = read_reference(bundle)
+    reference = read_reference(bundle.url)
     drawn = {record.prediction_id for record in records if is_drawn(record, 0.3)}
     assert 5 < len(drawn) < 60
     span = (settings.log, NOON, NOON + HOUR, NOON + 24 * HOUR, reference)
@@ -119,7 +119,7 @@ def test_words_of_the_queue_s_source_on_what_was_never_drawn_do_not_count(
     write_log(records)
     never = [record for record in records if not is_drawn(record, 0.02)]
     answered(settings, [(record.prediction_id, "billing") for record in never])
-    found: Any = live_accuracy(settings.log, NOON, NOON + HOUR, read_reference(bundle), NOON + 24 * HOUR)
+    found: Any = live_accuracy(settings.log, NOON, NOON + HOUR, read_reference(bundle.url), NOON + 24 * HOUR)
     assert (found["n"], found["reviewed"]["n"], found["reviewed"]["accuracy"]) == (len(never), 0, None)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import fsspec
 import msgspec
 import pytest
 from fastapi.testclient import TestClient
@@ -13,11 +14,12 @@ from tests.conftest import tiny_rows
 from tests.drift.conftest import NOON, Receiver
 
 from pigeonhole import storage
-from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.bundle import Bundle
 from pigeonhole.command import call
 from pigeonhole.drift.alarm import Alarm
 from pigeonhole.drift.service import Span, Watch, create_app, run, watch
 from pigeonhole.drift.settings import Settings
+from pigeonhole.drift.window import Reference, read_reference
 from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Record
 
@@ -125,17 +127,26 @@ def test_a_promotion_changes_what_traffic_is_compared_with(settings: Settings, m
     opened: list[str] = []
     watch = Watch(settings)
 
-    def opens(url: str) -> Bundle:
+    def reads(url: str) -> Reference:
         opened.append(url)
-        return open_bundle(url.rstrip("/"))
+        return read_reference(url.rstrip("/"))
 
-    monkeypatch.setattr("pigeonhole.drift.service.open_bundle", opens)
+    monkeypatch.setattr("pigeonhole.drift.service.read_reference", reads)
     watch.run(Span())
     watch.run(Span())
     assert len(opened) == 1
     monkeypatch.setattr("pigeonhole.drift.service.live_url", lambda _: opened[0] + "/")
     watch.run(Span())
     assert len(opened) == 2
+
+
+def test_of_a_remote_bundle_nothing_is_copied_to_this_machine(
+    settings: Settings, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.filesystem("memory").put(str(bundle.folder), "/drift/tiny", recursive=True)
+    monkeypatch.setattr("pigeonhole.bundle.tempfile.mkdtemp", lambda *_, **__: pytest.fail("a copy of the bundle is made"))
+    report = Watch(replace(settings, bundle="memory://drift/tiny")).run(Span())
+    assert report["version"] == bundle.manifest.version
 
 
 @pytest.mark.parametrize(
@@ -162,6 +173,7 @@ def test_a_bad_span_is_a_422_that_names_it(client: TestClient, body: bytes, said
         ("POST", "/runs", b'{"start": "zebra"}'),
         ("GET", "/review?zebra=1", b""),
         ("GET", "/traffic?hours=zebra", b""),
+        ("GET", "/review?n=1&n=2", b""),
         ("GET", "/versions/v1/rows?cell=zebra", b""),
         ("GET", "/versions/zebra/rows", b""),
         ("GET", "/zebra", b""),

@@ -13,12 +13,12 @@ import pytest
 from tests.conftest import tiny_rows
 from tests.drift.conftest import NOON
 
-from pigeonhole.bundle import Bundle
+from pigeonhole.bundle import Bundle, seal
 from pigeonhole.drift.detectors import detect
 from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import live_url, read_reference, read_sample
 from pigeonhole.errors import BundleError, RegistryError
-from pigeonhole.prediction_log import Record
+from pigeonhole.prediction_log import Record, new_id
 from pigeonhole.prediction_log.record import encode_line, partition_of
 
 HOUR = timedelta(hours=1)
@@ -26,7 +26,7 @@ TEXTS = [text for text, _ in tiny_rows()]
 
 
 def test_the_reference_is_what_the_bundle_kept(bundle: Bundle) -> None:
-    found = read_reference(bundle)
+    found = read_reference(bundle.url)
     table = pq.read_table(bundle.path("reference.parquet")).to_pydict()
     assert [found.labels[number] for number in found.rows.label_ids] == table["label"]
     assert found.rows.max_logits.tolist() == table["max_logit"]
@@ -60,8 +60,16 @@ def test_a_reference_that_cannot_be_used_is_refused(
         path.write_bytes(content)
     elif content:
         pq.write_table(pa.table({content: [0.5]}), path)
+    seal(tiny_bundle, bundle.manifest)
     with pytest.raises(BundleError, match=said):
-        read_reference(Bundle(str(tiny_bundle), tiny_bundle, bundle.manifest))
+        read_reference(str(tiny_bundle))
+
+
+def test_a_reference_that_was_changed_after_it_was_sealed_is_refused(tiny_bundle: Path) -> None:
+    path = tiny_bundle / "reference.parquet"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(BundleError, match="not what was sealed"):
+        read_reference(str(tiny_bundle))
 
 
 def test_a_sample_holds_the_features_of_the_window_alone(
@@ -69,7 +77,7 @@ def test_a_sample_holds_the_features_of_the_window_alone(
 ) -> None:
     inside, outside = records_of(TEXTS[:40]), records_of(TEXTS[40:60], NOON + HOUR)
     write_log([*inside, *outside])
-    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
+    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle.url))
     assert found.found == 40
     assert sorted(found.rows.scores.tolist()) == sorted(record.score for record in inside)
     assert sorted(found.rows.n_chars.tolist()) == sorted(len(text) for text in TEXTS[:40])
@@ -81,7 +89,7 @@ def test_other_versions_and_unknown_labels_are_counted_and_never_mixed_in(
     older = records_of(TEXTS[:5], version="20250101-000000-00000000")
     strange = records_of(TEXTS[:3], label="a label of nobody")
     write_log([*older, *strange, *records_of(TEXTS[:30])])
-    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
+    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle.url))
     assert (found.found, len(found.rows), found.other_versions, found.unknown_labels) == (30, 30, 5, 3)
 
 
@@ -89,7 +97,7 @@ def test_a_large_window_is_sampled_evenly(
     settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
 ) -> None:
     write_log(records_of(TEXTS))
-    reference = read_reference(bundle)
+    reference = read_reference(bundle.url)
     samples = [read_sample(settings.log, NOON, NOON + HOUR, reference, seed, most=50) for seed in range(20)]
     assert {(each.found, len(each.rows)) for each in samples} == {(150, 50)}
     everything = read_sample(settings.log, NOON, NOON + HOUR, reference).rows
@@ -98,8 +106,28 @@ def test_a_large_window_is_sampled_evenly(
     assert np.mean(means) == pytest.approx(everything.n_chars.mean(), abs=4 * error)
 
 
+def test_early_and_late_records_of_a_large_window_are_as_likely_to_be_sampled(
+    settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    """Each has a number of characters of its own. In 300 samples of 5 out of 50 it is there 30 times, plus or minus 5."""
+    [one] = records_of(TEXTS[:1])
+    features = [msgspec.structs.replace(one.features, n_chars=number) for number in range(50)]
+    write_log(
+        [
+            msgspec.structs.replace(one, prediction_id=new_id(), at=NOON + timedelta(seconds=number), features=each)
+            for number, each in enumerate(features)
+        ]
+    )
+    reference = read_reference(bundle.url)
+    taken = np.zeros(50)
+    for seed in range(300):
+        taken[read_sample(settings.log, NOON, NOON + HOUR, reference, seed, most=5).rows.n_chars] += 1
+    for part in (taken[:5], taken[5:25], taken[25:45], taken[45:]):
+        assert part.mean() == pytest.approx(30, abs=4 * 5 / np.sqrt(len(part)))
+
+
 def test_an_empty_log_gives_an_empty_sample(settings: Settings, bundle: Bundle) -> None:
-    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
+    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle.url))
     assert (found.found, len(found.rows)) == (0, 0)
 
 
@@ -129,7 +157,7 @@ def test_whatever_is_wrong_in_the_log_the_numbers_are_those_of_the_sound_records
     for table, name in ((pa.table({"line": ["text"]}), "text"), (pa.table({"row": [b"x"]}), "row")):
         pq.write_table(table, folder / f"{name}.parquet")
     pq.write_table(pa.table({"line": pa.array([lines[2].strip(), None], pa.binary())}), folder / "null.parquet")
-    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle))
+    found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle.url))
     assert found.found == 40
     assert sorted(found.rows.scores.tolist()) == sorted(record.score for record in sound)
     counts = found.counts
@@ -146,7 +174,7 @@ def test_records_of_before_sketches_leave_the_embedding_detector_out(
         msgspec.structs.replace(record, features=msgspec.structs.replace(record.features, sketch=None)) for record in made[:3]
     ]
     write_log([*made[3:], *older])
-    reference = read_reference(bundle)
+    reference = read_reference(bundle.url)
     sample = read_sample(settings.log, NOON, NOON + HOUR, reference)
     assert np.isnan(sample.rows.sketches).all(axis=1).sum() == 3
     assert "embedding" not in {finding.detector for finding in detect(reference.rows, sample.rows)}

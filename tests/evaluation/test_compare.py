@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from tests.evaluation.test_labelled import origin
 from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
 from pigeonhole.command import call
@@ -78,6 +79,16 @@ def test_the_command_writes_a_report_with_flips_first(
         "report.json",
         "report.md",
     }
+
+
+def test_rows_that_one_of_the_two_has_learned_are_noted(tmp_path: Path, rows_file: Path) -> None:
+    base = keyword_bundle(tmp_path / "base", "v1", provenance=origin(rows_file))
+    candidate = keyword_bundle(tmp_path / "candidate", "v2")
+    out = tmp_path / "out"
+    found = run([f"base={base.url}", f"candidate={candidate.url}", f"data.path={rows_file}", f"out={out}"])
+    [note] = found["notes"]
+    assert note.startswith("the base was trained or selected on ")
+    assert f"Note: {note}." in (out / "report.md").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pigeonhole.drift.review import is_drawn
 from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.loop.harvest import Harvest, harvest
-from pigeonhole.loop.retrain import divide, learned_keys, run, split_arguments, write
+from pigeonhole.loop.retrain import divide, learned_keys, new_folder, run, split_arguments, write
 from pigeonhole.prediction_log import Features, Feedback, LogWriter, Record, TextPolicy, new_id
 from pigeonhole.registry import Registry
 from pigeonhole.training.config import TrainConfig
@@ -276,3 +276,9 @@ def test_of_several_models_one_has_to_be_named(registry: Registry, tmp_path: Pat
     (tmp_path / "registry/models/other").mkdir()
     with pytest.raises(RegistryError, match="write name=NAME; models here: other, tiny"):
         run([f"registry={registry.url}"])
+
+
+def test_two_runs_of_one_second_have_a_folder_each(tmp_path: Path) -> None:
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    folders = [new_folder(str(tmp_path), now) for _ in range(3)]
+    assert [Path(folder).name for folder in folders] == ["20260301-120000", "20260301-120000-2", "20260301-120000-3"]

@@ -11,6 +11,7 @@ from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError, DataError, GateError, RegistryError
+from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.promotion.measure import Probes
 from pigeonhole.promotion.promote import ProbesConfig, choose_probes, run
 from pigeonhole.registry import Registry
@@ -146,6 +147,25 @@ def test_other_training_data_of_production_is_noted(registry: Registry, rows_fil
     in_production(registry, published(registry, tmp_path, "v1", MISTAKEN))
     published(registry, tmp_path, "v2", provenance=origin(rows_file))
     assert "trained on other data" in promote(registry, "v2")["notes"][0]
+
+
+def test_rows_that_one_of_the_two_has_learned_are_counted_in_another_file_too(
+    registry: Registry, rows_file: Path, tmp_path: Path
+) -> None:
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN, provenance=origin(rows_file)))
+    published(registry, tmp_path, "v2", provenance=origin(rows_file))
+    part = tmp_path / "part.csv"
+    lines = rows_file.read_text().splitlines()[1:101]
+    part.write_text("text,label\n" + "".join(f"  {line}\n" for line in lines))
+    notes = promote(registry, "v2", f"data.path={part}")["notes"]
+    split = read_own_rows(open_bundle(registry.version_url("keywords", "v2")))[1].split
+    learned = {row.text for row in (*split.train, *split.validation)}
+    n = sum(line.rpartition(",")[0] in learned for line in lines)
+    assert 0 < n < 100
+    assert notes == [
+        f"the candidate was trained or selected on {n} of the 100 rows: that favours it",
+        f"production was trained or selected on {n} of the 100 rows: that favours it",
+    ]
 
 
 def test_rows_that_the_candidate_was_trained_on_are_refused(registry: Registry, rows_file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from tests.scoring.conftest import write_csv
 from pigeonhole.bundle import open_bundle
 from pigeonhole.errors import BundleError, NotFoundError, RunError
 from pigeonhole.scoring.config import ScoreConfig
-from pigeonhole.scoring.engine import Cluster, Job, Scorer, read_block, without_files
+from pigeonhole.scoring.engine import Cluster, Job, Scorer, local_cores, read_block, without_files
 from pigeonhole.scoring.plan import Shard, make_plan, make_shards
 from pigeonhole.scoring.source import Wanted, scan
 
@@ -90,3 +91,14 @@ def test_ray_is_imported_late_and_without_any_of_trainings_libraries() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout == "set()\n"
+
+
+def test_a_machine_that_knows_no_affinity_has_an_actor_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has none."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert local_cores() == os.cpu_count()
+
+
+def test_a_machine_that_lends_some_cores_has_an_actor_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
+    assert local_cores() == 3

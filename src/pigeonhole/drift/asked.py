@@ -1,6 +1,6 @@
 """What a request asks for, as a checked struct; a refusal names the field and the limit, and never repeats what was sent."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -10,10 +10,13 @@ from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 Asked = TypeVar("Asked")
 
 
-def read_query(query: Mapping[str, str], shape: type[Asked], allowed: str) -> Asked:
+def read_query(query: Sequence[tuple[str, str]], shape: type[Asked], allowed: str) -> Asked:
     """Raises ConfigError; `allowed` is what it says may stand there."""
+    fields = dict(query)
+    if len(fields) < len(query):
+        raise ConfigError(f"the query: a field stands there more than once; allowed are {allowed}")
     try:
-        return msgspec.convert(dict(query), shape, strict=False)
+        return msgspec.convert(fields, shape, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"the query: {_said(error)}; allowed are {allowed}") from error
 

@@ -4,7 +4,8 @@ Promise: where nothing has changed, the chance that any detector of a run alarms
 classes there are. The rows of both are dealt out anew, reference-sized and window-sized, thousands of times (seeded); all
 detectors look at the same deals, and their p values are adjusted together by the smallest of each deal (Westfall and Young 1993,
 single-step min-p). Dealing from both, and not from the reference alone, keeps the promise where the reference has too few rows
-to show what is usual: a first unknown token in a thousand is no alarm.
+to show what is usual: a first unknown token in a thousand is no alarm. It is a promise of one run, on texts that come by
+themselves: one text sent again and again is no longer as many rows (docs/explanation/drift.md).
 
 Does not know labels that turned out to be true: a change of what texts mean, with the texts unchanged, is invisible here
 (feedback.py sees it).
@@ -221,7 +222,10 @@ def rate_difference(above: NDArray[np.generic], below: NDArray[np.generic], deal
 
 def centroid_distance(sketches: Floats, deals: Deals) -> Floats:
     """The squared distance of the two mean sketches in units of the pool's own spread (Hotelling 1931), (b,)."""
-    white = _whitened(sketches)
+    return _distance(_whitened(sketches), deals)
+
+
+def _distance(white: Floats, deals: Deals) -> Floats:
     in_reference = deals.is_reference.astype(np.float64) @ white  # (b, k)
     apart = in_reference / deals.m - (white.sum(axis=0) - in_reference) / deals.n
     return np.asarray(np.round((apart**2).sum(axis=1), 12))
@@ -239,8 +243,8 @@ def centroid_effect(reference: Rows, window: Rows) -> float:
     """The distance of the mean sketches in standard deviations, less what chance alone puts between so many rows."""
     m, n = len(reference), len(window)
     observed = Deals((np.arange(m + n) < m)[None, :], m, n)
-    squared = float(centroid_distance(np.concatenate([reference.sketches, window.sketches]), observed)[0])
-    return float(np.sqrt(max(0.0, squared - reference.sketches.shape[1] * (1 / m + 1 / n))))
+    white = _whitened(np.concatenate([reference.sketches, window.sketches]))  # chance is at work in its directions alone
+    return float(np.sqrt(max(0.0, float(_distance(white, observed)[0]) - white.shape[1] * (1 / m + 1 / n))))
 
 
 def _of(column: str) -> Callable[[Rows], NDArray[np.generic]]:

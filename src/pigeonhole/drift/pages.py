@@ -55,19 +55,19 @@ def add_pages(app: FastAPI, settings: Settings) -> None:
 
     @app.get("/versions/{version}/rows")
     def rows(version: str, request: Request) -> Response:
-        asked = read_query(request.query_params, RowsQuery, ROWS_ALLOWED)
+        asked = read_query(request.query_params.multi_items(), RowsQuery, ROWS_ALLOWED)
         return _json(versions.rows(version, asked.true_label, asked.label, asked.cell, asked.n))
 
     @app.get("/compare")
     def compared(request: Request) -> Response:
-        asked = read_query(request.query_params, CompareQuery, COMPARE_ALLOWED)
+        asked = read_query(request.query_params.multi_items(), CompareQuery, COMPARE_ALLOWED)
         return _json(versions.compared(asked.before, asked.after, asked.label, asked.n))
 
     @app.get("/traffic")
     def over_time(request: Request) -> Response:
-        asked = read_query(request.query_params, TrafficQuery, TRAFFIC_ALLOWED)
+        asked = read_query(request.query_params.multi_items(), TrafficQuery, TRAFFIC_ALLOWED)
         end = datetime.now(UTC) + timedelta(seconds=1)
-        return _json(traffic(settings.log, end - timedelta(hours=asked.hours), end, end, asked.steps))
+        return _json(traffic(settings.log, end - timedelta(hours=asked.hours), end, end, asked.steps, settings.audit_share))
 
 
 def _json(body: dict[str, Any]) -> Response:

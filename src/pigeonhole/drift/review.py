@@ -18,7 +18,7 @@ from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.drift.window import Reference
 from pigeonhole.metrics import wilson_interval
-from pigeonhole.prediction_log import Record, is_sampled, read_window
+from pigeonhole.prediction_log import Feedback, Record, is_sampled, read_window
 
 SOURCE = "review"
 """Feedback that answers the queue says so; a person who corrects what struck them gives another source, and another estimate."""
@@ -40,6 +40,13 @@ def _lead(record: Record) -> float:
 def is_drawn(record: Record, audit_share: float) -> bool:
     """Independent of the log's own sample, which is drawn from the id too."""
     return is_sampled(f"{SOURCE} {record.prediction_id}", probability_drawn(record, audit_share))
+
+
+def probability_asked(record: Record, word: Feedback, audit_share: float) -> float | None:
+    """That somebody was asked what was said: 1 for what people say unasked, None for an answer to what the queue never showed."""
+    if word.source != SOURCE:
+        return 1.0
+    return probability_drawn(record, audit_share) if is_drawn(record, audit_share) else None
 
 
 @dataclass(frozen=True)

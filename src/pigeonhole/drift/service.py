@@ -17,7 +17,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.exceptions import HTTPException
 
 from pigeonhole import storage
-from pigeonhole.bundle import open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.drift import report as reporting
 from pigeonhole.drift.alarm import Alarm, Sender
@@ -151,10 +150,10 @@ class Watch:
         return queue(self.settings.log, start, end, end, self._live_reference(), asked.n, self.settings.audit_share)
 
     def _live_reference(self) -> Reference:
-        """A version never changes: its bundle is verified and read once."""
+        """A version never changes: its reference is read once."""
         url = live_url(self.settings)
         if self._reference is None or url != self._reference_url:
-            self._reference, self._reference_url = read_reference(open_bundle(url)), url
+            self._reference, self._reference_url = read_reference(url), url
         return self._reference
 
     def _span(self, asked: Span) -> tuple[datetime, datetime]:
@@ -228,7 +227,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/review")
     def review(request: Request) -> Response:
         """Predictions for a person to look at; the answer to each is feedback with its `source`."""
-        page = read_query(request.query_params, Page, PAGE_ALLOWED)
+        page = read_query(request.query_params.multi_items(), Page, PAGE_ALLOWED)
         return Response(msgspec.json.encode(watch.review(page)), media_type="application/json")
 
     @app.get("/health")

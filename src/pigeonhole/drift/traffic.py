@@ -1,6 +1,7 @@
 """The log over time, for the page: in each step of a span how many texts, how sure and how fast, which labels, how often right.
 
-One pass over the predictions; of each a few numbers are kept, never a text.
+One pass over the predictions; of each a few numbers are kept, never a text. How often they were right is estimated as in
+`retrain`: answers to the review queue are weighed, and words with a label that the version does not have are left out.
 """
 
 from array import array
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pigeonhole.drift.compact import compacted_lines
-from pigeonhole.metrics import wilson_interval
+from pigeonhole.drift.review import Judged, estimate, probability_asked
+from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.prediction_log import Feedback, read_window
 
 MOST_LABELS = 8
@@ -28,13 +30,15 @@ class Step:
     versions: Counter[str] = field(default_factory=Counter)
     scores: "array[float]" = field(default_factory=lambda: array("d"))
     latencies_ms: "array[float]" = field(default_factory=lambda: array("d"))
-    judged: int = 0
-    right: int = 0
+    judged: list[Judged] = field(default_factory=list)
 
 
-def traffic(log: str, start: datetime, end: datetime, until: datetime, steps: int) -> dict[str, Any]:
+def traffic(
+    log: str, start: datetime, end: datetime, until: datetime, steps: int, audit_share: float = AUDIT_SHARE
+) -> dict[str, Any]:
     """`until`: feedback that came by then is counted with the step of its prediction. Raises StorageError."""
-    said = {word.prediction_id: word.given for word in _latest(log, start, until)}
+    said = {word.prediction_id: word for word in _latest(log, start, until)}
+    unknown_labels = 0
     found = [Step() for _ in range(steps)]
     width = (end - start) / steps
     window = read_window(log, start, end, read_compacted=compacted_lines)
@@ -45,9 +49,12 @@ def traffic(log: str, start: datetime, end: datetime, until: datetime, steps: in
         step.versions[record.version] += 1
         step.scores.append(record.score)
         step.latencies_ms.append(record.latency_ms)
-        if record.prediction_id in said:
-            step.judged += 1
-            step.right += said[record.prediction_id] == record.given
+        if (word := said.get(record.prediction_id)) is None:
+            continue
+        if not word.given <= record.probabilities.keys():
+            unknown_labels += 1
+        elif (asked := probability_asked(record, word, audit_share)) is not None:
+            step.judged.append(Judged(record.given, word.given, asked))
     totals = sum((step.labels for step in found), Counter[str]())
     shown = [label for label, _ in totals.most_common(MOST_LABELS)]
     return {
@@ -56,6 +63,7 @@ def traffic(log: str, start: datetime, end: datetime, until: datetime, steps: in
         "texts": sum(len(step.scores) for step in found),
         "labels": shown,
         "steps": [{"at": (start + number * width).isoformat(), **_told(step, shown)} for number, step in enumerate(found)],
+        "unknown_labels": unknown_labels,
         "counts": asdict(window.counts),
     }
 
@@ -68,7 +76,7 @@ def _latest(log: str, start: datetime, until: datetime) -> list[Feedback]:
 def _told(step: Step, shown: list[str]) -> dict[str, Any]:
     n = len(step.scores)
     named = {label: step.labels[label] for label in shown}
-    share = wilson_interval(step.right, step.judged)
+    found = estimate(step.judged)
     slow = np.percentile(step.latencies_ms, PERCENTILES).tolist() if n else []
     return {
         "texts": n,
@@ -78,7 +86,7 @@ def _told(step: Step, shown: list[str]) -> dict[str, Any]:
         "versions": dict(step.versions),
         "mean_score": float(np.mean(step.scores)) if n else None,
         "latency_ms": {f"p{percent}": value for percent, value in zip(PERCENTILES, slow, strict=False)},
-        "judged": step.judged,
-        "accuracy": share.estimate if step.judged else None,
-        "interval": [share.low, share.high],
+        "judged": found["n"],
+        "accuracy": found["accuracy"],
+        "interval": found["interval"],
     }

@@ -1,5 +1,6 @@
 """What is compared: the reference rows of a bundle, and a sample of what that version answered in a span of time."""
 
+import io
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import ArrowException
 
-from pigeonhole.bundle import REFERENCE, Bundle, Task
+from pigeonhole.bundle import REFERENCE, Task, read_file, read_manifest
 from pigeonhole.drift.compact import compacted_lines
 from pigeonhole.drift.detectors import MAX_ROWS, Rows
 from pigeonhole.drift.settings import Settings
@@ -74,21 +75,25 @@ def promoted_last(registry: Registry) -> str:
     return max(promoted)[1]
 
 
-def read_reference(bundle: Bundle) -> Reference:
-    """Raises BundleError for a bundle without a reference, or with one that lacks a feature of the log's records."""
-    labels, task = bundle.manifest.labels, bundle.manifest.task
+def read_reference(url: str) -> Reference:
+    """Of a bundle, whose model stays where it is.
+
+    Raises BundleError for one without a reference, or with one that lacks a feature of the log's records.
+    """
+    manifest = read_manifest(url)
+    labels, task = manifest.labels, manifest.task
     given, right = ("labels", "true_labels") if task == "multi_label" else ("label", "true_label")
     columns = [given, right, "embedding", *FEATURES]
-    path = bundle.path(REFERENCE)
-    if not path.is_file():
-        raise BundleError(f"{bundle.url}: has no {REFERENCE}; drift needs a bundle that `uv run train` sealed")
+    if REFERENCE not in manifest.files:
+        raise BundleError(f"{url}: has no {REFERENCE}; drift needs a bundle that `uv run train` sealed")
+    data = read_file(url, manifest, REFERENCE)
     try:
-        missing = sorted(set(columns) - set(pq.read_schema(path).names))
-        table = None if missing else pq.read_table(path, columns=columns)
+        missing = sorted(set(columns) - set(pq.read_schema(io.BytesIO(data)).names))
+        table = None if missing else pq.read_table(io.BytesIO(data), columns=columns)
     except (ArrowException, OSError) as error:
-        raise BundleError(f"{bundle.url}: {REFERENCE} cannot be read: {error}") from error
+        raise BundleError(f"{url}: {REFERENCE} cannot be read: {error}") from error
     if table is None:
-        raise BundleError(f"{bundle.url}: {REFERENCE} has no column {', '.join(missing)}; train again to seal a bundle that has")
+        raise BundleError(f"{url}: {REFERENCE} has no column {', '.join(missing)}; train again to seal a bundle that has")
     predicted, true = (
         [frozenset((found,) if isinstance(found, str) else found) for found in table[name].to_pylist()] for name in (given, right)
     )
@@ -98,7 +103,7 @@ def read_reference(bundle: Bundle) -> Reference:
         sketches=_sketches(table["embedding"].to_pylist()),
     )
     accuracy = float(np.mean([said == truth for said, truth in zip(predicted, true, strict=True)])) if predicted else 0.0
-    return Reference(bundle.manifest.name, bundle.manifest.version, labels, rows, accuracy, task)
+    return Reference(manifest.name, manifest.version, labels, rows, accuracy, task)
 
 
 def _label_ids(labels: Sequence[str], task: Task, answers: Sequence[frozenset[str]]) -> NDArray[np.int64]:

@@ -30,6 +30,7 @@ from pigeonhole.evaluation.labelled import (
     Labelled,
     RowsConfig,
     label_ids,
+    learned_note,
     read_labelled,
     read_own_rows,
     read_own_split,
@@ -158,6 +159,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "candidate": bundles[1].manifest.version,
         "data": rows.source,
         "rows": len(true_ids),
+        "notes": [*learned_note("the base", bundles[0], rows), *learned_note("the candidate", bundles[1], rows)],
         "flips": {"now_wrong": len(found.lost), "now_right": len(found.won)},
         "macro_f1": _interval(bootstrap_difference(true_ids, answers[1], answers[0], config.seed)),
         "calibration_error": [expected_calibration_error(each, true_ids) for each in (base, candidate)],
@@ -177,6 +179,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     }
     for name, content in files.items():
         storage.write(storage.join(config.out, name), content)
+    for note in result["notes"]:
+        say(f"note: {note}")
     say(f"{found.verdict}: {len(found.lost)} rows are wrong now that were right, {len(found.won)} are right that were wrong")
     return {
         **result,
@@ -243,6 +247,7 @@ def markdown(
     yield f"# {result['candidate']} against {result['base']}: {found.verdict}"
     certain = f"For certain in: {', '.join(map(_cell, found.different))}." if found.different else "Nothing differs for certain."
     yield f"\n{result['rows']:,} rows of `{result['data']}`. {certain} Brackets hold 95 % intervals.\n"
+    yield from (f"Note: {note}.\n" for note in result["notes"])
     for title, places in (("Was right, now wrong", found.lost), ("Was wrong, now right", found.won)):
         yield f"## {title}: {len(places)}\n"
         if len(places):

@@ -160,3 +160,9 @@ def count_learned(bundle: Bundle, rows: Labelled) -> int | None:
     split = split_rows(own["train"], *own_shares(config), config.split_seed, config.task)
     learned = {normalise(row.text) for row in (*split.train, *own.get("validation", split.validation))}
     return sum(normalise(text) in learned for text in rows.texts)
+
+
+def learned_note(who: str, bundle: Bundle, rows: Labelled) -> list[str]:
+    """What to say where a bundle that is compared with another one knows some of the rows."""
+    learned = count_learned(bundle, rows)
+    return [f"{who} was trained or selected on {learned:,} of the {len(rows.rows):,} rows: that favours it"] if learned else []

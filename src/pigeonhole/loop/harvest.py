@@ -14,10 +14,10 @@ from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import Taxonomy
 from pigeonhole.drift.compact import compacted_lines
-from pigeonhole.drift.review import SOURCE, Judged, estimate, is_drawn, probability_drawn
+from pigeonhole.drift.review import Judged, estimate, probability_asked
 from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.metrics import Interval
-from pigeonhole.prediction_log import Feedback, Record, read_window
+from pigeonhole.prediction_log import Feedback, read_window
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def harvest(
         if word.given <= known:
             judged += 1
             right += record.given == word.given
-            if (asked := _probability_asked(record, word, audit_share)) is not None:
+            if (asked := probability_asked(record, word, audit_share)) is not None:
                 weighed.append(Judged(record.given, word.given, asked))
         if record.text is None or record.text_policy == "hash":
             without_text += 1
@@ -77,13 +77,6 @@ def harvest(
             if key not in texts or _when(texts[key][0]) < _when(word):
                 texts[key] = word, Row(record.text, learned, 0)
     return Harvest([row for _, row in texts.values()], judged, right, without_text, unknown_labels, weighed)
-
-
-def _probability_asked(record: Record, word: Feedback, audit_share: float) -> float | None:
-    """None for an answer to the queue on what the queue never showed."""
-    if word.source != SOURCE:
-        return 1.0
-    return probability_drawn(record, audit_share) if is_drawn(record, audit_share) else None
 
 
 def _learned(text: str, given: frozenset[str], known: frozenset[str], taxonomy: Taxonomy | None) -> str | None:

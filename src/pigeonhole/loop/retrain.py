@@ -8,6 +8,7 @@ Exit 0: the new version is in production. Exit 4: nothing moved, and the result 
 
 import csv
 import io
+import itertools
 import os
 import re
 import time
@@ -119,7 +120,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     if taxonomy is None:
         _require_new_texts(rows, found, result)
     say(f"{rows.learned} judged texts to learn from, {rows.set_aside} set aside for the gate")
-    folder = storage.join(config.rows, datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))
+    folder = new_folder(config.rows, datetime.now(UTC))
     keys = [*learned_keys(production, training), *write(folder, rows), *training]
     # torch and transformers take seconds to import, which a feedback that decides nothing should not wait for.
     from pigeonhole.promotion import promote
@@ -258,6 +259,14 @@ def _renamed(split: Split, taxonomy: Taxonomy | None) -> Split:
         return split
     sides = (split.train, split.validation, split.test)
     return Split(*(list(taxonomy.apply(side, whole=False)) for side in sides))
+
+
+def new_folder(rows: str, now: datetime) -> str:
+    """Named after the second, and numbered where other runs began in it. An empty train.csv claims it."""
+    second = f"{now:%Y%m%d-%H%M%S}"
+    names = itertools.chain([second], (f"{second}-{number}" for number in itertools.count(2)))
+    folders = (storage.join(rows, name) for name in names)
+    return next(folder for folder in folders if storage.create(storage.to_url(storage.join(folder, "train.csv")), b""))
 
 
 def write(folder: str, rows: Rows) -> list[str]:

@@ -20,7 +20,9 @@ from pigeonhole.evaluation.behaviour import minimum_of
 from pigeonhole.evaluation.labelled import (
     Labelled,
     RowsConfig,
+    count_learned,
     label_ids,
+    learned_note,
     own_data,
     own_patterns,
     read_labelled,
@@ -181,17 +183,18 @@ def _verdict(verdict: Verdict, name: str, candidate: Bundle, production: Bundle 
         "candidate": candidate.manifest.version,
         "production": production.manifest.version if production else None,
         "data": rows.source,
-        "notes": _notes(candidate, production),
+        "notes": _notes(candidate, production, rows),
     }
 
 
-def _notes(candidate: Bundle, production: Bundle | None) -> list[str]:
+def _notes(candidate: Bundle, production: Bundle | None, rows: Labelled) -> list[str]:
+    favoured = learned_note("the candidate", candidate, rows)
     if production is None:
-        return ["there is no production version yet: compared with always giving the most frequent label"]
+        return [*favoured, "there is no production version yet: compared with always giving the most frequent label"]
     origins = [bundle.manifest.provenance.get("data_sha256") for bundle in (candidate, production)]
-    if origins[0] != origins[1]:
-        return ["production was trained on other data and may know some of these rows: that favours it"]
-    return []
+    if origins[0] != origins[1] and count_learned(production, rows) is None:
+        return [*favoured, "production was trained on other data and may know some of these rows: that favours it"]
+    return [*favoured, *learned_note("production", production, rows)]
 
 
 def _reason(result: dict[str, Any]) -> str:

@@ -84,7 +84,7 @@ class Cluster:
             # Readers take none of its logical cores: actors may take all that there are, and those that are still to come.
             self._reader_cores = 0
         else:
-            self.actors = actors or len(os.sched_getaffinity(0))
+            self.actors = actors or local_cores()
             # More logical cores than actors: with all of them taken, no reader would ever start. Few, as each takes memory.
             self._reader_cores = 1
             cores = self.actors + 1 + self.actors // ACTORS_A_READER
@@ -132,6 +132,11 @@ class Cluster:
             raise RunError(f"a worker failed: {_last_line(error)}") from error
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray gave up: {_last_line(error)}; the same command goes on where it stopped") from error
+
+
+def local_cores() -> int:
+    """Those that this process may use; all of them on macOS, which lends none out one by one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_block(job: Job, shard: Shard) -> Rows:
