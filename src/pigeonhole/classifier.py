@@ -70,6 +70,13 @@ class Prediction(msgspec.Struct, frozen=True, eq=False):
     truncated: bool
 
 
+def most_windows(manifest: Manifest, text: str) -> int:
+    """In how many windows a text is read, told by its characters alone: about one a token at most, and mostly four."""
+    if manifest.windowing.rule == "truncate":
+        return 1
+    return min(manifest.windowing.most, 1 + len(text) // (manifest.max_length - manifest.windowing.overlap))
+
+
 class Encoder:
     """Texts -> ids, the same in training and in serving. Special tokens in a text (`[SEP]`) are read as ordinary text."""
 

@@ -309,3 +309,25 @@ def test_a_loop_that_never_catches_up_does_not_keep_the_next_batch_from_beginnin
 
     asyncio.run(ask())
     assert sum(map(len, work.batches)) == CROWD + BATCH_TEXTS
+
+
+def test_a_batch_is_cut_by_what_its_texts_weigh() -> None:
+    work = Work()
+    most = BATCH_TEXTS
+
+    async def ask() -> list[list[int]]:
+        batcher = Batcher(work, max_waiting=1000, weigh=lambda number: number)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([1], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        heavy = asyncio.create_task(batcher.ask([most, 2 * most, most - 1, 1, 1], soon()))
+        await queued(batcher, 5)
+        light = asyncio.create_task(batcher.ask([1, 2], soon()))
+        await queued(batcher, 7)
+        work.let_go.set()
+        answers = await asyncio.gather(first, heavy, light)
+        await batcher.stop()
+        return list(answers)
+
+    assert asyncio.run(ask()) == [[2], [2 * most, 4 * most, 2 * most - 2, 2, 2], [2, 4]]
+    assert work.batches == [[1], [most], [2 * most], [most - 1, 1], [1, 1, 2]]
