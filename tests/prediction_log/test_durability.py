@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tests.prediction_log.conftest import NOON
 
 from pigeonhole import storage
@@ -313,3 +314,36 @@ def ids_in_store(log: Path) -> set[str]:
         line for file in (log / "predictions").rglob("*.jsonl.gz") for line in gzip.decompress(file.read_bytes()).splitlines()
     ]
     return {json.loads(line)["prediction_id"] for line in lines}
+
+
+def test_what_level_none_holds_is_written_down_at_the_end_though_the_store_hangs(
+    held_store: threading.Event, tmp_path: Path, make_record: MakeRecord
+) -> None:
+    log = LogWriter(str(tmp_path), durability="none", interval_s=NEVER_S, segment_records=2)
+    log.append([make_record(), make_record()])  # the shipper hangs with these
+    while not list((tmp_path / "spool" / "predictions").glob("*.jsonl")) or log._unwritten:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    log.append([make_record()])
+    assert len(log._unwritten) == 1
+    log.close(patience_s=0.1)
+    assert len(ids_in(tmp_path)) == 3
+    held_store.set()
+    log._shipper.join(10)
+
+
+def test_what_another_writer_shipped_makes_room_again(tmp_path: Path, make_record: MakeRecord) -> None:
+    folder = tmp_path / "spool" / "predictions"
+    folder.mkdir(parents=True)
+    living = folder / "00000000deadbeef-00000001.jsonl"
+    with FileLock(folder / "00000000deadbeef.lock"):
+        living.write_bytes(b"x" * 5000)
+        with LogWriter(str(tmp_path), interval_s=0.02, max_spool_bytes=4000) as log:
+            with pytest.raises(LogError, match="the spool is full"):
+                log.append([make_record()])
+            living.unlink()
+            soon = time.monotonic() + 10
+            while log._spool.size_bytes and time.monotonic() < soon:
+                time.sleep(0.01)
+            log.append([make_record()])
+    assert len(ids_in(tmp_path)) == 1

@@ -331,3 +331,21 @@ def test_a_batch_is_cut_by_what_its_texts_weigh() -> None:
 
     assert asyncio.run(ask()) == [[2], [2 * most, 4 * most, 2 * most - 2, 2, 2], [2, 4]]
     assert work.batches == [[1], [most], [2 * most], [most - 1, 1], [1, 1, 2]]
+
+
+def test_a_worker_that_has_nothing_to_do_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work()
+
+    async def ask() -> tuple[bool, bool]:
+        batcher, first = await busy(work, max_waiting=100, asked=1)
+        await asyncio.sleep(0.1)
+        in_a_batch = batcher.alive
+        work.let_go.set()
+        await first
+        await asyncio.sleep(0.1)
+        idle = batcher.alive
+        await batcher.stop()
+        return in_a_batch, idle
+
+    monkeypatch.setattr("pigeonhole.serving.batcher.STUCK_S", 0.05)
+    assert asyncio.run(ask()) == (False, True)

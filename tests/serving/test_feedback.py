@@ -10,6 +10,7 @@ from tests.serving.conftest import Running, Start
 from pigeonhole.errors import LogError
 from pigeonhole.prediction_log import moment_of, new_id, read_window
 from pigeonhole.prediction_log.spool import Appended, Spool
+from pigeonhole.serving import feedback
 from pigeonhole.serving.replies import Replies
 
 
@@ -139,3 +140,12 @@ def test_a_word_that_was_dropped_is_written_down_when_it_is_repeated(start: Star
         assert logged(running) == ["refund"]
         assert outcomes(running) == {"new": 3, "repeated": 1}
         assert 'pigeonhole_feedback_total{label="refund"} 1.0' in running.http.get("/metrics").text
+
+
+def test_only_the_latest_words_are_remembered(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback, "REMEMBERED", 2)
+    with start() as running:
+        first, *others = [new_id() for _ in range(3)]
+        for prediction_id in (first, others[0], first, others[1], first, others[0]):
+            say(running, prediction_id, "refund")
+        assert outcomes(running) == {"new": 4, "repeated": 2}  # the first was spoken of again in time
