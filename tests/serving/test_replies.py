@@ -131,3 +131,18 @@ def test_who_has_more_time_than_the_first_is_answered_though_the_first_was_late(
     made: list[int] = []
     assert asyncio.run(ask()) == [b"\0"] * 3
     assert made == [0]
+
+
+def test_one_who_goes_while_he_waits_takes_the_reply_from_nobody() -> None:
+    async def ask() -> list[bytes]:
+        replies = Replies()
+        first, second, third = (asyncio.create_task(replies.once("k", b"f", maker(made))) for _ in range(3))
+        await asyncio.sleep(0.001)
+        second.cancel()
+        found = await asyncio.gather(first, third)
+        assert second.cancelled()
+        return [*found, await replies.once("k", b"f", maker(made))]
+
+    made: list[int] = []
+    assert asyncio.run(ask()) == [b"\0"] * 3
+    assert made == [0]
