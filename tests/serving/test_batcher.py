@@ -12,6 +12,7 @@ from pigeonhole.serving.batcher import (
     CROWD,
     LONG_TURN_S,
     Batcher,
+    DeadError,
     LateError,
     OverloadedError,
     StoppedError,
@@ -349,3 +350,25 @@ def test_a_worker_that_has_nothing_to_do_is_not_stuck(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("pigeonhole.serving.batcher.STUCK_S", 0.05)
     assert asyncio.run(ask()) == (False, True)
+
+
+def test_who_waited_for_a_worker_that_died_is_counted_as_waiting_no_more() -> None:
+    work = Work()
+    watched: list[int] = []
+
+    def die(asked: Sequence[int]) -> list[int]:
+        work(asked)
+        raise SystemExit
+
+    async def ask() -> list[BaseException | list[int]]:
+        batcher = Batcher(die, max_waiting=100, watch=watched.append)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([1], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        second = asyncio.create_task(batcher.ask([2, 3], soon()))
+        await queued(batcher, 2)
+        work.let_go.set()
+        return list(await asyncio.gather(first, second, return_exceptions=True))
+
+    assert [type(told) for told in asyncio.run(ask())] == [DeadError, DeadError]
+    assert sum(watched) == 0
