@@ -211,3 +211,10 @@ def test_the_copy_of_a_remote_bundle_that_is_refused_does_not_stay_on_the_disk(
     with pytest.raises(StorageError if wrong == "gone" else BundleError):
         open_bundle(f"memory://refused/{wrong}")
     assert set(Path(bundle._scratch().name).iterdir()) == before
+
+
+@pytest.mark.parametrize("created_at", ["", "yesterday", "2026-13-01T12:00:00Z", "2026-03-01T12:00:00"])
+def test_a_bundle_that_was_made_at_no_time_is_refused(tiny_bundle: Path, created_at: str) -> None:
+    reseal(tiny_bundle, created_at=created_at)
+    with pytest.raises(BundleError, match=r"created_at is .*, expected a time with its zone such as 2026-03-01T12:00:00\+00:00"):
+        open_bundle(str(tiny_bundle))

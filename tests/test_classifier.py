@@ -290,3 +290,33 @@ def test_onnxruntime_starts_no_thread_that_tells_of_us(sealed_bundle: Path) -> N
     threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-c", "\n".join(lines)]
     assert subprocess.run(line, env=environment | threads, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_outputs_are_found_by_their_names_in_any_order(tiny_bundle: Path) -> None:
+    before = Classifier.open(open_bundle(str(tiny_bundle))).predict(["where is my parcel"])[0]
+
+    def swap(model: onnx.ModelProto) -> None:
+        first = onnx.ValueInfoProto()
+        first.CopyFrom(model.graph.output[0])
+        del model.graph.output[0]
+        model.graph.output.append(first)
+
+    change_graph(tiny_bundle, swap)
+    found = Classifier.open(open_bundle(str(tiny_bundle))).predict(["where is my parcel"])[0]
+    assert found.logits.tolist() == before.logits.tolist()
+    assert found.embedding.tolist() == before.embedding.tolist()
+
+
+def test_an_output_without_a_width_is_refused(tiny_bundle: Path) -> None:
+    def flatten(model: onnx.ModelProto) -> None:
+        axes = numpy_helper.from_array(np.array([0, 1]), "both")
+        model.graph.initializer.append(axes)
+        name = model.graph.output[0].name
+        for node in model.graph.node:
+            node.output[:] = ["wide" if found == name else found for found in node.output]
+        model.graph.node.append(helper.make_node("ReduceSum", ["wide", "both"], [name], keepdims=0))
+        del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+    change_graph(tiny_bundle, flatten)
+    with pytest.raises(BundleError, match=r"model\.int8\.onnx"):
+        Classifier.open(open_bundle(str(tiny_bundle)))

@@ -327,3 +327,19 @@ def test_a_retry_after_a_lost_answer_leaves_one_record(words_bundle: Path, tmp_p
                 again = client.predict("parcel")
         assert again.prediction_id == first["prediction_id"]
         assert len(service.records()) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_told_with_where_it_leads_and_what_to_do(serve: Serve, status: int) -> None:
+    script = serve(say(status, location="https://other.example/v2/predict"), OK)
+    with pytest.raises(ServiceError) as refused:
+        ask(script, key="a-key")
+    assert "https://other.example/v2/predict" in str(refused.value)
+    assert "give the Client the URL of the service itself" in str(refused.value)
+    assert "unknown" not in str(refused.value)
+    assert (refused.value.status, refused.value.code, len(script.attempts)) == (status, "redirected", 1)
+
+
+def test_a_redirect_that_names_no_place_says_so(serve: Serve) -> None:
+    with pytest.raises(ServiceError, match="redirected with 301 to nowhere"):
+        ask(serve(say(301)))

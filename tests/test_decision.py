@@ -9,7 +9,7 @@ from tests.keyword_bundle import keyword_bundle
 
 from pigeonhole.bundle import NEIGHBOURS, Bundle, OutOfScope, VectorScaling, open_bundle, seal
 from pigeonhole.classifier import Classifier
-from pigeonhole.decision import sigmoid, softmax
+from pigeonhole.decision import Judge, sigmoid, softmax
 from pigeonhole.errors import BundleError
 
 # The bundle's embedding is its logits.
@@ -106,3 +106,15 @@ def test_neighbours_that_are_no_neighbours_are_refused(tmp_path: Path, content: 
     seal(bundle.folder, bundle.manifest)
     with pytest.raises(BundleError, match=message):
         Classifier.open(open_bundle(str(bundle.folder)))
+
+
+def test_a_score_and_a_probability_that_just_reach_their_limits_are_enough(tmp_path: Path) -> None:
+    single = keyword_bundle(tmp_path / "single", "v1").manifest
+    none = np.zeros(len(single.labels), np.float32)
+    limits = dict.fromkeys(single.labels, 0.25)
+    assert Judge(msgspec.structs.replace(single, thresholds=limits)).decide(0, 0.25, none, none) == "accept"
+    assert Judge(msgspec.structs.replace(single, thresholds=limits)).decide(0, 0.2499, none, none) == "review"
+    several = Judge(msgspec.structs.replace(single, thresholds=limits, task="multi_label", accept_score=0.5))
+    assert several.given(0, np.full(len(single.labels), 0.25))[0] == single.labels
+    assert several.given(0, np.full(len(single.labels), 0.2499))[0] == ()
+    assert several.decide(0, 0.5, none, none) == "accept"

@@ -7,7 +7,7 @@ import pytest
 
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
-from pigeonhole.errors import RegistryError
+from pigeonhole.errors import RegistryError, StorageError
 from pigeonhole.registry import AliasState, Registry
 
 
@@ -163,3 +163,25 @@ def test_a_rollback_leads_to_the_version_before_and_never_to_one_that_was_rolled
             history.append({"version": version, "at": "", "by": "", "reason": "", "before": before, "action": action})
     state = msgspec.convert({"schema_version": 1, "name": "tiny", "alias": "production", "history": history}, AliasState)
     assert state.fallback == fallback
+
+
+def test_a_version_whose_copying_breaks_off_is_not_seen_and_may_be_published_again(
+    registry: Registry, sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = open_bundle(str(sealed_bundle)).manifest
+    write = storage.write
+    for last in range(len(manifest.files)):
+        written: list[str] = []
+
+        def break_off(url: str, data: bytes, last: int = last, written: list[str] = written) -> None:
+            if len(written) > last:
+                raise StorageError(f"{url}: away")
+            written.append(url)
+            write(url, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "write", break_off)
+            with pytest.raises(StorageError, match="away"):
+                registry.publish(sealed_bundle, manifest)
+        assert registry.versions("tiny") == []
+    assert open_bundle(registry.publish(sealed_bundle, manifest)).manifest == manifest

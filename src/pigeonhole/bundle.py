@@ -8,6 +8,7 @@ seal over its own bytes, so that a byte changed anywhere, a file missing or a fi
 Does not know how a model is run (classifier.py) or where bundles live (registry.py).
 """
 
+import datetime
 import functools
 import hashlib
 import re
@@ -207,6 +208,8 @@ def _check_meaning(url: str, manifest: Manifest) -> None:
         if not true:
             raise BundleError(f"{url}: {MANIFEST}: {what}")
 
+    wanted = "expected a time with its zone such as 2026-03-01T12:00:00+00:00"
+    require(_is_moment(manifest.created_at), f"created_at is {manifest.created_at!r}, {wanted}")
     labels = manifest.labels
     twice = sorted({label for label in labels if labels.count(label) > 1})
     require(not twice, f"labels {twice} stand more than once")
@@ -223,6 +226,13 @@ def _check_meaning(url: str, manifest: Manifest) -> None:
     require(overlap <= manifest.max_length // 2, f"windowing overlaps by {overlap} of {manifest.max_length} tokens, at most half")
     several = manifest.task == "multi_label"
     require(several != (manifest.accept_score is None), "accept_score has to be there where task is multi_label, and only there")
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return datetime.datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _verified(url: str, folder: Path, manifest: Manifest) -> Path:

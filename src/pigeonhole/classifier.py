@@ -70,6 +70,13 @@ class Prediction(msgspec.Struct, frozen=True, eq=False):
     truncated: bool
 
 
+def most_windows(manifest: Manifest, text: str) -> int:
+    """In how many windows a text is read, told by its characters alone: about one a token at most, and mostly four."""
+    if manifest.windowing.rule == "truncate":
+        return 1
+    return min(manifest.windowing.most, 1 + len(text) // (manifest.max_length - manifest.windowing.overlap))
+
+
 class Encoder:
     """Texts -> ids, the same in training and in serving. Special tokens in a text (`[SEP]`) are read as ordinary text."""
 
@@ -182,8 +189,8 @@ class Classifier:
         session = _open_session(bundle, bundle.manifest.models[chosen], threads)
         manifest = bundle.manifest
         encoder = _open_encoder(bundle)
-        width = session.get_outputs()[1].shape[-1]
-        return cls(manifest, chosen, session, encoder, Judge(manifest, read_neighbours(bundle, width)))
+        neighbours = read_neighbours(bundle, _width(session, "text_embedding"))
+        return cls(manifest, chosen, session, encoder, Judge(manifest, neighbours))
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Raises InferenceError when the model gives a logit that is not a number."""
@@ -346,9 +353,15 @@ def _check_signature(bundle: Bundle, file: str, session: ort.InferenceSession) -
         raise BundleError(f"{bundle.url}: {file} has inputs {inputs}, expected {expected}, all of them tensor(int64)")
     if outputs != OUTPUTS:
         raise BundleError(f"{bundle.url}: {file} has outputs {outputs}, expected {OUTPUTS}")
-    width = session.get_outputs()[0].shape[-1]
+    width = _width(session, "logits")
     if isinstance(width, int) and width != len(bundle.manifest.labels):
         raise BundleError(f"{bundle.url}: {file} gives {width} logits, the manifest has {len(bundle.manifest.labels)} labels")
+
+
+def _width(session: ort.InferenceSession, output: str) -> object:
+    """Of a row; an int where the graph says so."""
+    shape = next(node.shape for node in session.get_outputs() if node.name == output)
+    return shape[-1] if shape else None
 
 
 def _replay_golden(classifier: Classifier, bundle: Bundle) -> None:

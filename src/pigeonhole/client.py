@@ -28,6 +28,7 @@ from pigeonhole.errors import NOT_AS_TYPED, ConfigError, ServiceError
 
 MAX_TEXTS = 256  # of one request
 AGAIN = (429, 502, 503, 504)
+REDIRECTS = (301, 302, 303, 307, 308)  # the key and the texts would go where nobody said that they may
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 LONGEST_TIMEOUT_S = 999_999.0  # what X-Request-Timeout-Ms can say
@@ -235,6 +236,12 @@ class Client:
         self._idle.append(connection)
         if answer.status in AGAIN:
             raise _NoAnswer(_problem(data).code, answer.status, _retry_after(answer.headers.get("retry-after", "")))
+        if answer.status in REDIRECTS:
+            place = answer.headers.get("location", "nowhere")[:300]
+            message = (
+                f"redirected with {answer.status} to {place}: give the Client the URL of the service itself, none is followed"
+            )
+            raise ServiceError(message, answer.status, "redirected")
         if answer.status != 200:
             problem = _problem(data)
             message = f"refused with {answer.status} {problem.code}: {problem.detail} (request {problem.request_id})"

@@ -1,5 +1,7 @@
 """What each level promises to survive, and that the level below it does not."""
 
+import gzip
+import json
 import os
 import shutil
 import signal
@@ -13,11 +15,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tests.prediction_log.conftest import NOON
 
 from pigeonhole import storage
-from pigeonhole.errors import LogError
-from pigeonhole.prediction_log import Durability, LogWriter, Record, WhenFull, read_window
+from pigeonhole.errors import LogError, StorageError
+from pigeonhole.prediction_log import Durability, LogWriter, Record, WhenFull, read_window, writer
+from pigeonhole.prediction_log.record import encode_line
 
 MakeRecord = Callable[..., Record]
 DAY = timedelta(days=1)
@@ -275,3 +279,71 @@ def test_a_writer_counts_the_spool_that_it_finds(tmp_path: Path, make_record: Ma
     (folder / "00000000deadbeef-00000001.jsonl").write_bytes(b"x" * 5000)
     with LogWriter(str(tmp_path), max_spool_bytes=4000) as log, pytest.raises(LogError, match="the spool is full"):
         log.append([make_record()])
+
+
+@pytest.mark.parametrize("of", ["segment", "lock"])
+def test_a_dead_writers_segment_that_cannot_be_read_is_told_once_and_is_no_failure_of_the_store(
+    of: str, tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writer, "ADOPT_EVERY_S", 0.0)
+    folder = tmp_path / "spool" / "predictions"
+    unreadable = folder / "00000000deadbeef-00000001.jsonl"
+    if of == "segment":
+        unreadable.mkdir(parents=True)  # who may read everything cannot read this either
+    else:
+        folder.mkdir(parents=True)
+        unreadable.write_bytes(encode_line(make_record()))
+        (folder / "00000000deadbeef.lock").mkdir()
+    adopted = encode_line(make_record())
+    (folder / "00000000feedbeef-00000001.jsonl").write_bytes(adopted)  # one that comes after it
+    with LogWriter(str(tmp_path), durability="remote", interval_s=0.01, patience_s=30) as log:
+        for _ in range(3):
+            log.append([make_record()])
+        log.flush()
+        assert log.backlog().failures == 0
+    assert len(ids_in_store(tmp_path)) == 4
+    assert caplog.text.count(str(unreadable.name).removesuffix("-00000001.jsonl")) == 1
+    assert unreadable.exists()
+    if of == "segment":
+        with pytest.raises(StorageError, match=r"deadbeef-00000001\.jsonl: the segment cannot be read"):
+            ids_in(tmp_path)
+
+
+def ids_in_store(log: Path) -> set[str]:
+    lines = [
+        line for file in (log / "predictions").rglob("*.jsonl.gz") for line in gzip.decompress(file.read_bytes()).splitlines()
+    ]
+    return {json.loads(line)["prediction_id"] for line in lines}
+
+
+def test_what_level_none_holds_is_written_down_at_the_end_though_the_store_hangs(
+    held_store: threading.Event, tmp_path: Path, make_record: MakeRecord
+) -> None:
+    log = LogWriter(str(tmp_path), durability="none", interval_s=NEVER_S, segment_records=2)
+    log.append([make_record(), make_record()])  # the shipper hangs with these
+    while not list((tmp_path / "spool" / "predictions").glob("*.jsonl")) or log._unwritten:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    log.append([make_record()])
+    assert len(log._unwritten) == 1
+    log.close(patience_s=0.1)
+    assert len(ids_in(tmp_path)) == 3
+    held_store.set()
+    log._shipper.join(10)
+
+
+def test_what_another_writer_shipped_makes_room_again(tmp_path: Path, make_record: MakeRecord) -> None:
+    folder = tmp_path / "spool" / "predictions"
+    folder.mkdir(parents=True)
+    living = folder / "00000000deadbeef-00000001.jsonl"
+    with FileLock(folder / "00000000deadbeef.lock"):
+        living.write_bytes(b"x" * 5000)
+        with LogWriter(str(tmp_path), interval_s=0.02, max_spool_bytes=4000) as log:
+            with pytest.raises(LogError, match="the spool is full"):
+                log.append([make_record()])
+            living.unlink()
+            soon = time.monotonic() + 10
+            while log._spool.size_bytes and time.monotonic() < soon:
+                time.sleep(0.01)
+            log.append([make_record()])
+    assert len(ids_in(tmp_path)) == 1

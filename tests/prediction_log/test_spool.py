@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from pigeonhole import storage
 from pigeonhole.errors import LogError, StorageError
-from pigeonhole.prediction_log.spool import Spool, spool_folder
+from pigeonhole.prediction_log.spool import Durability, Spool, spool_folder
 
 LINE = b"0123456789\n"
 
@@ -211,3 +212,18 @@ def test_a_temporary_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "getuid", lambda: 4242)
     with pytest.raises(StorageError, match="belongs to another user; set PIGEONHOLE_SPOOL"):
         spool_folder("gs://bucket/log")
+
+
+@pytest.mark.parametrize(("durability", "synced"), [("host", 2), ("process", 0)])
+def test_level_host_syncs_the_folder_for_each_new_segment(
+    durability: Durability, synced: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr(storage, "sync_folder", folders.append)
+    spool = Spool(tmp_path, durability)
+    for _ in range(2):
+        spool.append([LINE])
+        spool.append([LINE])
+        spool.rotate()
+    spool.close()
+    assert folders == [tmp_path] * synced

@@ -12,6 +12,7 @@ from pigeonhole.serving.batcher import (
     CROWD,
     LONG_TURN_S,
     Batcher,
+    DeadError,
     LateError,
     OverloadedError,
     StoppedError,
@@ -309,3 +310,65 @@ def test_a_loop_that_never_catches_up_does_not_keep_the_next_batch_from_beginnin
 
     asyncio.run(ask())
     assert sum(map(len, work.batches)) == CROWD + BATCH_TEXTS
+
+
+def test_a_batch_is_cut_by_what_its_texts_weigh() -> None:
+    work = Work()
+    most = BATCH_TEXTS
+
+    async def ask() -> list[list[int]]:
+        batcher = Batcher(work, max_waiting=1000, weigh=lambda number: number)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([1], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        heavy = asyncio.create_task(batcher.ask([most, 2 * most, most - 1, 1, 1], soon()))
+        await queued(batcher, 5)
+        light = asyncio.create_task(batcher.ask([1, 2], soon()))
+        await queued(batcher, 7)
+        work.let_go.set()
+        answers = await asyncio.gather(first, heavy, light)
+        await batcher.stop()
+        return list(answers)
+
+    assert asyncio.run(ask()) == [[2], [2 * most, 4 * most, 2 * most - 2, 2, 2], [2, 4]]
+    assert work.batches == [[1], [most], [2 * most], [most - 1, 1], [1, 1, 2]]
+
+
+def test_a_worker_that_has_nothing_to_do_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work()
+
+    async def ask() -> tuple[bool, bool]:
+        batcher, first = await busy(work, max_waiting=100, asked=1)
+        await asyncio.sleep(0.1)
+        in_a_batch = batcher.alive
+        work.let_go.set()
+        await first
+        await asyncio.sleep(0.1)
+        idle = batcher.alive
+        await batcher.stop()
+        return in_a_batch, idle
+
+    monkeypatch.setattr("pigeonhole.serving.batcher.STUCK_S", 0.05)
+    assert asyncio.run(ask()) == (False, True)
+
+
+def test_who_waited_for_a_worker_that_died_is_counted_as_waiting_no_more() -> None:
+    work = Work()
+    watched: list[int] = []
+
+    def die(asked: Sequence[int]) -> list[int]:
+        work(asked)
+        raise SystemExit
+
+    async def ask() -> list[BaseException | list[int]]:
+        batcher = Batcher(die, max_waiting=100, watch=watched.append)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask([1], soon()))
+        await asyncio.to_thread(work.entered.wait)
+        second = asyncio.create_task(batcher.ask([2, 3], soon()))
+        await queued(batcher, 2)
+        work.let_go.set()
+        return list(await asyncio.gather(first, second, return_exceptions=True))
+
+    assert [type(told) for told in asyncio.run(ask())] == [DeadError, DeadError]
+    assert sum(watched) == 0

@@ -1,12 +1,16 @@
 """What becomes of the words on predictions."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.serving.conftest import Running, Start
 
+from pigeonhole.errors import LogError
 from pigeonhole.prediction_log import moment_of, new_id, read_window
+from pigeonhole.prediction_log.spool import Appended, Spool
+from pigeonhole.serving import feedback
 from pigeonhole.serving.replies import Replies
 
 
@@ -112,3 +116,36 @@ def test_a_line_break_at_the_end_is_no_part_of_an_id_or_of_a_source(running_once
 def test_only_an_id_of_ours_has_a_moment(text: str) -> None:
     assert moment_of(text) is None
     assert abs((moment_of(new_id()) or datetime.min.replace(tzinfo=UTC)) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_a_word_that_was_dropped_is_written_down_when_it_is_repeated(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Spool.append
+    full = [True]
+
+    def fail(spool: Spool, lines: Sequence[bytes]) -> Appended:
+        if full[0]:
+            raise LogError("the disk is full")
+        return write(spool, lines)
+
+    monkeypatch.setattr(Spool, "append", fail)
+    with start(spool_full="drop") as running:
+        given = {"prediction_id": new_id(), "label": "refund", "source": "agent"}
+        levels, ids = [], []
+        for full[0] in (True, True, False, False):
+            answered = running.http.post("/feedback", json=given)
+            levels.append(answered.headers["x-log-durability"])
+            ids.append(answered.json()["feedback_id"])
+        assert levels == ["none", "none", "process", "process"]
+        assert len(set(ids)) == 1
+        assert logged(running) == ["refund"]
+        assert outcomes(running) == {"new": 3, "repeated": 1}
+        assert 'pigeonhole_feedback_total{label="refund"} 1.0' in running.http.get("/metrics").text
+
+
+def test_only_the_latest_words_are_remembered(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback, "REMEMBERED", 2)
+    with start() as running:
+        first, *others = [new_id() for _ in range(3)]
+        for prediction_id in (first, others[0], first, others[1], first, others[0]):
+            say(running, prediction_id, "refund")
+        assert outcomes(running) == {"new": 4, "repeated": 2}  # the first was spoken of again in time

@@ -100,3 +100,12 @@ def test_a_refused_query_is_not_repeated(running_once: Running) -> None:
     answer = running_once.http.get("/history?zebra=1")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     assert "zebra" not in answer.text
+
+
+def test_a_clock_that_went_back_does_not_make_it_begin_after_its_end(at: Callable[[float], None]) -> None:
+    found = History()
+    at(-90)
+    found.count(200)
+    told = found.told(Span(hours=1, steps=1))
+    assert told.since <= told.end
+    assert [step.answered for step in told.steps] == [1]

@@ -3,11 +3,13 @@ import socket
 import threading
 import time
 
+import h11
 import httpx
 import pytest
 from tests.serving.conftest import Running, Start
 
 from pigeonhole.serving import protocol
+from pigeonhole.serving.protocol import MAX_PIECES, Pieces
 
 HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n"
 QUESTION = HEAD.replace(b"20", b"17") + b'{"text":"parcel"}'
@@ -201,3 +203,21 @@ def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(start: Star
             assert connections() == before - 1
         finally:
             gc.enable()
+
+
+def test_pieces_are_counted_for_each_body_and_as_many_as_are_allowed_pass() -> None:
+    def request(pieces: int) -> bytes:
+        head = b"POST /predict HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+        return head + b"1\r\na\r\n" * pieces + b"0\r\n\r\n"
+
+    connection = Pieces(h11.SERVER)
+    for _ in range(2):
+        connection.receive_data(request(MAX_PIECES))
+        while not isinstance(connection.next_event(), h11.EndOfMessage):
+            pass
+        connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+        connection.send(h11.EndOfMessage())
+        connection.start_next_cycle()
+    connection.receive_data(request(MAX_PIECES + 1))
+    with pytest.raises(h11.RemoteProtocolError, match="too many pieces"):
+        list(iter(connection.next_event, None))

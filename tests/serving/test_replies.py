@@ -1,9 +1,10 @@
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.problem import LATE_CODE, Problem, too_late
 from pigeonhole.serving.replies import OVERHEAD_BYTES, Replies
 
 
@@ -86,6 +87,61 @@ def test_a_reply_that_is_being_made_is_never_forgotten() -> None:
     async def ask() -> list[bytes]:
         replies = Replies(keep_s=0.0, max_bytes=1)
         return await asyncio.gather(*(replies.once("k", b"f", maker(made)) for _ in range(3)))
+
+    made: list[int] = []
+    assert asyncio.run(ask()) == [b"\0"] * 3
+    assert made == [0]
+
+
+def test_who_asks_again_waits_until_his_own_deadline_and_leaves_the_first_its_answer() -> None:
+    async def slow() -> bytes:
+        await asyncio.sleep(0.5)
+        return b"slow"
+
+    async def ask() -> None:
+        replies = Replies()
+        first = asyncio.create_task(replies.once("k", b"f", slow))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        with pytest.raises(Problem) as late:
+            await replies.once("k", b"f", slow, until=began + 0.02)
+        assert (late.value.status, late.value.code, late.value.headers) == (503, LATE_CODE, {"retry-after": "1"})
+        assert time.monotonic() - began < 0.4
+        assert await first == b"slow"
+        assert await replies.once("k", b"f", slow, until=began) == b"slow"  # it is there
+
+    asyncio.run(ask())
+
+
+def test_who_has_more_time_than_the_first_is_answered_though_the_first_was_late() -> None:
+    async def late() -> bytes:
+        await asyncio.sleep(0.01)
+        raise too_late()
+
+    async def ask() -> list[bytes]:
+        replies = Replies()
+        first = asyncio.create_task(replies.once("k", b"f", late))
+        await asyncio.sleep(0)
+        others = [replies.once("k", b"f", maker(made), until=time.monotonic() + 10) for _ in range(3)]
+        found = await asyncio.gather(*others)
+        with pytest.raises(Problem, match=LATE_CODE):
+            await first
+        return found
+
+    made: list[int] = []
+    assert asyncio.run(ask()) == [b"\0"] * 3
+    assert made == [0]
+
+
+def test_one_who_goes_while_he_waits_takes_the_reply_from_nobody() -> None:
+    async def ask() -> list[bytes]:
+        replies = Replies()
+        first, second, third = (asyncio.create_task(replies.once("k", b"f", maker(made))) for _ in range(3))
+        await asyncio.sleep(0.001)
+        second.cancel()
+        found = await asyncio.gather(first, third)
+        assert second.cancelled()
+        return [*found, await replies.once("k", b"f", maker(made))]
 
     made: list[int] = []
     assert asyncio.run(ask()) == [b"\0"] * 3

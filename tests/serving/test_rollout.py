@@ -19,7 +19,7 @@ from tests.keyword_bundle import keyword_bundle
 from tests.serving.conftest import LABELS, OTHER_LABELS, Running, Start, opened
 
 from pigeonhole import storage
-from pigeonhole.bundle import open_bundle
+from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import StorageError
 from pigeonhole.prediction_log import LogWriter
@@ -283,3 +283,21 @@ def test_questions_to_both_models_in_one_batch_are_each_answered_by_their_own(re
     assert labels == [{"delivery"}, {"delivery"}, {"post"}]
     assert sample(service, "pigeonhole_batch_texts_sum") == 9
     assert sample(service, "pigeonhole_batch_texts_count") == 2
+
+
+def test_a_version_whose_files_cannot_be_had_for_now_is_not_refused_and_is_tried_again(
+    registry: Registry, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(url: str) -> Bundle:
+        raise StorageError(f"{url}: away")
+
+    rollout = Rollout(registry, service, threads=1)
+    move(registry, "v2")
+    with monkeypatch.context() as patched:
+        patched.setattr("pigeonhole.serving.rollout.open_bundle", away)
+        rollout.look()
+    assert service.classifier.manifest.version == "v1"
+    assert sample(service, 'pigeonhole_rollouts_total{alias="production",outcome="refused"}') == 0
+    assert sample(service, 'pigeonhole_rollout_behind{alias="production"}') == 1
+    rollout.look()
+    assert service.classifier.manifest.version == "v2"

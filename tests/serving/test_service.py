@@ -4,11 +4,15 @@ import datetime as dt
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from tests.serving.conftest import Running, Start
+from tests.serving.conftest import Running, Start, make_bundle
 
+from pigeonhole.bundle import Windowing, open_bundle
+from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.prediction_log import Feedback, new_id, read_window
+from pigeonhole.serving.batcher import BATCH_TEXTS
 
 
 def feedback_of(service: Running) -> Sequence[Feedback]:
@@ -143,3 +147,24 @@ def test_vertex_ai_asks_in_its_own_shape_by_its_own_paths(start: Start) -> None:
         assert "deployedModels" not in metrics
         misspelt = service.http.post("/predict", json={"instances": ["a"], "top_k": 1})
         assert misspelt.json()["detail"] == "unknown field; allowed beside instances is parameters.top_k"
+
+
+def test_a_batch_holds_no_more_windows_than_it_may_hold_texts(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle(tmp_path / "long", max_length=8, windowing=Windowing(rule="mean", overlap=2, most=50))
+    batches: list[int] = []
+    predict = Classifier.predict
+
+    def count(classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
+        batches.append(sum(len(encoding.windows) for encoding in classifier._encoder.encode(texts)))
+        return predict(classifier, texts)
+
+    opened = Classifier.open(open_bundle(str(tmp_path / "long")))
+    monkeypatch.setattr(Classifier, "predict", count)
+    with start(opened) as running:
+        texts = ["parcel " * 60] * 8 + ["parcel"] * 8
+        answered = running.http.post("/predict", json={"texts": texts}).json()
+    assert [each["label"] for each in answered["predictions"]] == ["delivery"] * 16
+    assert len(running.records()) == 16
+    assert max(batches) <= BATCH_TEXTS

@@ -6,6 +6,10 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.conftest import LABELS, Running
 
+from pigeonhole.classifier import Classifier
+from pigeonhole.prediction_log import Backlog
+from pigeonhole.serving.telemetry import Telemetry
+
 MONITORING = Path(__file__).parents[2] / "monitoring"
 
 
@@ -86,3 +90,9 @@ def test_every_label_that_the_grafana_dashboard_asks_for_is_there(running: Runni
     asked = {label for found in expressions for part in re.findall(r"by \(([^)]*)\)", found) for label in part.split(", ")}
     assert asked - labels == set()
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_what_each_of_several_workers_has_is_added_up(classifier: Classifier) -> None:
+    found = Telemetry(classifier.manifest, lambda: Backlog(0, 0.0, 0))
+    for gauge in (found.in_flight, found.waiting):
+        assert gauge._multiprocess_mode == "livesum"

@@ -6,6 +6,7 @@ A lock file says that the writer lives; the kernel frees it with the process, an
 import contextlib
 import hashlib
 import itertools
+import logging
 import os
 import secrets
 import tempfile
@@ -20,6 +21,8 @@ from filelock import FileLock, Timeout
 from pigeonhole import storage
 from pigeonhole.errors import LogError, StorageError
 
+logger = logging.getLogger(__name__)
+
 Durability = Literal["none", "process", "host", "remote"]
 """What a record survives once `LogWriter.append` has returned, and how:
 
@@ -28,6 +31,10 @@ process   the end of the process by any signal: write(2)
 host      a power cut: and fdatasync, one for all records of an append
 remote    the loss of the host with its disk: the store has acknowledged it
 """
+
+
+class SegmentError(LogError):
+    """A segment that cannot be read or removed."""
 
 
 class Appended(NamedTuple):
@@ -52,6 +59,7 @@ class Spool:
         self._segment_bytes = 0
         self._records = 0
         self._total_bytes = 0
+        self._strangers: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._lock_path(self.writer), thread_local=False)
@@ -91,8 +99,18 @@ class Spool:
             _remove_stale_lock(path)
         with contextlib.ExitStack() as locks:
             others = {_writer_of(path) for path in self.folder.glob("*.jsonl")} - {self.writer}
-            dead = {writer for writer in others if _locked(self._lock_path(writer), locks)}
+            dead = {writer for writer in others if self._is_dead(writer, locks)}
             yield [path for path in self.all_segments() if _writer_of(path) in dead]
+
+    def _is_dead(self, writer: str, locks: contextlib.ExitStack) -> bool:
+        """Whether its lock was free; it is in `locks` from then on. Of one whose lock cannot be tried nobody knows."""
+        try:
+            return _locked(self._lock_path(writer), locks)
+        except OSError as error:
+            if writer not in self._strangers:  # once, not at each attempt
+                logger.warning("what %s left is not shipped: its lock cannot be tried: %s", writer, error.strerror)
+            self._strangers.add(writer)
+            return False
 
     def all_segments(self) -> list[Path]:
         """Of every writer in this folder, the open ones too."""
@@ -110,8 +128,12 @@ class Spool:
     def remove(self, segment: Path) -> None:
         """After it was shipped; one that another process removed is gone already."""
         with self._mutex:
-            self._total_bytes = max(0, self._total_bytes - size_of(segment))
-            segment.unlink(missing_ok=True)
+            size_bytes = size_of(segment)
+            try:
+                segment.unlink(missing_ok=True)
+            except OSError as error:
+                raise SegmentError(f"{segment}: the segment cannot be removed: {error.strerror}") from error
+            self._total_bytes = max(0, self._total_bytes - size_bytes)
 
     def close(self) -> None:
         self.rotate()

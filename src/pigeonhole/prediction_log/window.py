@@ -125,6 +125,8 @@ class Window(Generic[RecordT]):
                 finished = segment.read_bytes().rpartition(b"\n")[0]
             except FileNotFoundError:
                 continue  # shipped meanwhile
+            except OSError as error:
+                raise StorageError(f"{segment}: the segment cannot be read ({error.strerror}); run as who wrote it") from error
             for line in filter(None, finished.split(b"\n")):
                 head = read_head(line)
                 if head is None:

@@ -20,7 +20,7 @@ from isal import igzip
 from pigeonhole import storage
 from pigeonhole.errors import LogError
 from pigeonhole.prediction_log.record import Feedback, Kind, Record, encode_line, partition_of, read_head
-from pigeonhole.prediction_log.spool import Durability, Spool, spool_folder
+from pigeonhole.prediction_log.spool import Durability, SegmentError, Spool, spool_folder
 
 MAX_BACKOFF_S = 5.0  # a cloud client has tried for half a minute by itself before a failure comes here
 MOST_DOUBLINGS = 16  # of the pause: an outage may last for days, and no float holds 2**1024
@@ -78,6 +78,7 @@ class LogWriter:
         self._failures = 0
         self._refusing = False  # since a disk, or the spool, was full
         self._adopted_at = float("-inf")
+        self._not_adopted: set[Path] = set()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._shipping = threading.Lock()
@@ -86,8 +87,8 @@ class LogWriter:
         self._spool.measure()
         self._shipper.start()
 
-    def append(self, records: Sequence[Record | Feedback]) -> None:
-        """Return when all records are as safe as the durability says, or dropped and counted where that is allowed.
+    def append(self, records: Sequence[Record | Feedback]) -> bool:
+        """Return when all records are as safe as the durability says, or False: dropped and counted, where that is allowed.
 
         Raises LogError: none of them is in the log then, but at the level `remote`, where the store may take them later.
         """
@@ -98,7 +99,7 @@ class LogWriter:
             self._check_room(sum(map(len, lines)))
             if self.durability == "none":
                 self._hold(lines)
-                return
+                return True
             appended = self._spool.append(lines)
         except LogError as error:
             if not self._refusing:  # once, not for each of a thousand requests
@@ -107,7 +108,7 @@ class LogWriter:
             if self._when_full == "shed":
                 raise
             self._drop(lines)
-            return
+            return False
         if self._refusing:
             logger.warning("records are written down again")
             self._refusing = False
@@ -116,6 +117,7 @@ class LogWriter:
             self._wake.set()
         if self.durability == "remote":
             self._wait_for_store(appended.segment)
+        return True
 
     def flush(self) -> None:
         """Ship what is there now, and now and then what dead processes left. Raises what the store raises."""
@@ -128,7 +130,7 @@ class LogWriter:
             if time.monotonic() - self._adopted_at >= ADOPT_EVERY_S:
                 with self._spool.abandoned_segments() as segments:
                     for segment in segments:
-                        self._ship(segment)
+                        self._adopt(segment)
                 self._adopted_at = time.monotonic()
 
     def backlog(self) -> Backlog:
@@ -206,6 +208,15 @@ class LogWriter:
         with self._tried:
             self._tried.notify_all()
 
+    def _adopt(self, segment: Path) -> None:
+        """What a dead process left. A file that this one may not read or remove is no failure of the store."""
+        try:
+            self._ship(segment)
+        except SegmentError as error:
+            if segment not in self._not_adopted:  # once, not at each attempt
+                logger.warning("what an earlier process left is not shipped: %s", error)
+            self._not_adopted.add(segment)
+
     def _ship_until_stopped(self) -> None:
         while not self._stop.is_set():
             if self._failures:
@@ -232,22 +243,24 @@ class LogWriter:
 
 
 def _began_at(written_at: float, segment: Path) -> float:
-    """When the first record of a segment was made, in Unix seconds; when it was last written to, where that line is damaged."""
+    """When the first record of a segment was made, in Unix seconds; when it was last written to, where that line says nothing."""
     try:
         with segment.open("rb") as stream:
             head = read_head(stream.readline().removesuffix(b"\n"))
-    except FileNotFoundError:  # shipped meanwhile
+    except OSError:  # shipped meanwhile, or not for this process to read, which `_adopt` tells
         return written_at
     return head.at.timestamp() if head else written_at
 
 
 def ship_segment(segment: Path, store: str) -> None:
-    """Copy a closed segment into its objects. Raises StorageError, and whatever a cloud client raises."""
+    """Copy a closed segment into its objects. Raises SegmentError, StorageError, and whatever a cloud client raises."""
     try:
         lines = segment.read_bytes().removesuffix(b"\n").split(b"\n")
         written_at = datetime.fromtimestamp(segment.stat().st_mtime, UTC)
     except FileNotFoundError:
         return  # a process that adopted it was faster
+    except OSError as error:
+        raise SegmentError(f"{segment}: the segment cannot be read: {error.strerror}") from error
     for partition, part in _by_partition(lines, partition_of(written_at)).items():
         _create(storage.join(store, partition, segment.stem), b"\n".join(part) + b"\n")
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
     async def predict(request: Request) -> Response:
         """One text, many texts, Hugging Face's `inputs` or Vertex AI's `instances`."""
         check_content(request.headers)
-        limit_s = deadline_s(request)
+        until = time.monotonic() + deadline_s(request)
         key = idempotency_key(request.headers)
         canary_key = request.headers.get(KEY_HEADER, "")
         body = await request.body()
@@ -136,14 +137,16 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         async def answer() -> bytes:
             """Behind a line with the level of its records: who asks again is told of those, and not of today's."""
             dropped = service.dropped()
-            found = await service.answer(question, request.state.request_id, request.state.began, limit_s, canary_key)
+            found = await service.answer(
+                question, request.state.request_id, request.state.began, until - time.monotonic(), canary_key
+            )
             return service.kept_since(dropped, settings.sample).encode() + b"\n" + found
 
         if key is None:
             reply = await answer()
         else:
             whose = f"predict {caller_of(request.headers)} {key}"
-            reply = await service.replies.once(whose, hashlib.sha256(body).digest(), answer)
+            reply = await service.replies.once(whose, hashlib.sha256(body).digest(), answer, until)
         level, _, answered = reply.partition(b"\n")
         return _logged(answered, level.decode())
 

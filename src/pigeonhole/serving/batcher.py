@@ -56,12 +56,16 @@ class DeadError(Exception):
 
 class _Job(msgspec.Struct, Generic[Asked, Answer], frozen=True, eq=False):
     asked: Sequence[Asked]
+    weight: int
     deadline: float  # time.monotonic()
     future: "asyncio.Future[list[Answer]]"
 
 
 class Batcher(Generic[Asked, Answer]):
-    """`work` gets up to BATCH_TEXTS texts, of one request or of many, and gives as many answers in their order."""
+    """`work` gets up to BATCH_TEXTS texts, of one request or of many, and gives as many answers in their order.
+
+    Fewer where some weigh more than one: together they weigh no more than BATCH_TEXTS, or there is one.
+    """
 
     def __init__(
         self,
@@ -70,13 +74,18 @@ class Batcher(Generic[Asked, Answer]):
         mourn: Callable[[], None] = lambda: None,
         restart_s: float = RESTART_S,
         watch: Callable[[int], None] = lambda texts: None,
+        weigh: Callable[[Asked], int] = lambda asked: 1,
     ) -> None:
-        """`mourn` is called whenever a worker has died, `watch` with by how many more or fewer texts wait."""
+        """`mourn` is called whenever a worker has died, `watch` with by how many more or fewer texts wait.
+
+        `weigh`: as how many short texts one is to be counted for its work.
+        """
         self._work = work
         self._max_waiting = max_waiting
         self._mourn = mourn
         self._restart_s = restart_s
         self._watch = watch
+        self._weigh = weigh
         self._waiting: deque[_Job[Asked, Answer]] = deque()
         self._waiting_texts = 0
         self._in_hand: list[_Job[Asked, Answer]] = []
@@ -124,12 +133,9 @@ class Batcher(Generic[Asked, Answer]):
         `deadline` is time.monotonic()'s.
         """
         loop = asyncio.get_running_loop()
-        parts = [asked]
-        if len(asked) > BATCH_TEXTS:
-            parts = [asked[start : start + BATCH_TEXTS] for start in range(0, len(asked), BATCH_TEXTS)]
         if not self._waiting:
-            deadline = max(deadline, time.monotonic() + NEXT_S * len(parts))
-        jobs = [_Job(part, deadline, loop.create_future()) for part in parts]
+            deadline = max(deadline, time.monotonic() + NEXT_S * math.ceil(len(asked) / BATCH_TEXTS))
+        jobs = [_Job(part, weight, deadline, loop.create_future()) for part, weight in self._parts(asked)]
         self._enqueue(jobs, len(asked))
         futures = [job.future for job in jobs]
         self._asked.update(dict.fromkeys(futures, deadline))
@@ -142,6 +148,18 @@ class Batcher(Generic[Asked, Answer]):
                 del self._asked[future]
                 if not (future.cancel() or future.cancelled()):
                     future.exception()  # of several parts that failed, one is told
+
+    def _parts(self, asked: Sequence[Asked]) -> list[tuple[Sequence[Asked], int]]:
+        """Each no more than a batch, with what it weighs."""
+        parts: list[tuple[Sequence[Asked], int]] = []
+        start = weight = 0
+        for place, one in enumerate(asked):
+            more = self._weigh(one)
+            if weight and weight + more > BATCH_TEXTS:
+                parts.append((asked[start:place], weight))
+                start, weight = place, 0
+            weight += more
+        return [*parts, (asked[start:], weight)]
 
     def _ring_at(self, deadline: float) -> None:
         if self._ring is not None:
@@ -242,10 +260,11 @@ class Batcher(Generic[Asked, Answer]):
             while not self._waiting and not self._stopping:
                 self._changed.wait()
             batch: list[_Job[Asked, Answer]] = []
-            texts = 0
-            while self._waiting and (not batch or texts + len(self._waiting[0].asked) <= BATCH_TEXTS):
+            texts = weight = 0
+            while self._waiting and (not batch or weight + self._waiting[0].weight <= BATCH_TEXTS):
                 batch.append(self._waiting.popleft())
                 texts += len(batch[-1].asked)
+                weight += batch[-1].weight
             self._waiting_texts -= texts
             self._watch(-texts)
             return batch

@@ -24,6 +24,10 @@ LATE = timedelta(days=1)
 SKEW = timedelta(days=1)  # how far ahead the clock of another replica may be
 
 
+class _DroppedError(Exception):
+    """There was no room for a word, and the settings allow it to be lost: who says it again is written down then."""
+
+
 class FeedbackDesk:
     """Takes the words on predictions, of every version that ever answered here. Belongs to one event loop."""
 
@@ -43,7 +47,7 @@ class FeedbackDesk:
         self._several |= manifest.task == "multi_label"
 
     async def take(self, given: FeedbackRequest) -> bytes:
-        """The body of the 200; when it returns, the feedback is in the log. Raises Problem."""
+        """The body of the 200; when it returns, the feedback is in the log, or dropped where that is allowed. Raises Problem."""
         now = datetime.now(UTC)
         if len(given.given) != 1 and not self._several:
             raise Problem(422, "invalid_request", "labels names any number of labels, and a text has one here; name it in label")
@@ -56,11 +60,16 @@ class FeedbackDesk:
         labels, before = self._latest.get(key, (given.given, ""))
         feedback_id = before if before and labels == given.given else feedback_id_of(given, before)
         outcome = "repeated" if feedback_id == before else "changed" if before else "new"
+        is_kept = True
         if outcome == "repeated":
             body = _reply(feedback_id, given)  # it is in the log
         else:
-            body = await self._replies.once(f"feedback {feedback_id}", b"", lambda: self._write(feedback_id, given, now))
-        self._remember(key, (given.given, feedback_id))
+            try:
+                body = await self._replies.once(f"feedback {feedback_id}", b"", lambda: self._write(feedback_id, given, now))
+            except _DroppedError:
+                body, is_kept = _reply(feedback_id, given), False
+        if is_kept:
+            self._remember(key, (given.given, feedback_id))
         self._telemetry.feedback_outcomes.labels(outcome).inc()
         if outcome != "repeated" and now - made_at > LATE:
             self._telemetry.feedback_outcomes.labels("late").inc()
@@ -76,10 +85,12 @@ class FeedbackDesk:
             source=given.source,
         )
         try:
-            await asyncio.to_thread(self._log.append, [word])
+            is_kept = await asyncio.to_thread(self._log.append, [word])
         except LogError as error:
             detail = "the feedback could not be written down"
             raise Problem(503, "not_recorded", detail, {"retry-after": "1"}) from error
+        if not is_kept:
+            raise _DroppedError
         for label in given.given:
             self._telemetry.feedback.labels(label).inc()
         return _reply(feedback_id, given)

@@ -64,7 +64,8 @@ class History:
             places = ((began[inside] - start) / width).astype(int)
             np.add.at(sums, places, table[1:][inside, 1:])
         steps = [HistoryStep(_moment(start + number * width), *counts) for number, counts in enumerate(sums.tolist())]
-        return HistoryReply(_moment(start), _moment(end), _moment(min(float(table[0, 0]) for table in tables)), steps)
+        since = min(end, *(float(table[0, 0]) for table in tables))  # a clock that went back: it begins now
+        return HistoryReply(_moment(start), _moment(end), _moment(since), steps)
 
     def _tables(self) -> list[NDArray[np.int64]]:
         """A row a minute, of each process."""

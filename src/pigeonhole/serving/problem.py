@@ -6,6 +6,7 @@ import msgspec
 
 MEDIA_TYPE = "application/problem+json"
 OVERLOADED_CODE = "overloaded"  # of a 503: too many texts are waiting
+LATE_CODE = "deadline_passed"
 
 
 class TextError(msgspec.Struct, frozen=True):
@@ -50,3 +51,11 @@ class Problem(Exception):  # noqa: N818  the word of RFC 9457
         title = HTTPStatus(self.status).phrase
         kind = f"urn:pigeonhole:problem:{self.code}"
         return msgspec.json.encode(ProblemDetails(kind, title, self.status, self.code, self.detail, request_id, self.errors))
+
+
+def later(code: str, detail: str) -> Problem:
+    return Problem(503, code, detail, {"retry-after": "1"})
+
+
+def too_late() -> Problem:
+    return later(LATE_CODE, "there was no answer within the deadline")

@@ -1,12 +1,13 @@
 """Idempotency: a reply by its key, so that a request that is sent twice is answered once. In memory, of this process alone."""
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.problem import LATE_CODE, Problem, too_late
 
 KEEP_S = 600.0
 MAX_BYTES = 16 << 20
@@ -21,6 +22,10 @@ class _Kept:
     size_bytes: int = OVERHEAD_BYTES
 
 
+class _FirstWasLateError(Exception):
+    """By a deadline of its own, which says nothing of those who wait for its reply."""
+
+
 class Replies:
     """The replies of the last ten minutes, the latest 16 MiB of them. Belongs to one event loop."""
 
@@ -30,18 +35,37 @@ class Replies:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._size_bytes = 0
 
-    async def once(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def once(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]], until: float = math.inf) -> bytes:
         """The reply of the first request with this key, while it is kept; a failure is not kept.
+
+        It is waited for until `until` (time.monotonic()); where its own deadline comes before that, this request is the first.
 
         Raises Problem where the key came with another request, and what `make` raises.
         """
+        while True:
+            try:
+                return await self._once(key, fingerprint, make, until)
+            except _FirstWasLateError as error:
+                if time.monotonic() >= until:
+                    raise too_late() from error
+
+    async def _once(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]], until: float) -> bytes:
         self._forget()
         found = self._kept.get(key)
         if found is None:
             return await self._make(key, fingerprint, make)
         if found.fingerprint != fingerprint:
             raise Problem(422, "idempotency_key_reused", "this idempotency-key came with another request before")
-        return await asyncio.shield(found.reply)
+        left_s = None if until == math.inf else max(0.0, until - time.monotonic())
+        done, _ = await asyncio.wait({found.reply}, timeout=left_s)  # whoever goes leaves the reply to the others
+        if not done:
+            raise too_late()
+        try:
+            return found.reply.result()
+        except Problem as problem:
+            if problem.code == LATE_CODE:
+                raise _FirstWasLateError from problem
+            raise
 
     async def _make(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]]) -> bytes:
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from functools import partial
 
 import msgspec
 
-from pigeonhole.classifier import Classifier, Prediction
+from pigeonhole.classifier import Classifier, Prediction, most_windows
 from pigeonhole.errors import InferenceError, LogError
 from pigeonhole.prediction_log import Backlog, LogWriter, new_id
 from pigeonhole.registry import Alias
@@ -23,7 +23,7 @@ from pigeonhole.serving.batcher import BATCH_TEXTS, NEXT_S, Batcher, DeadError, 
 from pigeonhole.serving.canary import is_chosen
 from pigeonhole.serving.explain import MAX_S, MAX_WORDS, weights, without, words_of
 from pigeonhole.serving.feedback import FeedbackDesk
-from pigeonhole.serving.problem import OVERLOADED_CODE, Problem
+from pigeonhole.serving.problem import LATE_CODE, OVERLOADED_CODE, Problem, later, too_late
 from pigeonhole.serving.recorder import AskedText, Recorder, Variant
 from pigeonhole.serving.replies import Replies
 from pigeonhole.serving.schemas import ExplainReply, ExplainRequest, Question, answer, reply
@@ -34,7 +34,6 @@ from pigeonhole.serving.tracing import Tracing, span_of_request
 
 MAX_FAILURES = 3
 MAX_LATE_S = 0.005
-LATE_CODE = "deadline_passed"
 UNWRITTEN_CODE = "not_recorded"
 
 logger = logging.getLogger(__name__)
@@ -55,10 +54,16 @@ class Service:
         log.note_dropped = feedback.note_dropped = telemetry.dropped
         self.feedback = FeedbackDesk(classifier.manifest, feedback, self.replies, self.telemetry)
         self.batcher = Batcher(
-            partial(self._work, "production"), settings.max_waiting, telemetry.worker_deaths.inc, watch=telemetry.waiting.inc
+            partial(self._work, "production"),
+            settings.max_waiting,
+            telemetry.worker_deaths.inc,
+            watch=telemetry.waiting.inc,
+            weigh=_weigh,
         )
         # The candidate has a worker of its own: one that hangs or dies keeps only its own questions waiting.
-        self._canary_batcher = Batcher(partial(self._work, "candidate"), settings.max_waiting, telemetry.worker_deaths.inc)
+        self._canary_batcher = Batcher(
+            partial(self._work, "candidate"), settings.max_waiting, telemetry.worker_deaths.inc, weigh=_weigh
+        )
         self.canary: Classifier | None = None
         self.canary_share = settings.canary_share
         self._deadline_s = settings.deadline_s
@@ -212,17 +217,17 @@ class Service:
         try:
             return await batcher.ask(asked, time.monotonic() + deadline_s)
         except OverloadedError as error:
-            raise _later(OVERLOADED_CODE, "too many texts are waiting") from error
+            raise later(OVERLOADED_CODE, "too many texts are waiting") from error
         except LateError as error:
-            raise _later(LATE_CODE, "there was no answer within the deadline") from error
+            raise too_late() from error
         except StoppedError as error:
-            raise _later("stopping", "the service is going down") from error
+            raise later("stopping", "the service is going down") from error
         except DeadError as error:
-            raise _later("worker_died", "the worker that answers died; a new one is on its way") from error
+            raise later("worker_died", "the worker that answers died; a new one is on its way") from error
         except InferenceError as error:
             raise Problem(500, "no_usable_answer", "the model gave no usable answer") from error
         except LogError as error:
-            raise _later(UNWRITTEN_CODE, "the prediction could not be written down, so it is not given out") from error
+            raise later(UNWRITTEN_CODE, "the prediction could not be written down, so it is not given out") from error
 
     def _work(self, role: Alias, asked: Sequence[AskedText | Variant]) -> list[Prediction]:
         """On the batcher's thread; a batch holds questions to two models only while one follows the other."""
@@ -267,6 +272,10 @@ class Service:
         return predictions
 
 
+def _weigh(asked: AskedText | Variant) -> int:
+    return most_windows(asked.classifier.manifest, asked.text)
+
+
 def _is_late(error: Exception) -> bool:
     return isinstance(error, Problem) and error.code == LATE_CODE
 
@@ -274,7 +283,3 @@ def _is_late(error: Exception) -> bool:
 def _is_common(error: Exception) -> bool:
     """Whether every version would have met it: a crowd, a full disk."""
     return isinstance(error, Problem) and error.code in (OVERLOADED_CODE, UNWRITTEN_CODE)
-
-
-def _later(code: str, detail: str) -> Problem:
-    return Problem(503, code, detail, {"retry-after": "1"})
