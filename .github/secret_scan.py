@@ -33,17 +33,24 @@ GENERATED = (":!uv.lock", ":!*.csv", ":!*.svg", ":!*package-lock.json")
 
 
 def added_lines(repository: Path) -> Iterator[tuple[str, str, str]]:
-    """Commit, file and text of every line that any commit of the present history added."""
-    what = ["log", "--patch", "--no-color", "--unified=0", "--format=commit %h", "--", ".", *GENERATED]
-    said = subprocess.run(["git", "-C", str(repository), *what], capture_output=True, check=True).stdout
-    commit = file = ""
-    for line in said.decode("utf-8", "replace").splitlines():
+    """Commit, file and text of every line that any commit of the present history added, also a merge that neither side had."""
+    what = ["log", "--patch", "--cc", "--no-color", "--unified=0", "--format=commit %h", "--", ".", *GENERATED]
+    commit, file, in_head = "", "", True
+    for line in _git(repository, *what).split("\n"):  # and at no other sign that Python takes for the end of a line
         if line.startswith("commit "):
             commit = line.removeprefix("commit ")
-        elif line.startswith("+++ "):
+        elif line.startswith(("diff ", "@@")):
+            in_head = line.startswith("diff ")
+        elif in_head and line.startswith("+++ "):
             file = line.removeprefix("+++ b/")
         elif line.startswith("+"):
             yield commit, file, line[1:]
+
+
+def _git(repository: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(repository), *words], capture_output=True, check=True).stdout.decode(
+        "utf-8", "replace"
+    )
 
 
 def find_secrets(repository: Path) -> list[str]:
@@ -58,7 +65,21 @@ def find_secrets(repository: Path) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    found = find_secrets(Path(*arguments))
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        [folder] = arguments or ["."]
+        is_shallow = _git(Path(folder), "rev-parse", "--is-shallow-repository").strip() == "true"
+    except (ValueError, subprocess.CalledProcessError):
+        print(
+            f"error: {' '.join(arguments) or 'this folder'}: expected one folder, a git repository; see --help", file=sys.stderr
+        )
+        return 2
+    if is_shallow:
+        print("error: only the end of the history is here; `git fetch --unshallow` brings the rest", file=sys.stderr)
+        return 2
+    found = find_secrets(Path(folder))
     print(*found, f"{len(found)} secrets in the history", sep="\n", file=sys.stderr)
     return 4 if found else 0
 

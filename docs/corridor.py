@@ -17,7 +17,6 @@ STYLE = """
   .page { fill: #ffffff; stroke: #d0d7de }
   .box { fill: #f6f8fa; stroke: #57606a; stroke-width: 1.2 }
   .contract { fill: #ddf4ff; stroke: #0969da; stroke-width: 1.6 }
-  .later { stroke-dasharray: 5 4 }
   .name { fill: #1f2328; font: 600 14px ui-monospace, Menlo, Consolas, monospace }
   .phrase { fill: #57606a; font: 12px system-ui, "Segoe UI", Helvetica, Arial, sans-serif }
   .row { fill: #0969da; font: 600 13px system-ui, "Segoe UI", Helvetica, Arial, sans-serif }
@@ -38,7 +37,7 @@ STYLE = """
 
 TITLE = (
     "One corridor: rows are checked, trained on, sealed in a bundle and registered; "
-    "a request is answered from the bundle and written to the prediction log, which drift and retraining will read."
+    "a request is answered from the bundle and written to the prediction log, which drift and retraining read."
 )
 ARROW_HEAD = (
     '<marker id="head" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
@@ -48,7 +47,7 @@ ARROW_HEAD = (
 
 @dataclass(frozen=True)
 class Box:
-    """One stop of a corridor; `later` ones are drawn dashed: planned, not built."""
+    """One stop of a corridor."""
 
     name: str
     first: str
@@ -56,7 +55,6 @@ class Box:
     column: int
     y: int
     contract: bool = False
-    later: bool = False
 
     @property
     def x(self) -> int:
@@ -72,7 +70,7 @@ TRAINING = [
     Box("evaluation/", "read back by the", "server's classifier", 5, TRAINING_Y),
 ]
 BETWEEN = [
-    Box("retrain", "feedback becomes", "rows (later)", 0, BETWEEN_Y, later=True),
+    Box("retrain", "feedback becomes", "rows", 0, BETWEEN_Y),
     Box("drift/", "has the world", "changed?", 1, BETWEEN_Y),
     Box("promotion/", "the gate:", "it can say no", 4, BETWEEN_Y),
     Box("registry", "who is production:", "compare and swap", 5, BETWEEN_Y, contract=True),
@@ -88,33 +86,33 @@ SERVING = [
 
 
 def draw_box(box: Box) -> str:
-    classes = " ".join(["contract" if box.contract else "box", *(["later"] if box.later else [])])
+    kind = "contract" if box.contract else "box"
     middle = box.x + BOX_WIDTH // 2
     return (
-        f'<rect class="{classes}" x="{box.x}" y="{box.y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8"/>'
+        f'<rect class="{kind}" x="{box.x}" y="{box.y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8"/>'
         f'<text class="name" x="{middle}" y="{box.y + 24}" text-anchor="middle">{escape(box.name)}</text>'
         f'<text class="phrase" x="{middle}" y="{box.y + 43}" text-anchor="middle">{escape(box.first)}</text>'
         f'<text class="phrase" x="{middle}" y="{box.y + 59}" text-anchor="middle">{escape(box.second)}</text>'
     )
 
 
-def draw_arrow(points: list[tuple[int, int]], later: bool = False) -> str:
+def draw_arrow(points: list[tuple[int, int]]) -> str:
     path = " ".join(f"{x},{y}" for x, y in points)
-    return f'<polyline class="arrow{" later" if later else ""}" points="{path}" marker-end="url(#head)"/>'
+    return f'<polyline class="arrow" points="{path}" marker-end="url(#head)"/>'
 
 
-def draw_sideways(first: Box, second: Box, later: bool = False) -> str:
+def draw_sideways(first: Box, second: Box) -> str:
     y = first.y + BOX_HEIGHT // 2
     if first.column < second.column:
-        return draw_arrow([(first.x + BOX_WIDTH, y), (second.x - 3, y)], later)
-    return draw_arrow([(first.x, y), (second.x + BOX_WIDTH + 3, y)], later)
+        return draw_arrow([(first.x + BOX_WIDTH, y), (second.x - 3, y)])
+    return draw_arrow([(first.x, y), (second.x + BOX_WIDTH + 3, y)])
 
 
-def draw_upright(first: Box, second: Box, later: bool = False) -> str:
+def draw_upright(first: Box, second: Box) -> str:
     x = first.x + BOX_WIDTH // 2
     if first.y < second.y:
-        return draw_arrow([(x, first.y + BOX_HEIGHT), (x, second.y - 3)], later)
-    return draw_arrow([(x, first.y), (x, second.y + BOX_HEIGHT + 3)], later)
+        return draw_arrow([(x, first.y + BOX_HEIGHT), (x, second.y - 3)])
+    return draw_arrow([(x, first.y), (x, second.y + BOX_HEIGHT + 3)])
 
 
 def draw_arrows() -> list[str]:
@@ -130,8 +128,8 @@ def draw_arrows() -> list[str]:
         draw_upright(TRAINING[-1], registry),
         draw_arrow([*down, (serving.x + middle, serving.y - 3)]),
         draw_upright(log, drift),
-        draw_sideways(drift, retrain, later=True),
-        draw_upright(retrain, TRAINING[0], later=True),
+        draw_sideways(drift, retrain),
+        draw_upright(retrain, TRAINING[0]),
     ]
 
 

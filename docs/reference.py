@@ -105,12 +105,21 @@ def http(document: Mapping[str, Any]) -> str:
         for verb, operation in operations.items():
             codes = [(code, answer["description"]) for code, answer in sorted(operation["responses"].items())]
             about = operation.get("description") or operation.get("summary", "")
-            parts += [f"## {verb.upper()} {path}", about, table(("code", "means"), codes)]
+            parts += [f"## {verb.upper()} {path}", about]
+            if parameters := operation.get("parameters"):
+                asked = [
+                    (f"`{each['name']}`", each["in"], _shape(each["schema"]), _limits(each["schema"]),
+                     each["schema"].get("default", ""), each.get("description", ""))
+                    for each in parameters
+                ]  # fmt: skip
+                parts.append(table(("parameter", "in", "type", "limits", "default", "means"), asked))
+            if body := operation.get("requestBody"):
+                parts.append(f"Body: {', '.join(_shape(found['schema']) for found in body['content'].values())}.")
+            parts.append(table(("code", "means"), codes))
     parts.append("## Schemas")
     for name, schema in document["components"]["schemas"].items():
         rows = [
-            (f"`{field}`", _shape(found), _limits(found), found.get("description", ""))
-            for field, found in schema.get("properties", {}).items()
+            (f"`{field}`", _shape(found), _limits(found), _means(found)) for field, found in schema.get("properties", {}).items()
         ]
         parts += [f"### {name}", schema.get("description", ""), table(("field", "type", "limits", "means"), rows)]
     return "\n\n".join(parts)
@@ -119,16 +128,30 @@ def http(document: Mapping[str, Any]) -> str:
 def _shape(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
-    if "anyOf" in schema:
-        return " or ".join(_shape(choice) for choice in schema["anyOf"])
+    if choices := _choices(schema):
+        return " or ".join(map(_shape, choices))
     if schema.get("type") == "array":
         return f"list of {_shape(schema.get('items', {}))}"
     return str(schema.get("type", "any"))
 
 
+def _choices(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*schema.get("anyOf", []), *schema.get("oneOf", [])]
+
+
 def _limits(schema: Mapping[str, Any]) -> str:
-    names = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "enum", "pattern")
-    return ", ".join(f"{name} {schema[name]}" for name in names if name in schema)
+    """Its own, those of each choice and those of what is in a list, once each."""
+    names = ("minLength", "maxLength", "minItems", "maxItems", "exclusiveMinimum", "minimum", "maximum", "enum", "pattern")
+    own = [f"{name} {schema[name]}" for name in names if name in schema]
+    inner = [_limits(choice) for choice in _choices(schema)]
+    if each := _limits(schema["items"]) if "items" in schema else "":
+        inner.append(f"each: {each}")
+    return ", ".join(dict.fromkeys(found for found in [*own, *inner] if found))
+
+
+def _means(schema: Mapping[str, Any]) -> str:
+    """Its description, or that of the first of its choices that has one."""
+    return str(schema.get("description") or next(filter(None, map(_means, _choices(schema))), ""))
 
 
 def telemetry() -> str:

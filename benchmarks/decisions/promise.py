@@ -8,6 +8,7 @@ and how much is accepted? Texts are timed one at a time, in turn with the rule o
 """
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from pigeonhole.command import command, say
 from pigeonhole.decision import softmax
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation.labelled import read_own_rows
+from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.calibration import calibrate
 from pigeonhole.training.decisions import fit_thresholds
 from pigeonhole.training.export import predict
@@ -26,30 +28,46 @@ from pigeonhole.training.export import predict
 TIMED = 400
 
 
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    targets: str = setting("0.9,0.95,0.98", "precisions that are promised, comma between them")
+    repeats: int = setting(100, "halves that are drawn", ge=1)
+
+
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - {"bundle", "targets", "repeats"} or "bundle" not in options:
-        raise ConfigError(f"allowed is bundle=URL [targets=A,B] [repeats=N], not {arguments}")
-    bundle = open_bundle(options["bundle"])
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
+    targets = _targets(options.targets)
+    bundle = open_bundle(options.bundle)
     classifier = Classifier.open(bundle)
     _, dataset = read_own_rows(bundle)
     rows = [*dataset.split.validation, *dataset.split.test]
     answers = predict(classifier, [row.text for row in rows])
     logits = np.stack([found.logits for found in answers])
     label_ids = np.array([bundle.manifest.labels.index(row.label) for row in rows], np.int64)
-    targets = [float(part) for part in options.get("targets", "0.9,0.95,0.98").split(",")]
-    repeats = int(options.get("repeats", "100"))
     say(f"{len(rows)} rows, {np.mean(logits.argmax(axis=1) == label_ids):.4f} of them right")
     return {
         "bundle": bundle.url,
         "rows": len(rows),
-        "repeats": repeats,
-        "targets": _resample(logits, label_ids, targets, repeats),
+        "repeats": options.repeats,
+        "targets": _resample(logits, label_ids, targets, options.repeats),
         "milliseconds": _time(classifier, [row.text for row in rows[:TIMED]]),
     }
+
+
+def _targets(told: str) -> list[float]:
+    try:
+        found = [float(part) for part in told.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < target < 1 for target in found):
+        raise ConfigError(f"targets={told}: expected precisions between 0 and 1, comma between them")
+    return found
 
 
 def _resample(logits: np.ndarray, label_ids: np.ndarray, targets: list[float], repeats: int) -> dict[str, Any]:

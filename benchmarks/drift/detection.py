@@ -14,6 +14,7 @@ import os
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pigeonhole.dataset.load import load_dataset
 from pigeonhole.drift.detectors import DETECTORS, Rows, detect
 from pigeonhole.errors import ConfigError
 from pigeonhole.metrics import wilson_interval
+from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.prediction_log import sketch
 
 TICKETS = Path(pigeonhole.dataset.__path__[0]) / "tickets"
@@ -39,17 +41,28 @@ NULL_SIZE = 100
 Draw = Callable[[np.random.Generator, Any, int], Rows]  # random, the held-out rows that are not reference, size
 
 
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the URL of a bundle that was trained on tickets")
+    banking77: str | None = setting(None, "a CSV file with a column text: the reference's world")
+    clinc150: str | None = setting(None, "another one, whose texts are mixed into it")
+    trials: int = setting(25, "windows of each kind and size", ge=1)
+    nulls: int = setting(400, "windows that do not differ", ge=1)
+    out: str | None = setting(None, "folder's URL for the result and a picture")
+
+
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    keys = {"bundle", "banking77", "clinc150", "trials", "nulls", "out"}
-    if set(options) - keys or "bundle" not in options or ("banking77" in options) != ("clinc150" in options):
-        raise ConfigError(f"allowed is bundle=URL [banking77=FILE clinc150=FILE] [trials=N] [nulls=N] [out=URL], not {arguments}")
-    trials, nulls = int(options.get("trials", "25")), int(options.get("nulls", "400"))
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
+    if (options.banking77 is None) != (options.clinc150 is None):
+        raise ConfigError("banking77=FILE and clinc150=FILE go together")
+    trials = options.trials
     began = time.perf_counter()
-    bundle = open_bundle(options["bundle"])
+    bundle = open_bundle(options.bundle)
     classifier = Classifier.open(bundle)
     split = load_dataset(DataConfig(path=str(TICKETS / "tickets.csv"))).split
     texts = [row.text for row in (*split.validation, *split.test)]
@@ -58,14 +71,14 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     others = {name: _answer(classifier, _texts(f"{name}.csv")) for name in ("shifted", "out_of_scope")}
     typed = {dose: _answer(classifier, _mistyped(texts, dose)) for dose in (0.03, 0.1)}
     say(f"all texts answered after {time.perf_counter() - began:.0f} s")
-    null = _rate(held_out, lambda random, rest, size: held_out.take(_some(random, rest, size)), NULL_SIZE, nulls)
+    null = _rate(held_out, lambda random, rest, size: held_out.take(_some(random, rest, size)), NULL_SIZE, options.nulls)
     say(f"null windows: {null}")
     found: dict[str, Any] = {}
     for name, draw in _kinds(held_out, others, typed).items():
         found[name] = {str(size): _rate(held_out, draw, size, trials) for size in SIZES}
         say(f"{name}: { {size: rate['rate'] for size, rate in found[name].items()} }")
-    if "banking77" in options:
-        banking, clinc = (_answer(classifier, _some_texts(options[name])) for name in ("banking77", "clinc150"))
+    if options.banking77 and options.clinc150:
+        banking, clinc = (_answer(classifier, _some_texts(file)) for file in (options.banking77, options.clinc150))
         for dose in (0.1, 0.2, 0.5, 1.0):
             name = f"banking77, {dose:.0%} of the window from clinc150"
             found[name] = {str(size): _rate(banking, _mixed(banking, clinc, dose), size, trials) for size in SIZES}
@@ -79,9 +92,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         "seconds": round(time.perf_counter() - began),
         "load_average": os.getloadavg()[0],
     }
-    if "out" in options:
-        storage.write(f"{options['out']}/detection.json", msgspec.json.format(msgspec.json.encode(result)))
-        storage.write(f"{options['out']}/detection.png", draw_rates(result))
+    if options.out:
+        storage.write(f"{options.out}/detection.json", msgspec.json.format(msgspec.json.encode(result)))
+        storage.write(f"{options.out}/detection.png", draw_rates(result))
     return result
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pigeonhole.drift.compact import compact_log
 from pigeonhole.drift.service import Span, Watch
 from pigeonhole.drift.settings import Settings
 from pigeonhole.errors import ConfigError
+from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.prediction_log import Features, Record, new_id, sketch
 from pigeonhole.prediction_log.record import encode_line, partition_of
 
@@ -38,25 +40,33 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 IN_OBJECT = 10_000
 
 
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    records: int = setting(1_000_000, "predictions of the day", ge=1)
+    compacted: str = setting("no", "yes: one Parquet object an hour, as log-compact leaves them", choices=("no", "yes"))
+    log: str | None = setting(None, "a log that this wrote before: it is measured, in this process")
+
+
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    if "log" in options:
-        return measure(options["bundle"], options["log"])
-    if set(options) - {"bundle", "records", "compacted"} or "bundle" not in options:
-        raise ConfigError(f"allowed is bundle=URL [records=N] [compacted=no|yes], not {arguments}")
-    count = int(options.get("records", "1000000"))
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
+    if options.log is not None:
+        return measure(options.bundle, options.log)
+    count = options.records
     with tempfile.TemporaryDirectory() as folder:
-        write_log(folder, options["bundle"], count)
-        if options.get("compacted") == "yes":
+        write_log(folder, options.bundle, count)
+        if options.compacted == "yes":
             compact_log(folder, START + timedelta(days=2))
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         say(f"{count} records in {size / 1e6:.0f} MB; now the run")
-        child = [sys.executable, __file__, f"bundle={options['bundle']}", f"log={folder}"]
+        child = [sys.executable, __file__, f"bundle={options.bundle}", f"log={folder}"]
         found: dict[str, Any] = json.loads(subprocess.run(child, stdout=subprocess.PIPE, check=True).stdout)
-    return {"records": count, "compacted": options.get("compacted", "no"), "log_mb": round(size / 1e6), **found}
+    return {"records": count, "compacted": options.compacted, "log_mb": round(size / 1e6), **found}
 
 
 def measure(bundle: str, log: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,8 @@ from tests.e2e.conftest import CHROMIUM, QUIET
 from tests.frontend.conftest import environment, free_port
 
 from pigeonhole.command import command, say
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.options import key_lines, read_options, setting
 
 WATCH_FRAMES = """() => {
   window.worst = 0; let before = performance.now();
@@ -41,12 +43,25 @@ SENTENCES = (
 )
 
 
-def run(arguments: list[str]) -> dict[str, Any]:
-    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if len(options) < len(arguments) or set(options) - {"bundle", "rows", "texts", "column"} or "bundle" not in options:
-        raise ConfigError(f"{' '.join(arguments)}: expected bundle=FOLDER, and rows=NUMBER, texts=FILE.csv, column=NAME")
-    texts = texts_of(options.get("texts"), options.get("column", "text"), int(options.get("rows", "100000")))
-    with stack(Path(options["bundle"])) as (url, process), sync_playwright() as playwright:
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the folder of a bundle")
+    rows: int = setting(100_000, "of the file", ge=1)
+    texts: str | None = setting(None, "a CSV file, whose texts are taken again and again")
+    column: str = setting("text", "of the file")
+
+
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
+        return None
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=FOLDER is needed; see --help")
+    if not CHROMIUM:
+        raise ConfigError("no Chromium is here; as root on Debian, .ci/tools installs it")
+    texts = texts_of(options.texts, options.column, options.rows)
+    with stack(Path(options.bundle)) as (url, process), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page()
         page.set_default_timeout(600_000)
@@ -87,7 +102,7 @@ def stack(bundle: Path) -> Iterator[tuple[str, int]]:
         started = opened.enter_context(running(wanted))
         for part in wanted:
             if not wait_until_ready(part, started[part.name]):
-                raise ConfigError(f"{part.name} does not start; what it said stands above")
+                raise RunError(f"{part.name} does not start; what it said stands above")
         yield wanted[1].url, started["page"].pid
 
 
@@ -123,7 +138,7 @@ def measure(page: Page, url: str, texts: list[str]) -> dict[str, Any]:
     with download.value.path().open(encoding="utf-8-sig", newline="") as stream:
         lines = sum(1 for _ in csv.reader(stream)) - 1
     if lines != rows:
-        raise ConfigError(f"the download has {lines:,} rows, and not {rows:,}")
+        raise RunError(f"the download has {lines:,} rows, and not {rows:,}")
     return {
         "rows": rows,
         "read_s": round(read_s, 1),

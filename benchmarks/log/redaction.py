@@ -1,6 +1,6 @@
 """How much of what `redacted` has to take out it takes out, and what it takes besides.
 
-    uv run python benchmarks/log/redaction.py [SEED]
+    uv run python benchmarks/log/redaction.py [seed=0]
 
 The corpus comes from libraries that know nothing of our patterns: faker (57 locales) and Google's phonenumbers (245 regions).
 A value counts as taken out when not one of its digits, or neither its name nor its `@`, is left in the sentence around it.
@@ -8,17 +8,18 @@ A value counts as taken out when not one of its digits, or neither its name nor 
 
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import msgspec
 import phonenumbers
 from faker import Faker
 from phonenumbers import PhoneNumberFormat
 
+from pigeonhole.command import command
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import read_rows
+from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.personal_data import redacted
 
 SENTENCES = (
@@ -146,6 +147,20 @@ KINDS: dict[str, Callable[[random.Random, list[Faker]], Iterator[str]]] = {
 
 
 @dataclass(frozen=True)
+class Options:
+    seed: int = setting(0, "of the corpus", ge=0)
+    each: int = setting(20_000, "values of each kind, and as many harmless numbers", ge=100)
+
+
+def run(arguments: list[str]) -> Any:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
+        return None
+    options = read_options(Options, arguments)
+    return measure(options.seed, options.each)
+
+
+@dataclass(frozen=True)
 class Found:
     """Shares by kind; `messages` are hand-written ones, in which there is nothing to take out."""
 
@@ -192,4 +207,4 @@ def measure(seed: int, each: int) -> Found:
 
 
 if __name__ == "__main__":
-    print(msgspec.json.format(msgspec.json.encode(measure(int((sys.argv[1:] or ["0"])[0]), 20_000)), indent=1).decode())
+    command(run)()

@@ -1,22 +1,37 @@
 """Is the review queue's estimate unbiased, and does its interval hold what it should? Simulated worlds, where the truth is known.
 
-    uv run python benchmarks/log/review.py [AUDIT_SHARE] [WORLDS]
+    uv run python benchmarks/log/review.py [audit_share=0.02] [worlds=500]
 
 1,500 predictions a world; the model is right as often as it says, but 0.1 less: in 65 of 100. Reviewers stop after 150 answers.
 """
 
 import random
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-import msgspec
 import numpy as np
 
+from pigeonhole.command import command
 from pigeonhole.drift.review import Judged, estimate, is_drawn, order_of, probability_drawn
+from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.prediction_log import Features, Record, new_id
 
 TRUTH = 0.65
+
+
+@dataclass(frozen=True)
+class Options:
+    audit_share: float = setting(0.02, "of all predictions, drawn whatever the model thinks of them", gt=0, le=1)
+    worlds: int = setting(500, "that are simulated", ge=1)
+
+
+def run(arguments: list[str]) -> Any:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
+        return None
+    options = read_options(Options, arguments)
+    return measure(options.audit_share, options.worlds)
 
 
 @dataclass(frozen=True)
@@ -76,5 +91,4 @@ def measure(audit_share: float, worlds: int, seed: int = 7) -> Found:
 
 
 if __name__ == "__main__":
-    share, worlds = (sys.argv[1:] + ["0.02", "500"][len(sys.argv) - 1 :])[:2]
-    print(msgspec.json.encode(measure(float(share), int(worlds))).decode())
+    command(run)()

@@ -25,11 +25,20 @@ from benchmarks.scoring.processes import family_of, title_of, workers_of
 
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.options import key_lines, read_options, setting
 
 SCORE = [sys.executable, "-c", "from pigeonhole.scoring.score import main; main()"]
 WORDS = ("parcel", "invoice", "password", "courier", "charge", "login", "where", "is", "my", "not", "again", "please", "twice")
 JOB_S = 600.0
 SURVIVORS_S = 120.0  # Ray's agents notice by a call that times out after a minute
+
+
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    kills: int = setting(30, "processes that are killed", ge=1)
+    rows: int = setting(6000, "of the table", ge=1)
+    seed: int = setting(0, "draws the moments", ge=0)
 
 
 @dataclass
@@ -44,16 +53,15 @@ class Toll:
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - {"bundle", "kills", "rows", "seed"} or "bundle" not in options:
-        raise ConfigError(f"allowed is bundle=URL [kills=N] [rows=N] [seed=N], not {arguments}")
-    kills, rows, seed = (int(options.get(name, default)) for name, default in (("kills", 30), ("rows", 6000), ("seed", 0)))
+    options = read_options(Options, arguments)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_table(folder / "in.jsonl", rows)
-        words = [f"bundle={options['bundle']}", f"input={folder / 'in.jsonl'}", "text=text", "id=id", "shard_rows=200"]
+        write_table(folder / "in.jsonl", options.rows)
+        words = [f"bundle={options.bundle}", f"input={folder / 'in.jsonl'}", "text=text", "id=id", "shard_rows=200"]
         began = time.monotonic()
         with job([*words, f"output={folder / 'undisturbed'}"]) as process:
             process.wait(JOB_S)
@@ -61,7 +69,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         if process.returncode:
             raise RunError(f"the undisturbed run ended with {process.returncode}")
         expected = files_of(folder / "undisturbed")
-        toll = torment(words, folder, expected, kills, seconds, random.Random(seed))
+        toll = torment(words, folder, expected, options.kills, seconds, random.Random(options.seed))
     return {
         "kills": dict(toll.victims),
         "outputs": toll.outputs,

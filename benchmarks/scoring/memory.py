@@ -9,6 +9,7 @@ the peak.
 """
 
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,17 @@ from tests.keyword_bundle import keyword_bundle
 
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.scoring.config import ScoreConfig
 
 EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL, or keywords")
+    rows: str = setting("5000,50000", "of each table, comma between them")
+    characters: int = setting(60, "of a text", ge=6)
 
 
 @dataclass(frozen=True)
@@ -40,18 +50,25 @@ class Footprint:
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    if "bundle" not in options:
-        raise ConfigError("bundle=URL is missing")
-    sizes = [int(size) for size in options.pop("rows", "5000,50000").split(",")]
-    characters = int(options.pop("characters", "60"))
+    own = [argument for argument in arguments if argument.partition("=")[0] in Options.__dataclass_fields__]
+    options = read_options(Options, own)
+    if options.bundle is None:
+        raise ConfigError("bundle=URL is needed; see --help")
+    sizes = _sizes(options.rows)
+    more = [argument for argument in arguments if argument not in own]
+    own_words = ["bundle=URL", "input=FILE", "output=FOLDER", "text=text"]
+    read_options(ScoreConfig, [*own_words, *more])  # before a table is written, which may take minutes
     with tempfile.TemporaryDirectory() as scratch:
-        if options["bundle"] == "keywords":
-            options["bundle"] = keyword_bundle(Path(scratch, "keywords"), "1").url
-        more = [f"{key}={value}" for key, value in options.items()]
-        return {"footprints": [asdict(_measure(size, characters, more)) for size in sizes]}
+        url = keyword_bundle(Path(scratch, "keywords"), "1").url if options.bundle == "keywords" else options.bundle
+        return {"footprints": [asdict(_measure(size, options.characters, [f"bundle={url}", *more])) for size in sizes]}
+
+
+def _sizes(told: str) -> list[int]:
+    if not all(size.isascii() and size.isdigit() and int(size) for size in told.split(",")):
+        raise ConfigError(f"rows={told}: expected whole numbers above 0, comma between them")
+    return [int(size) for size in told.split(",")]
 
 
 def _measure(rows: int, characters: int, more: Sequence[str]) -> Footprint:
@@ -68,18 +85,23 @@ def _measure(rows: int, characters: int, more: Sequence[str]) -> Footprint:
         if process.returncode:
             raise RunError(f"score ended with {process.returncode}")
         totals = [sum(sample.values()) for sample in samples]
-        last = totals[len(totals) * 3 // 4 : -1]
         peak = samples[totals.index(max(totals))]
         found = Footprint(
             rows=rows,
             input_mb=round(table.stat().st_size / 1e6, 1),
             seconds=round(time.monotonic() - began, 1),
             peak_mb=round(max(totals)),
-            last_quarter_mb=round(sum(last) / len(last)),
+            last_quarter_mb=round(last_quarter(totals)),
             at_peak={title: round(size) for title, size in sorted(peak.items(), key=lambda pair: -pair[1]) if size >= 1},
         )
     say(f"{rows:,} rows of {characters} characters: peak {found.peak_mb} MB, at the end {found.last_quarter_mb} MB")
     return found
+
+
+def last_quarter(totals: Sequence[float]) -> float:
+    """Their mean, without the very last one, at which the job was ending."""
+    begins = min(len(totals) * 3 // 4, len(totals) - 2)
+    return statistics.fmean(totals[max(0, begins) : -1] or totals)
 
 
 def _write_table(path: Path, rows: int, characters: int) -> None:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from pigeonhole.command import command
 from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.scoring.config import MAX_CHARS
 
 SCORE = [sys.executable, "-c", "from pigeonhole.scoring.score import main; main()"]
@@ -34,25 +36,41 @@ FIELDS = ["label", "score", "decision", "truncated", "probabilities"]
 Answer = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    texts: str | None = setting(None, "a CSV file")
+    column: str = setting("text", "of the file")
+    count: int = setting(1000, "texts that are made of its rows", ge=1)
+
+
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - {"bundle", "texts", "column", "count"} or not {"bundle", "texts"} <= set(options):
-        raise ConfigError(f"allowed is bundle=URL texts=FILE.csv [column=text] [count=N], not {arguments}")
-    with open(options["texts"], encoding="utf-8", newline="") as stream:
-        rows = [row[options.get("column", "text")] for row in csv.DictReader(stream)]
-    texts = of_all_lengths(rows, int(options.get("count", "1000")))
+    options = read_options(Options, arguments)
+    if options.bundle is None or options.texts is None:
+        raise ConfigError("bundle=URL and texts=FILE.csv are needed; see --help")
+    texts = of_all_lengths(column_of(options.texts, options.column), options.count)
     lengths = sorted(map(len, texts))
     with tempfile.TemporaryDirectory() as scratch:
-        scored = score(options["bundle"], texts, Path(scratch))
-        asked = ask(options["bundle"], texts, Path(scratch))
+        scored = score(options.bundle, texts, Path(scratch))
+        asked = ask(options.bundle, texts, Path(scratch))
     differing = [number for number, pair in enumerate(zip(scored, asked, strict=True)) if pair[0] != pair[1]]
     if differing:
         raise RunError(f"{len(differing)} of {len(texts)} texts have other answers, the first is number {differing[0]}")
     characters = {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]}
     return {"texts": len(texts), "characters": characters, "identical": True}
+
+
+def column_of(file: str, column: str) -> list[str]:
+    """Raises ConfigError where the file has no such column, or no row."""
+    with open(file, encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or column not in rows[0]:
+        has = ", ".join(rows[0]) if rows else "no row"
+        raise ConfigError(f"column={column}: expected a column of {file}, which has {has}")
+    return [row[column] for row in rows]
 
 
 def of_all_lengths(rows: Sequence[str], count: int) -> list[str]:

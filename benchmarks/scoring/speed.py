@@ -22,6 +22,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 import onnxruntime as ort
 from benchmarks.scoring.chaos import SCORE
 from benchmarks.scoring.processes import cpu_seconds, scorers_of
+from benchmarks.scoring.same_answers import column_of
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -36,32 +38,46 @@ from pigeonhole.bundle import TOKENIZER, Bundle, open_bundle
 from pigeonhole.classifier import BATCH_TOKENS, LAYOUTS, Layout, Padded
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.options import key_lines, read_options, setting
 
 Ids = list[list[int]]
+WHAT = {"ceiling", "one", "two", "pool", "pipeline"}
 _opened: list["Session"] = []  # of a worker of the pool, which has no other place for it
+
+
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL")
+    texts: str | None = setting(None, "a CSV file")
+    column: str = setting("text", "of the file")
+    rows: int = setting(200_000, "texts that are drawn from it", ge=1000)
+    what: str = setting("ceiling,one,two,ceiling,pool", "what is measured, in this order")
+    twin: str | None = setting(None, "for the pipeline: the folder `model` of the run that made the bundle")
 
 
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = {"column": "text", "rows": "200000", "what": "ceiling,one,two,ceiling,pool", "twin": ""}
-    options |= dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) != {"bundle", "texts", "column", "rows", "what", "twin"}:
-        raise ConfigError(f"bundle=URL and texts=FILE.csv are needed; see --help; found {arguments}")
-    with open(options["texts"], encoding="utf-8", newline="") as stream:
-        found = [row[options["column"]] for row in csv.DictReader(stream)]
-    texts = random.Random(0).choices(found, k=int(options["rows"]))
-    bundle = open_bundle(options["bundle"])
+    options = read_options(Options, arguments)
+    if options.bundle is None or options.texts is None:
+        raise ConfigError("bundle=URL and texts=FILE.csv are needed; see --help")
+    what, twin = options.what.split(","), options.twin or ""
+    if set(what) - WHAT:
+        raise ConfigError(f"what={options.what}: expected some of {', '.join(sorted(WHAT))}, comma between them")
+    if "pipeline" in what and not twin:
+        raise ConfigError("twin=FOLDER is needed for the pipeline: the folder `model` of the run that made the bundle")
+    texts = random.Random(0).choices(column_of(options.texts, options.column), k=options.rows)
+    bundle = open_bundle(options.bundle)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "ceiling": lambda: _ceiling(bundle, texts[: len(texts) // 10]),
         "one": lambda: _score(bundle, texts, 1),
         "two": lambda: _score(bundle, texts, 2),
         "pool": lambda: _pool(bundle, texts[: len(texts) // 5]),
-        "pipeline": lambda: _pipeline(options["twin"], texts[: len(texts) // 100]),
+        "pipeline": lambda: _pipeline(twin, texts[: len(texts) // 100]),
     }
     measured = []
-    for name in options["what"].split(","):
+    for name in what:
         measured.append({"what": name, **measures[name]()})
         say(str(measured[-1]))
     return {"measured": measured}
@@ -70,7 +86,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 def _ceiling(bundle: Bundle, texts: Sequence[str]) -> dict[str, Any]:
     model = Session(bundle)
     batches = list(_equal_widths(sorted(model.ids(texts), key=len), model.layout))
-    for batch in batches[:: len(batches) // 20]:
+    for batch in batches[:: -(-len(batches) // 20)]:
         model.logits(batch)  # warm: each shape is laid out once
     began, cpu = time.perf_counter(), time.process_time()
     for batch in batches:
@@ -139,13 +155,15 @@ def _score(bundle: Bundle, texts: Sequence[str], actors: int) -> dict[str, Any]:
         "rows": found["rows"],
         "rows_per_second": round(found["rows_per_second"]),
         "seconds": found["seconds"],
-        "rows_per_cpu_second": round(_rate(samples) * found["rows"] / found["shards"]),
+        "rows_per_cpu_second": round(parts_a_cpu_second(samples) * found["rows"] / found["shards"]),
     }
 
 
-def _rate(samples: Sequence[tuple[int, float]]) -> float:
-    """Parts a CPU-second, from the moment that a part appeared to the last moment that one did."""
+def parts_a_cpu_second(samples: Sequence[tuple[int, float]]) -> float:
+    """Parts a CPU-second, from the moment that a part appeared to the last moment that one did. Raises RunError."""
     steps = [after for before, after in itertools.pairwise(samples) if after[0] > before[0] and after[1] > before[1]]
+    if len(steps) < 2:
+        raise RunError("the job was done before it could be measured; draw more texts with rows=")
     (first, began), (last, ended) = steps[0], steps[-1]
     return (last - first) / (ended - began)
 
@@ -172,8 +190,6 @@ def _labels(texts: Sequence[str]) -> list[int]:
 def _pipeline(twin: str, texts: Sequence[str]) -> dict[str, Any]:
     from transformers import pipeline  # seconds to import, and only this measure needs it
 
-    if not twin:
-        raise ConfigError("twin=FOLDER is missing: the folder `model` of the run that made the bundle")
     classify = pipeline("text-classification", model=twin, device="cpu")
     classify(list(texts[:32]), batch_size=32)
     began = time.perf_counter()

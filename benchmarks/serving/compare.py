@@ -20,7 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ ROOT = HERE.parents[1]
 TICKETS = ROOT / "src" / "pigeonhole" / "dataset" / "tickets" / "tickets.csv"
 CLIENT_CORE, SERVER_CORE = "0", "1"
 CONNECTIONS = (1, 32, 128)
+PEERS = ("plain", "bentoml", "litserve", "mlserver", "transformers", "infinity")
+UNASKED = ("infinity",)  # it brings 5 GB of torch for graphics cards along: made only where it is asked for by name
 IDLE_PER_S = 20  # what a service costs that has little to do
 START_S = 180.0
 PORTS = 20_000, 32_000, 10  # below those that a connection gets: one that is tried until a server listens would meet itself
@@ -98,15 +100,18 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         raise ConfigError(
             "bundle=URL and twin=FOLDER are needed; `train` prints the first, its run folder holds the second as model/"
         )
+    wanted = options.servers.split(",") if options.servers else []
+    if set(wanted) - {"int8", "fp32", *PEERS}:
+        raise ConfigError(f"servers={options.servers}: expected some of int8, fp32, {', '.join(PEERS)}, comma between them")
     if len(os.sched_getaffinity(0)) < 2:
         raise ConfigError("two cores are needed: one for the server, one for the client")
     texts = _texts(Path(options.texts))
     with tempfile.TemporaryDirectory() as scratch:
         bundles = _bundles(options.bundle, Path(scratch))
-        servers = _servers(bundles, options.twin, Path(scratch), with_infinity="infinity" in options.servers.split(","))
-        chosen = options.servers.split(",") if options.servers else list(servers)
-        if set(chosen) - set(servers):
-            raise ConfigError(f"servers={options.servers}: there are {', '.join(servers)}")
+        chosen = wanted or [*bundles, *(peer for peer in PEERS if peer not in UNASKED)]
+        if missing := set(chosen) - {*bundles, *PEERS}:
+            raise ConfigError(f"servers={options.servers}: the bundle has no model in {', '.join(sorted(missing))}")
+        servers = _servers(bundles, chosen, options.twin, Path(scratch))
         rounds = []
         for number in range(options.rounds):
             found: dict[str, Any] = {}
@@ -148,24 +153,27 @@ def _bundles(url: str, scratch: Path) -> dict[str, str]:
     return found
 
 
-def _servers(bundles: Mapping[str, str], twin: str, scratch: Path, *, with_infinity: bool) -> dict[str, Server]:
-    """Infinity brings 5 GB of torch for graphics cards along: it is made where it is asked for by name."""
-    model = _peers_model(bundles["fp32"], twin, scratch / "peers-model")
+def _servers(bundles: Mapping[str, str], chosen: Sequence[str], twin: str, scratch: Path) -> dict[str, Server]:
+    """Those that are chosen: each peer's environment takes minutes to make."""
+    model = {"MODEL": str(_peers_model(bundles["fp32"], twin, scratch / "peers-model"))}
+    folder = {"TWIN": str(Path(twin).resolve())}
     serve = [sys.executable, "-c", "from pigeonhole.serving.entry import main; main()"]  # what `uv run serve` runs
-    found = {name: Server(serve, {"PIGEONHOLE_BUNDLE": bundle}) for name, bundle in bundles.items()}
-    for name, more in {
-        "plain": {},
-        "bentoml": {"batch_as_one": True},
-        "litserve": {},
-        "mlserver": {"path": "/v2/models/classify/infer"},
-    }.items():
-        file = HERE / "peers" / ("plain.py" if name == "plain" else f"{name}_server.py")
-        found[name] = Server([_interpreter(file), str(file)], {"MODEL": str(model)}, **more)  # type: ignore[arg-type]
-    if with_infinity:
-        file = HERE / "peers" / "infinity_server.py"
-        found["infinity"] = Server([_interpreter(file), str(file)], {"TWIN": str(Path(twin).resolve())}, path="/classify")
-    file = HERE / "peers" / "transformers_pipeline.py"
-    return {**found, "transformers": Server([sys.executable, str(file)], {"TWIN": twin})}
+    made: dict[str, Callable[[], Server]] = {
+        "plain": lambda: Server(_peer("plain.py"), model),
+        "bentoml": lambda: Server(_peer("bentoml_server.py"), model, batch_as_one=True),
+        "litserve": lambda: Server(_peer("litserve_server.py"), model),
+        "mlserver": lambda: Server(_peer("mlserver_server.py"), model, path="/v2/models/classify/infer"),
+        "infinity": lambda: Server(_peer("infinity_server.py"), folder, path="/classify"),
+        "transformers": lambda: Server([sys.executable, str(HERE / "peers" / "transformers_pipeline.py")], folder),
+    }
+    ours = {name: Server(serve, {"PIGEONHOLE_BUNDLE": bundle}) for name, bundle in bundles.items()}
+    return {name: ours[name] if name in ours else made[name]() for name in chosen}
+
+
+def _peer(name: str) -> list[str]:
+    """Its program, in its own environment."""
+    file = HERE / "peers" / name
+    return [_interpreter(file), str(file)]
 
 
 def _peers_model(bundle: str, twin: str, folder: Path) -> Path:
@@ -267,7 +275,9 @@ def _answers(url: str, body: dict[str, Any]) -> bool:
 
 def _load(told: dict[str, Any]) -> dict[str, Any]:
     client = ["taskset", "-c", CLIENT_CORE, sys.executable, str(HERE / "load.py")]
-    ran = subprocess.run(client, input=json.dumps(told), capture_output=True, text=True, check=True)
+    ran = subprocess.run(client, input=json.dumps(told), capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RunError(f"the client of {told['url']} ended with {ran.returncode}: {ran.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(ran.stdout)
     return found
 

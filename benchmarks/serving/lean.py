@@ -17,26 +17,32 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pigeonhole.command import command, say
-from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.errors import RunError
+from pigeonhole.options import key_lines, read_options, setting
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTS = 7
+START_S = 60.0
 HEAVY = ("torch", "transformers", "datasets", "hydra", "pandas", "pyarrow")
 FIND = f"import json; from importlib.util import find_spec; print(json.dumps([name for name in {HEAVY} if find_spec(name)]))"
 
 
+@dataclass(frozen=True)
+class Options:
+    bundle: str | None = setting(None, "the bundle's URL; unset: the production version of ./registry")
+
+
 def run(arguments: list[str]) -> dict[str, Any] | None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
-    options = dict(argument.partition("=")[::2] for argument in arguments)
-    if set(options) - {"bundle"}:
-        raise ConfigError(f"allowed is bundle=URL, not {arguments}")
-    environment = {"PIGEONHOLE_BUNDLE": options["bundle"]} if "bundle" in options else {}
+    options = read_options(Options, arguments)
+    environment = {"PIGEONHOLE_BUNDLE": options.bundle} if options.bundle else {}
     with tempfile.TemporaryDirectory() as scratch:
         venv = Path(scratch) / "venv"
         say("installing the service group, then all of the serve group, from the lock")
@@ -94,6 +100,8 @@ def _start(venv: Path, log: Path, environment: dict[str, str]) -> dict[str, floa
         while not _answers(port):
             if process.poll() is not None:
                 raise RunError(f"serve ended with {process.returncode}: {process.stderr.read() if process.stderr else ''}")
+            if time.perf_counter() - began > START_S:
+                raise RunError(f"serve has answered nothing with 200 for {START_S:.0f} s")
             time.sleep(0.002)
         seconds = time.perf_counter() - began
         status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
@@ -112,7 +120,7 @@ def _answers(port: int) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  our own port
             return bool(json.load(answer)["label"])
-    except urllib.error.URLError:
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.serving.served import Connection, Reply, Served, cores_of, percentile, predict_request, served
 
 from pigeonhole.command import command, say
-from pigeonhole.errors import ConfigError, GateError
+from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 
 DEADLINE_S = 10.0
@@ -84,6 +84,8 @@ async def measure(server: Served, seconds: float, times: float) -> dict[str, Any
     cpu = [server.cpu_s()]
     peak = await closed_loop(server.port, seconds / 2)
     cpu.append(server.cpu_s())
+    if failed := sum(reply.status != 200 for reply in peak):
+        raise RunError(f"{failed} of {len(peak)} questions were not answered with 200: there is no capacity to go by")
     capacity = len(peak) / (peak[-1].ended - peak[0].began)
     say(f"capacity {capacity:.0f}/s; now {times * capacity:.0f}/s for {seconds:g} s")
     replies = await open_loop(server.port, times * capacity, seconds)

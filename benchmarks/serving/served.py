@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -21,7 +22,7 @@ PROGRAM = "from pigeonhole.serving.entry import main; main()"
 
 @dataclass(frozen=True)
 class Served:
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     port: int
 
     def scrape(self) -> dict[str, float]:
@@ -54,23 +55,35 @@ def served(folder: Path, cores: str | None = None, **environment: str) -> Iterat
         port = int(free.getsockname()[1])
     place = ["taskset", "-c", cores] if cores else []
     variables = {**os.environ, "PORT": str(port), "PIGEONHOLE_LOG": str(folder / "log"), **environment}
-    process = subprocess.Popen([*place, sys.executable, "-c", PROGRAM], env=variables, stderr=subprocess.PIPE, text=True)
+    said = folder / "stderr"  # a pipe that nobody reads would stop a server that says much
+    with said.open("wb") as stderr:
+        process = subprocess.Popen([*place, sys.executable, "-c", PROGRAM], env=variables, stderr=stderr)
     try:
         _wait_until_ready(process, port)
         yield Served(process, port)
+    except RunError as error:
+        raise RunError(f"{error}{_end_of(said)}") from error
     finally:
         process.terminate()
-        said = process.communicate(timeout=30)[1]
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
     if process.returncode:
-        raise RunError(f"serve ended with {process.returncode}: {said[-500:]}")
+        raise RunError(f"serve ended with {process.returncode}{_end_of(said)}")
 
 
-def _wait_until_ready(process: "subprocess.Popen[str]", port: int) -> None:
+def _end_of(said: Path) -> str:
+    return f": {told[-500:]}" if (told := said.read_text(encoding="utf-8", errors="replace").strip()) else ""
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
     soon = time.monotonic() + 60
     while time.monotonic() < soon:
         if process.poll() is not None:
-            raise RunError(f"serve ended with {process.returncode}: {process.stderr.read() if process.stderr else ''}")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            raise RunError(f"serve ended with {process.returncode}")
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
             return
         time.sleep(0.02)
@@ -145,6 +158,5 @@ def predict_request(text: str, *headers: str) -> bytes:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    """Nearest rank: the least value that so large a share does not exceed; NaN of none."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan

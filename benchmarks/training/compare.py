@@ -26,7 +26,7 @@ from pigeonhole.command import command, say
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.dataset.read import Row
-from pigeonhole.errors import RunError
+from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.config import ModelConfig
 
@@ -60,9 +60,12 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         print(__doc__, "\n".join(key_lines(Options)), sep="\n")
         return None
     options = read_options(Options, arguments)
+    contenders = options.contenders.split(",")
+    if set(contenders) - set(CONTENDERS):
+        raise ConfigError(f"contenders={options.contenders}: expected some of {', '.join(CONTENDERS)}, comma between them")
     ceiling = matmul_ceiling(options.threads)
     say(f"fp32 matmul ceiling with {options.threads} threads: {ceiling:.0f} GFLOP/s")
-    told = {name: contend(name, make_task(options)) for name in options.contenders.split(",")}
+    told = {name: contend(name, make_task(options)) for name in contenders}
     return {
         "options": msgspec.to_builtins(options),
         "ceiling_gflops": round(ceiling, 1),

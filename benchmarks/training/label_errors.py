@@ -15,7 +15,7 @@ from pigeonhole.command import command
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import read_options, setting
+from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.label_errors import run as label_errors
 
 TOPS = (50, 100, 250, 500)
@@ -30,10 +30,13 @@ class Options:
     seed: int = setting(0, "of the flips", ge=0)
 
 
-def run(arguments: list[str]) -> dict[str, Any]:
+def run(arguments: list[str]) -> dict[str, Any] | None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
+        return None
     options = read_options(Options, arguments)
     if options.data is None:
-        raise ConfigError("data=FILE is needed")
+        raise ConfigError("data=FILE is needed; see --help")
     rows = list(read_rows(DataConfig(path=options.data, text=options.text, label=options.label)))
     labels = sorted({row.label for row in rows})
     random = np.random.default_rng(options.seed)

@@ -52,6 +52,21 @@ def test_a_run_that_locust_refuses_fails_with_its_numbers(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+def test_the_numbers_of_an_earlier_run_are_not_told_as_those_of_one_that_broke(
+    tmp_path: Path, sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "load_stats.csv").write_text(
+        "Type,Name,Request Count,Failure Count,Requests/s,50%,95%,99%\n,Aggregated,3,0,1.0,5,6,7\n"
+    )
+    fake = tmp_path / "locust"
+    fake.write_text("#!/bin/sh\nexit 2\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(RunError, match="locust ended with 2 and left no table"):
+        load.run([f"bundle={sealed_bundle}", f"out={tmp_path}"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
 @pytest.mark.parametrize(("before_ms", "fails"), [(5, False), (700, False), (400, True)])
 def test_a_server_that_is_slower_than_that_of_another_commit_fails(
     before_ms: int, fails: bool, tmp_path: Path, sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch

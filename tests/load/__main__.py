@@ -84,6 +84,8 @@ def visit(config: LoadConfig, server: str, name: str) -> dict[str, Any]:
     """Start a server, let the visitors ask it, end it; Locust's numbers, and whether it refused the run."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
+    table = out / f"{name}_stats.csv"
+    table.unlink(missing_ok=True)  # of an earlier run
     port = free_port()
     variables = {"PORT": port, "PIGEONHOLE_BUNDLE": Path(config.bundle).resolve()}
     with tempfile.TemporaryDirectory() as folder, started([server], Path(folder), variables) as process:
@@ -94,7 +96,9 @@ def visit(config: LoadConfig, server: str, name: str) -> dict[str, Any]:
         line += ["--host", f"http://127.0.0.1:{port}", "--csv", str(out / name), "--html", str(out / f"{name}.html")]
         environment = {**os.environ, "LOAD_MAX_P95_MS": str(config.max_p95_ms), "LOAD_THINK_S": str(config.think_s)}
         code = subprocess.run(line, env=environment, stdout=sys.stderr, check=False).returncode
-    return {**total(out / f"{name}_stats.csv"), "refused": code != 0}
+    if not table.exists():
+        raise RunError(f"locust ended with {code} and left no table; what it said stands above")
+    return {**total(table), "refused": code != 0}
 
 
 def is_slower(now_ms: float, before_ms: float, share: float) -> bool:
