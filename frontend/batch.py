@@ -1,12 +1,14 @@
 """Many texts, classified chunk by chunk on a thread of their own, so that the page stays alive and can say stop.
 
+A job asks nothing while its page is closed, and ends where nobody comes back in time.
+
 What is kept for a text is its label, score, decision and a flag: 100,000 texts take a few megabytes beside the upload itself.
 """
 
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,17 +19,29 @@ CHUNK = 256
 CHUNK_BYTES = 900_000  # of its texts, as JSON at its longest: below the service's limit of a body, 1 MiB
 PATIENCE = 5
 """How often a chunk is tried again when the service is too busy or away; the pauses add up to half a minute."""
+ABSENCE_S = 120.0
+"""How long a job waits for a page that is gone: as long as Streamlit lets a lost connection come back to the same visit."""
+LOOK_S = 0.5
 
 
 class BatchJob:
     """Starts at once; read `done`, `total`, `error`, `finished` while it runs, `results()` at any time."""
 
-    def __init__(self, service: Service, texts: Sequence[str], max_chars: int, patience: int = PATIENCE) -> None:
+    def __init__(
+        self,
+        service: Service,
+        texts: Sequence[str],
+        max_chars: int,
+        patience: int = PATIENCE,
+        is_watched: Callable[[], bool] = lambda: True,
+        absence_s: float = ABSENCE_S,
+    ) -> None:
         self.total = len(texts)
         self.done = 0
         self.error = ""
         self.model_version = ""
         self._service, self._texts, self._max_chars, self._patience = service, texts, max_chars, patience
+        self._is_watched, self._absence_s = is_watched, absence_s
         self._rows: list[tuple[str, float | None, str, str]] = []
         self._began = time.monotonic()
         self._ended: float | None = None
@@ -66,6 +80,7 @@ class BatchJob:
     def _run(self) -> None:
         try:
             for texts in self._chunks():
+                self._wait_for_watcher()
                 if self._stop.is_set():
                     break
                 rows = self._chunk(texts)
@@ -77,6 +92,13 @@ class BatchJob:
             self.error = "the service gave an answer that this page does not know: are both of one release?"
         finally:
             self._ended = time.monotonic()
+
+    def _wait_for_watcher(self) -> None:
+        """Returns while the page is open; where it stays closed too long, the job is cancelled."""
+        until = time.monotonic() + self._absence_s
+        while not self._is_watched() and not self._stop.wait(LOOK_S):
+            if time.monotonic() >= until:
+                self.cancel()
 
     def _chunks(self) -> Iterator[Sequence[str]]:
         """So many texts as one question may hold; at most CHUNK, and fewer where they are long."""

@@ -132,6 +132,8 @@ def _accepted(answer: httpx.Response) -> httpx.Response:
     if answer.is_success:
         return answer
     if answer.status_code in (401, 403):
+        if "authorization" not in answer.request.headers:
+            raise Refused(answer.status_code, f"the service asks for a key, and {KEY_VARIABLE} is not set where this page runs")
         raise Refused(answer.status_code, f"the service does not accept the token of {KEY_VARIABLE}")
     raise Refused(answer.status_code, _detail(answer))
 

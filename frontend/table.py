@@ -66,13 +66,32 @@ def _read(kind: str, data: bytes) -> pd.DataFrame:
 def _delimited(text: str, separator: str) -> pd.DataFrame:
     """A row with another number of cells than the header is refused: it would shift the columns in silence."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    header = next(rows, [])
-    body = [row for row in rows if row]
+    header: list[str] = []
+    body: list[list[str]] = []
+    place = "the header"
+    try:
+        header = next(rows, [])
+        place = "row 1"
+        for row in filter(None, rows):
+            if len(row) != len(header):
+                raise ValueError(f"{place} has {len(row)} cells, the header has {len(header)}")
+            body.append(row)
+            place = f"row {len(body) + 1}"
+    except csv.Error as error:
+        raise ValueError(f"{place} {_csv_fault(str(error))}") from error
     _check_cells(len(header), len(body))
-    for number, row in enumerate(body, start=1):
-        if len(row) != len(header):
-            raise ValueError(f"row {number} has {len(row)} cells, the header has {len(header)}")
     return pd.DataFrame(body, columns=header, dtype=object)
+
+
+def _csv_fault(said: str) -> str:
+    """The csv module's words in words that help whoever has the file in a spreadsheet."""
+    if "field limit" in said:
+        return f"has a cell of more than {csv.field_size_limit():,} characters: shorten it, or close its quotation mark"
+    if "end of data" in said:
+        return "opens a quotation mark that is never closed"
+    if "expected after" in said:
+        return "goes on behind a quotation mark that closes a cell: double the marks inside of a cell"
+    return f"is no row of such a table ({said})"
 
 
 def _check_cells(columns: int, rows: int) -> None:

@@ -1,5 +1,6 @@
 """A whole file: upload, choose the column, watch it run, look through the answers, take them home."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -7,6 +8,8 @@ import streamlit as st
 from frontend import charts, view
 from frontend.batch import BatchJob
 from frontend.table import KINDS, MAX_ROWS, Unreadable, beside, likely_text_column, read_table, safe_csv
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 SHOWN = 1000  # rows that go to the browser; the download has them all
 
@@ -52,13 +55,23 @@ def _classify(table: pd.DataFrame, about: dict[str, Any]) -> None:
     label = f"Classify {len(table):,} texts" if job is None else "Classify again"
     if st.button(label, type="primary", icon=":material/play_arrow:", disabled=running):
         st.session_state.pop("download", None)
-        st.session_state.job = BatchJob(view.api(), table[column].tolist(), int(about["limits"]["characters"]))
+        limit = int(about["limits"]["characters"])
+        st.session_state.job = BatchJob(view.api(), table[column].tolist(), limit, is_watched=_visit())
         st.session_state.asked_column = column
         st.rerun()
     if running and job is not None:
         _progress()
     elif job is not None:
         _results(job, table)
+
+
+def _visit() -> Callable[[], bool]:
+    """Whether the browser that asks now is still connected, asked later and from any thread."""
+    context = get_script_run_ctx()
+    if context is None or not runtime.exists():
+        return lambda: True  # a page without a server: nobody can leave it
+    server, session = runtime.get_instance(), context.session_id
+    return lambda: bool(server.is_active_session(session))
 
 
 @st.fragment(run_every=0.5)

@@ -47,6 +47,9 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
         say(f"error: {_printable(str(error))}")
         return error.exit_code
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and not {"-h", "--help"}.isdisjoint(arguments):  # `--help | head`
+            _close_stdout()
+            return 0
         if error.errno not in FULL_DISK:
             raise
         what = f"{error.filename}: " if error.filename else ""
@@ -61,6 +64,8 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
 def _print(result: Any) -> None:
     """Raises RunError where stdout takes nothing: a full disk, a reader that has gone."""
     if result is None or not is_first_process():
+        if sys.stdout is not None:
+            sys.stdout.flush()  # of --help
         return
     if sys.stdout is None:  # `>&-`
         raise RunError("all is done, but the result cannot be written: stdout is closed")
@@ -68,8 +73,13 @@ def _print(result: Any) -> None:
         sys.stdout.write(_encoded(result) + "\n")
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more when it ends
+        _close_stdout()
         raise RunError(f"all is done, but the result cannot be written to stdout: {error.strerror}") from error
+
+
+def _close_stdout() -> None:
+    """Python tries once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _encoded(result: Any) -> str:

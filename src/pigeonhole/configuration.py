@@ -4,6 +4,7 @@ Every mistake (unknown key, wrong type, NaN, out of range) is one line that name
 any work begins. Classes never see the result as a whole: a command hands each of them flat arguments.
 """
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
     """
     arguments = list(arguments)
     if "--help" in arguments or "-h" in arguments:
-        print(help_text(schema, name))
+        print(help_text(schema, name), flush=True)
         raise SystemExit(0)
     shown = _take_option(arguments, "--cfg")
     if shown not in (None, "job"):
@@ -112,10 +113,15 @@ def groups() -> dict[str, list[str]]:
 
 
 def help_text(schema: type[Any], name: str) -> str:
-    """What `--help` prints: the groups that this command takes, then every key with its default and range."""
+    """What `--help` prints: what the command is for (the schema says it), its groups, each key with its default and range."""
     taken = _groups_of(name)
     choice = "[group=choice …] " if taken else ""
-    lines = [f"usage: {name.replace('_', '-')} {choice}[key=value …] [--cfg job] [--config-dir FOLDER]", ""]
+    lines = [
+        f"usage: {name.replace('_', '-')} {choice}[key=value …] [--cfg job] [--config-dir FOLDER]",
+        "",
+        inspect.cleandoc(schema.__doc__ or ""),
+        "",
+    ]
     if taken:
         lines += ["groups:", *(f"  {group}={'|'.join(choices)}" for group, choices in groups().items() if group in taken), ""]
     return "\n".join([*lines, *key_lines(schema)])

@@ -1,6 +1,7 @@
 """A visit to the page, as its visitors make it: a real Chromium before the real server, the real drift service and a real log."""
 
 import re
+import time
 from collections.abc import Callable
 
 import httpx
@@ -70,6 +71,28 @@ def test_a_file_is_classified_looked_through_and_taken_home(visit: Visit) -> Non
     lines = download.value.path().read_text(encoding="utf-8-sig").splitlines()
     assert len(lines) == 402
     assert lines[-1].startswith("400,'=1+1 my password,")
+
+
+def test_a_closed_tab_takes_its_batch_along(visit: Visit, stack: Stack) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.open("batch", "Batch")
+    content = b"text\n" + b"".join(b"where is my parcel %d\n" % number for number in range(100_000))
+    page.locator("input[type=file]").set_input_files({"name": "mail.csv", "mimeType": "text/csv", "buffer": content})
+    visitor.settle()
+    page.get_by_role("button", name=re.compile("Classify 100,000 texts")).click()
+    page.get_by_text(re.compile(r"^[1-9][\d,]* of 100,000 texts")).wait_for()
+    page.context.close()
+    time.sleep(2)  # what was under way comes to its end
+    before = answered(stack.api)
+    time.sleep(2)
+    assert answered(stack.api) == before < 90_000
+
+
+def answered(api: str) -> float:
+    found = re.search(r"^pigeonhole_batch_texts_sum (\S+)", httpx.get(f"{api}/metrics", timeout=60).text, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
 
 
 def test_texts_are_reviewed_with_one_key_each_and_the_drift_service_counts_them(visit: Visit, stack: Stack) -> None:

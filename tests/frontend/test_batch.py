@@ -77,6 +77,21 @@ def test_cancel_keeps_what_is_done(service: Scripted) -> None:
     assert job.done == len(job.results()) <= CHUNK
 
 
+def test_a_job_that_nobody_watches_asks_nothing_more_and_ends(service: Scripted) -> None:
+    """A closed tab: whoever opens the page again is somebody new, and finds no job."""
+    asked = [True, False]
+    job = BatchJob(service, ["a"] * 3 * CHUNK, 10, is_watched=lambda: asked.pop(0) if asked else False, absence_s=0.2)
+    assert finished(job).cancelled
+    assert (job.done, len(service.chunks)) == (CHUNK, 1)
+
+
+def test_a_job_whose_watcher_comes_back_in_time_goes_on_where_it_was(service: Scripted) -> None:
+    asked = [True, False, False]
+    job = BatchJob(service, ["a"] * 3 * CHUNK, 10, is_watched=lambda: asked.pop(0) if asked else True, absence_s=30)
+    assert not finished(job).cancelled
+    assert (job.done, len(service.chunks), asked) == (3 * CHUNK, 3, [])
+
+
 def test_a_service_that_comes_back_is_asked_again(service: Scripted) -> None:
     service.failures = [Down("not now")]
     assert finished(BatchJob(service, ["a"], 10)).results()["label"].tolist() == ["a"]

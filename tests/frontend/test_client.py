@@ -102,6 +102,13 @@ def test_a_wrong_token_names_its_variable_and_never_shows_it(answering: Answerin
     assert "secret-token" not in str(caught.value)
 
 
+def test_a_service_that_asks_for_a_key_is_not_said_to_refuse_one_that_is_not_there(answering: Answering) -> None:
+    url, tokens = answering((401, b"{}"))
+    with service(url) as made, pytest.raises(Refused, match="asks for a key, and PIGEONHOLE_API_KEY is not set"):
+        made.get("/")
+    assert tokens == [""]
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[1]"])
 def test_another_service_at_the_address_is_told_apart(answering: Answering, body: bytes) -> None:
     url, _ = answering((200, body))

@@ -1,4 +1,5 @@
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,23 @@ def test_help_is_printed_to_stdout(name: str) -> None:
     answer = call(name, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert name in answer.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_says_what_the_command_is_for_before_it_lists_anything(name: str) -> None:
+    first, second = call(name, "--help").stdout.split("\n\n")[:2]
+    assert first.startswith("usage: ")
+    assert second.startswith(("keys:", "groups:")) is False
+
+
+@pytest.mark.parametrize("name", ["train", "score", "serve"])
+def test_help_that_nobody_reads_to_its_end_is_no_error(name: str) -> None:
+    script = shutil.which(name, path=str(Path(sys.executable).parent))
+    read, write = os.pipe()
+    os.close(read)
+    answer = subprocess.run([str(script), "--help"], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (answer.returncode, answer.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", NAMES)

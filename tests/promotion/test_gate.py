@@ -270,6 +270,18 @@ def test_reasons_against_name_what_was_found_and_what_is_allowed() -> None:
     assert verdict.reasons == ["recall of 'e' is 0 of 100, production's 67; 0.5 is the floor"]
 
 
+def test_what_is_not_certain_is_no_reason_for_a_rejection() -> None:
+    verdict = decide(
+        TRUE, replace(FIVE_LOST[0], size_bytes=2_000_000), FIVE_LOST[1], Limits(slice_margin=0.04, size_mb=1), slices=HUNDRED
+    )
+    assert {check.name: check.outcome for check in verdict.checks if check.outcome != "PROMOTE"} == {
+        "slices": "HOLD",
+        "size": "REJECT",
+    }
+    assert verdict.decision == "REJECT"
+    assert verdict.reasons == ["the model has 2.0 MB, production's 90.0; 1 are allowed"]
+
+
 def test_all_that_is_wrong_is_said_at_once() -> None:
     verdict = decide(TRUE, answers(DEAD, 0.4), GOOD, Limits(size_mb=1))
     assert {check.name for check in verdict.checks if check.outcome == "REJECT"} == {"macro_f1", "recall", "calibration", "size"}
@@ -327,7 +339,7 @@ def suite_passes(decide_changed: Callable[..., gate.Verdict]) -> bool:
             verdict = decide_changed(case.true, case.candidate, case.production, case.limits, slices=case.slices)
         except Exception:  # noqa: BLE001 - a gate that breaks is a gate that is found out
             return False
-        reasons = [check.reason for check in verdict.checks if check.outcome != "PROMOTE" or not case.because]
+        reasons = [check.reason for check in verdict.checks if check.outcome == verdict.decision]
         if (verdict.decision, _says_no(verdict), verdict.reasons) != (case.decision, set(case.because.split()), reasons):
             return False
     return True

@@ -17,6 +17,11 @@ SHOWN_LABELS = 20
 
 @dataclass
 class CheckConfig:
+    """Is a file fit to train on? Refuses what is broken, reports what is suspicious.
+
+    uv run check-data data.path=my.csv data.text=message data.label=queue
+    """
+
     data: DataConfig = field(default_factory=DataConfig)
     card: str | None = setting(None, "URL of a Markdown data card to write, with its plots beside it")
 

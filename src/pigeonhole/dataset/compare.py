@@ -23,6 +23,11 @@ SHOWN_LINES = 5
 
 @dataclass
 class CompareConfig:
+    """What did a change of the data do? Exit code 4 where a limit says no.
+
+    uv run compare-data before=old.csv after=new.csv
+    """
+
     before: str | None = setting(None, "URL of the rows as they were; needed")
     after: str | None = setting(None, "URL of the rows as they are to be; needed")
     report: str | None = setting(None, "URL of the Markdown report to write")

@@ -58,6 +58,11 @@ Flags = NDArray[np.bool_]
 
 @dataclass
 class ReportConfig:
+    """What is different between two bundles, on the same rows? Moves nothing.
+
+    uv run report base=BUNDLE candidate=BUNDLE
+    """
+
     base: str | None = setting(None, "URL of the bundle as it is; needed")
     candidate: str | None = setting(None, "URL of the bundle as it is to be; needed")
     data: RowsConfig = field(default_factory=RowsConfig)

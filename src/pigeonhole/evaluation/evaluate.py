@@ -39,6 +39,11 @@ class TrainRowsConfig:
 
 @dataclass
 class EvaluateConfig:
+    """Measure a bundle on labelled rows, beside what is had without one: the commonest label, TF-IDF.
+
+    uv run evaluate bundle=BUNDLE data.path=new.csv data.text=message data.label=queue
+    """
+
     bundle: str | None = setting(None, 'URL of the bundle, as `train` printed it as "bundle"; needed')
     data: RowsConfig = field(default_factory=RowsConfig)
     train: TrainRowsConfig = field(default_factory=TrainRowsConfig)

@@ -82,9 +82,8 @@ class Verdict:
 
     @property
     def reasons(self) -> list[str]:
-        """Why not; where nothing says no, why."""
-        against = [check.reason for check in _failed(list(self.checks))]
-        return against or [check.reason for check in self.checks]
+        """Of those checks that the decision comes from: what is not certain is no reason for a REJECT."""
+        return [check.reason for check in self.checks if check.outcome == self.decision]
 
 
 def decide(

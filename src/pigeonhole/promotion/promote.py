@@ -48,6 +48,11 @@ class ProbesConfig:
 
 @dataclass
 class PromoteConfig:
+    """The gate: a version that passes becomes production; exit code 4 where it does not.
+
+    uv run promote candidate=VERSION
+    """
+
     candidate: str | None = setting(None, "version in the registry, or URL of a bundle (which is published if it passes); needed")
     name: str | None = setting(None, "the model's name in the registry; unset: the candidate's")
     registry: str = setting("${oc.env:PIGEONHOLE_REGISTRY,registry}", "URL of the registry")

@@ -14,7 +14,11 @@ from pigeonhole.errors import RegistryError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.registry import Registry
 
-USAGE = "usage: rollback [key=value …]"
+USAGE = """usage: rollback [key=value …]
+
+Production goes back to the version before, or to=VERSION, after that has been verified; a running service follows within seconds.
+
+uv run rollback reason='too many refunds in review'"""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,11 @@ from pigeonhole.scoring.plan import (
 from pigeonhole.scoring.progress import Progress
 from pigeonhole.scoring.source import Wanted, find_files, scan
 
-USAGE = "usage: score bundle=URL input=GLOB_OR_URL output=URL text=COLUMN [key=value …]"
+USAGE = """usage: score bundle=URL input=GLOB_OR_URL output=URL text=COLUMN [key=value …]
+
+Score tables of any size through a bundle, with the service's own answers; given again after a kill, it goes on where it stopped.
+
+uv run --isolated --group score score bundle=BUNDLE input='folder/*.parquet' output=scored text=message"""
 
 
 @dataclass

@@ -133,6 +133,11 @@ class DecisionConfig:
 
 @dataclass
 class TrainConfig:
+    """Fit a classifier on labelled texts, seal it in a bundle and register it; a first version becomes production.
+
+    uv run train data.path=my.csv data.text=message data.label=queue
+    """
+
     name: str | None = setting(None, "the model's name in the registry; the data file's name where it is not given")
     seed: int = setting(0, "seed of everything random but the split", ge=0, le=2**32 - 1)
     out: str | None = setting(None, "run folder; runs/<time>-<name> where it is not given")

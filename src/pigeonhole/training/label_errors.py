@@ -24,6 +24,11 @@ from pigeonhole.training.config import ModelConfig
 
 @dataclass
 class LabelErrorsConfig:
+    """Which labels are probably wrong? Writes a file to review, which becomes data.patch.
+
+    uv run label-errors data.path=my.csv data.text=message data.label=queue
+    """
+
     out: str = setting("label-errors.csv", "URL of the review file")
     top: int = setting(500, "rows in it at most, the most suspicious first", ge=1, le=1_000_000)
     folds: int = setting(5, "parts of the rows; each is judged by a fit on the others", ge=2, le=100)

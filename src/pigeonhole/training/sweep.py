@@ -16,7 +16,13 @@ from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.space import read_space, written
 
-USAGE = "usage: sweep [sweep=NAME|FILE.yaml] [key=value …] [KEY OF train=value …]\n"
+USAGE = """usage: sweep [sweep=NAME|FILE.yaml] [key=value …] [KEY OF train=value …]
+
+Search for a better recipe: values of train's keys, compared on the validation rows. The same command goes on after a kill, and
+is one more worker beside itself.
+
+uv run sweep sweep=learning_rates data.path=my.csv data.text=message data.label=queue
+"""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,12 @@ FILES = (
     *("data.path", "data.validation_path", "data.test_path", "data.out_of_scope_path", "data.out_of_scope_test_path"),
     *("data.patch", "data.taxonomy", "reference_path", "trainer.teacher"),
 )
-USAGE = "usage: vertex image=COMMIT [key=value …] [KEY OF train=value …] [--dry-run]\n"
+USAGE = """usage: vertex image=COMMIT [key=value …] [KEY OF train=value …] [--dry-run]
+
+A training run, or a sweep of them, as a job of Vertex AI. --dry-run prints the job and sends nothing.
+
+uv run vertex image=COMMIT machine=gpu experiment=banking77
+"""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,7 @@ class VertexConfig:
 
 def run(arguments: list[str]) -> Job | None:
     if {"-h", "--help"} & set(arguments):
-        print("\n".join([USAGE, *key_lines(VertexConfig)]), "\n\n--dry-run prints the job and sends nothing.\n\n", sep="", end="")
-        print(help_text(TrainConfig, "train"))
+        print("\n".join([USAGE, *key_lines(VertexConfig)]), "\n\n", help_text(TrainConfig, "train"), sep="")
         return None
     own, training = split_arguments([argument for argument in arguments if argument != "--dry-run"])
     config = read_options(VertexConfig, own)
