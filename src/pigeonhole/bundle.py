@@ -88,6 +88,12 @@ class OutOfScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: float
 
 
+class _Version(msgspec.Struct):
+    """What is read first: a manifest of another version may have any other fields."""
+
+    schema_version: int
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a bundle is. Labels stand in the order of the logits.
 
@@ -179,6 +185,12 @@ def read_manifest(url: str) -> Manifest:
     except NotFoundError as error:
         raise BundleError(f'{url}: {MANIFEST} is missing; a bundle is the folder that `train` printed as "bundle"') from error
     try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{url}: {MANIFEST}: schema_version {version}, a newer Pigeonhole sealed it; this one reads up to "
+                f"{SCHEMA_VERSION}: install the version that sealed it"
+            )
         manifest = msgspec.json.decode(data, type=Manifest)
     except NOT_AS_TYPED as error:
         raise BundleError(f"{url}: {MANIFEST}: {error}") from error
