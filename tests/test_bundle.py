@@ -213,3 +213,17 @@ def test_the_copy_of_a_remote_bundle_that_is_refused_does_not_stay_on_the_disk(
     with pytest.raises(StorageError if wrong == "gone" else BundleError):
         open_bundle(f"memory://refused/{wrong}")
     assert set(Path(bundle._scratch().name).iterdir()) == before
+
+
+def test_a_path_that_the_system_does_not_look_at_is_told_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="File name too long"):
+        open_bundle(str(tmp_path / ("x" * 300)))
+
+
+def test_a_file_that_this_account_may_not_read_is_told_in_a_line(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> None:  # root, as which tests may run, reads whatever its mode
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pigeonhole.bundle._digest", denied)
+    with pytest.raises(BundleError, match=r"cannot be read \(Permission denied\); check its permissions"):
+        open_bundle(str(tiny_bundle))
