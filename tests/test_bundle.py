@@ -134,7 +134,9 @@ def test_a_link_out_of_the_folder_is_refused(tiny_bundle: Path, tmp_path: Path) 
         ({"labels": ["one", ""]}, r"labels"),
         ({"thresholds": {"account": 0.5}}, r"thresholds must name each label once"),
         ({"thresholds": {"account": 1.5, "billing": 0.5, "delivery": 0.5}}, r"thresholds"),
-        ({"schema_version": 2}, r"schema_version"),
+        ({"schema_version": 0}, r"schema_version"),
+        ({"schema_version": 2}, r"schema_version 2, a newer Pigeonhole sealed it; this one reads up to 1: install the version"),
+        ({"schema_version": 2, "surprise": 1}, r"schema_version 2, a newer Pigeonhole"),
         ({"files": {"../evil": {"sha256": "0" * 64, "size_bytes": 1}}}, r"key|pattern|files"),
         ({"served": "int4"}, r"served"),
         ({"models": {"fp32": "model.onnx"}}, r"served is int8, models has"),
@@ -217,4 +219,18 @@ def test_the_copy_of_a_remote_bundle_that_is_refused_does_not_stay_on_the_disk(
 def test_a_bundle_that_was_made_at_no_time_is_refused(tiny_bundle: Path, created_at: str) -> None:
     reseal(tiny_bundle, created_at=created_at)
     with pytest.raises(BundleError, match=r"created_at is .*, expected a time with its zone such as 2026-03-01T12:00:00\+00:00"):
+        open_bundle(str(tiny_bundle))
+
+
+def test_a_path_that_the_system_does_not_look_at_is_told_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="File name too long"):
+        open_bundle(str(tmp_path / ("x" * 300)))
+
+
+def test_a_file_that_this_account_may_not_read_is_told_in_a_line(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> None:  # root, as which tests may run, reads whatever its mode
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pigeonhole.bundle._digest", denied)
+    with pytest.raises(BundleError, match=r"cannot be read \(Permission denied\); check its permissions"):
         open_bundle(str(tiny_bundle))

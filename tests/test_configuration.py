@@ -55,6 +55,11 @@ def test_every_model_composes(name: str) -> None:
     ("argument", "message"),
     [
         ("+trianer.learning_rate=1", "trianer.learning_rate=1: there is no key .* did you mean trainer.learning_rate"),
+        ("--multirun", "--multirun: there is no key --multirun; several values are tried by uv run sweep; allowed are"),
+        ("model.threads=2", "model.threads=2: there is no key model.threads; did you mean trainer.threads. allowed are"),
+        ("trainer.select_by=f1", "there is no key trainer.select_by; allowed are the keys that --help lists$"),
+        ("trainer.scheduler=cosine", "there is no key trainer.scheduler; allowed are the keys that --help lists$"),
+        ("trainer.seeds=5", "there is no key trainer.seeds; allowed are the keys that --help lists$"),
         ("trainer.learning_rate=abc", "trainer.learning_rate: .*abc.*expected float > 0 and <= 1"),
         ("trainer.learning_rate=nan", "trainer.learning_rate=nan: expected float > 0 and <= 1"),
         ("trainer.learning_rate=inf", "trainer.learning_rate=inf: expected"),
@@ -219,3 +224,8 @@ class _Outer:
 
 def test_nested_keys_have_dots_and_lists_have_defaults() -> None:
     assert [(found.key, found.default) for found in settings_of(_Outer)] == [("inner.names", ["a"])]
+
+
+def test_a_config_dir_that_the_system_does_not_look_at_is_told_in_a_line() -> None:
+    with pytest.raises(ConfigError, match=r"^--config-dir x+: File name too long$"):
+        compose_train("--config-dir", "x" * 300)

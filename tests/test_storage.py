@@ -11,7 +11,7 @@ import pytest
 from pigeonhole import storage
 from pigeonhole.chaos.bucket import Bucket
 from pigeonhole.chaos.faults import FaultProxy
-from pigeonhole.errors import NotFoundError, StorageError
+from pigeonhole.errors import ConfigError, NotFoundError, StorageError
 
 
 @pytest.fixture(params=["file", "path", "gs"])
@@ -218,6 +218,14 @@ def test_a_url_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     assert storage.to_url("a/b") == f"file://{tmp_path}/a/b"
     assert storage.to_url("gs://bucket/a") == "gs://bucket/a"
+
+
+def test_a_folder_that_cannot_be_written_is_told_without_the_name_that_was_tried(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError) as raised:
+        storage.require_writable("out", str(tmp_path / "file" / "run"))
+    assert str(raised.value).startswith(f"out={tmp_path}/file/run: cannot be written (")
+    assert ".writable" not in str(raised.value)
 
 
 def test_two_at_one_time_may_ask_whether_a_folder_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

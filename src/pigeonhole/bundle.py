@@ -89,6 +89,12 @@ class OutOfScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: float
 
 
+class _Version(msgspec.Struct):
+    """What is read first: a manifest of another version may have any other fields."""
+
+    schema_version: int
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a bundle is. Labels stand in the order of the logits.
 
@@ -162,24 +168,38 @@ def open_bundle(url: str) -> Bundle:
     """
     manifest = read_manifest(url)
     local = storage.local_path(url)
+    try:
+        return Bundle(url, _complete(url, local, manifest), manifest)
+    except OSError as error:
+        why = error.strerror or error
+        raise BundleError(f"{error.filename or url}: cannot be read ({why}); check its permissions") from error
+
+
+def _complete(url: str, local: Path | None, manifest: Manifest) -> Path:
     # On a disk also what is no file: a folder or a pipe was not sealed either.
     found = ({path.name for path in local.iterdir()} if local else set(storage.list_files(url))) - {MANIFEST}
     for name in sorted(set(manifest.files) - found):
         raise BundleError(f"{url}: {name} is missing; copy the bundle again from where it was sealed")
     for name in sorted(found - set(manifest.files)):
         raise BundleError(f"{url}: {name!r} is not listed in {MANIFEST}; a bundle holds only what was sealed")
-    return Bundle(url, _verified(url, local, manifest) if local else _fetch(url, manifest), manifest)
+    return _verified(url, local, manifest) if local else _fetch(url, manifest)
 
 
 def read_manifest(url: str) -> Manifest:
     """What a bundle says of itself, its seal verified, its other files not looked at. Raises BundleError."""
-    if (local := storage.local_path(url)) is not None and local.is_file():
+    if storage.is_local_file(url):
         raise BundleError(f"{url}: this is a file, and a bundle is a folder; no archive is ever unpacked")
     try:
         data = storage.read(storage.join(url, MANIFEST))
     except NotFoundError as error:
         raise BundleError(f'{url}: {MANIFEST} is missing; a bundle is the folder that `train` printed as "bundle"') from error
     try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{url}: {MANIFEST}: schema_version {version}, a newer Pigeonhole sealed it; this one reads up to "
+                f"{SCHEMA_VERSION}: install the version that sealed it"
+            )
         manifest = msgspec.json.decode(data, type=Manifest)
     except NOT_AS_TYPED as error:
         raise BundleError(f"{url}: {MANIFEST}: {error}") from error

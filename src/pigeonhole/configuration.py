@@ -156,6 +156,8 @@ def _check_key(argument: str, settings: dict[str, Setting]) -> None:
         known = ", ".join(known for known in settings if known.startswith(key + "."))
         raise ConfigError(f"{argument}: {key} is a group of keys; set one of {known}")
     near = nearest(key, [*settings, *groups()])
+    if argument in ("-m", "--multirun"):  # Hydra's own
+        near = "several values are tried by uv run sweep; "
     raise ConfigError(f"{argument}: there is no key {key}; {near}allowed are the keys that --help lists")
 
 
@@ -168,8 +170,11 @@ def _check_choice(argument: str, own: dict[str, list[str]]) -> None:
 
 def _own_files(folder: str) -> dict[str, list[str]]:
     """The choices that a user's folder adds to each group, each file checked."""
-    if not Path(folder).is_dir():
-        raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    try:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    except OSError as error:
+        raise ConfigError(f"--config-dir {folder}: {error.strerror}") from error
     files = {group: sorted(Path(folder, group).glob("*.yaml")) for group in groups()}
     for group, paths in files.items():
         for path in paths:

@@ -133,7 +133,13 @@ def key_lines(schema: type[Any], leave_out: Sequence[str] = ()) -> list[str]:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
+    """Of a group's keys the last part is compared: with the group's name before them any two look alike."""
+    group, _, name = key.rpartition(".")
+    keys = [each.rpartition(".") for each in known]
+    beside = {last: f"{prefix}{dot}{last}" for prefix, dot, last in keys if prefix == group}
+    elsewhere = {f"{prefix}{dot}{last}": last for prefix, dot, last in keys if group not in (prefix, last)}
+    near = [beside[last] for last in difflib.get_close_matches(name, beside, n=1)]
+    near = near or [each for each, last in elsewhere.items() if last == name] or difflib.get_close_matches(key, elsewhere, n=1)
     return f"did you mean {near[0]}? " if near else ""
 
 

@@ -139,6 +139,12 @@ def swap(url: str, data: bytes, version: str) -> bool:
             return True
 
 
+def is_local_file(url: str) -> bool:
+    path = local_path(url)
+    with _explained(url):
+        return path is not None and path.is_file()
+
+
 def require_writable(key: str, url: str) -> None:
     """Write a file into a folder and delete it again. Raises ConfigError, naming the key, where that is not possible."""
     probe = join(url, f".writable-{uuid.uuid4().hex}")  # a name of its own: several processes may ask at one time
@@ -146,7 +152,8 @@ def require_writable(key: str, url: str) -> None:
         write(probe, b"")
         delete(probe)
     except StorageError as error:
-        raise ConfigError(f"{key}={url}: cannot be written ({error}); choose a folder that you may write to") from error
+        why = str(error).removeprefix(f"{probe}: ")  # nobody knows the name that was tried
+        raise ConfigError(f"{key}={url}: cannot be written ({why}); choose a folder that you may write to") from error
 
 
 def delete(url: str) -> None:

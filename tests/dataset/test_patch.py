@@ -99,7 +99,7 @@ def test_no_spreadsheet_takes_a_text_of_a_review_file_for_a_formula_and_its_deci
     texts = ["=cmd|calc!A0", "-1 is what I see", " +49", "\uff1dcmd", "'=quoted", "plain", "'tis plain"]
     url = str(tmp_path / "review.csv")
     write_review(url, [(Row(text, "@label", 2), "=other", 0.5) for text in texts])
-    with open(url, encoding="utf-8", newline="") as stream:
+    with open(url, encoding="utf-8-sig", newline="") as stream:
         lines = list(csv.DictReader(stream))
     guarded = ["'=cmd|calc!A0", "'-1 is what I see", "' +49", "'\uff1dcmd", "''=quoted", "plain", "'tis plain"]
     assert [line["text"] for line in lines] == guarded
@@ -113,7 +113,7 @@ def test_a_review_file_is_a_patch_without_decisions(tmp_path: Path) -> None:
     write_review(url, [(Row('says "no", twice\n', "a", 2), "b", 0.0123)])
     patch = read_patch(url, None)
     assert (patch.relabelled, patch.removed, patch.kept) == ({}, frozenset(), frozenset())
-    with open(url, encoding="utf-8", newline="") as stream:
+    with open(url, encoding="utf-8-sig", newline="") as stream:
         (line,) = csv.DictReader(stream)
     assert line == {
         "text": 'says "no", twice\n',
@@ -123,3 +123,14 @@ def test_a_review_file_is_a_patch_without_decisions(tmp_path: Path) -> None:
         "decision": "",
         "new_label": "b",
     }
+
+
+def test_a_review_file_goes_through_a_spreadsheet_that_writes_semicolons_and_guesses_encodings(tmp_path: Path) -> None:
+    url = str(tmp_path / "review.csv")
+    write_review(url, [(Row("Bitte zurück; danke, Grüße", "Rückgabe", 2), "Lob", 0.1)])
+    assert Path(url).read_bytes().startswith(b"\xef\xbb\xbf")  # without it Excel takes each umlaut for two signs
+    with open(url, encoding="utf-8-sig", newline="") as stream:
+        lines = [[*line[:4], "remove", line[5]] if number else line for number, line in enumerate(csv.reader(stream))]
+    with open(url, "w", encoding="utf-8-sig", newline="") as stream:
+        csv.writer(stream, delimiter=";").writerows(lines)
+    assert read_patch(url, None).removed == {("Bitte zurück; danke, Grüße", "Rückgabe")}

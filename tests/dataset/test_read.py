@@ -47,6 +47,31 @@ def test_bom_and_blank_lines_hold_no_data(tmp_path: Path) -> None:
     assert _read(tmp_path, "\ufefftext,label\none,a\n\ntwo,b\n\n") == [Row("one", "a", 2), Row("two", "b", 4)]
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_spreadsheet_that_writes_semicolons_or_tabs_is_read(mark: str, tmp_path: Path) -> None:
+    header, quoted = f'"text"{mark}label', f'"one, or{mark} two"{mark}a'
+    rows = _read(tmp_path, f"\ufeff\r\n{header}\r\n{quoted}\r\n\r\nthree, four{mark}b\r\n")
+    assert rows == [Row(f"one, or{mark} two", "a", 3), Row("three, four", "b", 5)]
+
+
+def test_a_header_with_a_comma_is_one_of_commas_whatever_else_it_holds(tmp_path: Path) -> None:
+    assert _read(tmp_path, "text,label,a;b\nx;y,a,z\n") == [Row("x;y", "a", 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text,label\n ,a\nx,a\n,a\n", "line 2: the text is empty (and 1 more row: line 4); remove"),
+        ("text,label\nx,a\ny, \n,a\nz,\n", "line 3: the label is empty (and 1 more row: line 5); remove"),
+        ("text,label\n" + ",a\n" * 7, "line 2: the text is empty (and 6 more rows: line 3, 4, 5, 6, …); remove"),
+    ],
+)
+def test_all_empty_rows_are_told_at_once(content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        _read(tmp_path, content)
+    assert said in str(raised.value)
+
+
 def test_usual_column_names_are_found(tmp_path: Path) -> None:
     assert _read(tmp_path, "id,intent,utterance\n1,a,one\n") == [Row("one", "a", 2)]
 
@@ -59,8 +84,9 @@ def test_other_columns_may_be_there_and_empty(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"\xef\xbb\xbf\n\n", "empty"),
-        (b"text;label\na;b\n", "semicolons"),
-        (b"text\tlabel\na\tb\n", "tabs"),
+        (b"text|label\na|b\n", "bars"),
+        (b"text;label\na;b\nc;d;e\n", "line 3: 3 fields, the header has 2; quote fields with semicolons in them"),
+        (b"text\tlabel\na\n", "line 2: 1 field, the header has 2; quote fields with tabs in them"),
         (
             b"message,label\na,b\n",
             "no column 'text' or 'sentence' or 'utterance' for the text; found the columns 'message', 'label'",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pigeonhole import storage
 from pigeonhole.dataset.digest import digest_file, verify_file
-from pigeonhole.dataset.read import Row, shown
+from pigeonhole.dataset.read import Row, delimited, shown
 from pigeonhole.errors import DataError
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # what a spreadsheet computes
@@ -64,7 +64,8 @@ def read_patch(url: str, sha256: str | None) -> Patch:
     removed: set[Key] = set()
     kept: set[Key] = set()
     try:
-        reader = csv.DictReader(io.StringIO(storage.read(url).decode("utf-8-sig"), newline=""), strict=True)
+        lines, delimiter = delimited(io.StringIO(storage.read(url).decode("utf-8-sig"), newline=""))
+        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
         missing = {"text", "label", "decision", "new_label"} - set(reader.fieldnames or ())
         if missing:
             raise DataError(
@@ -118,4 +119,4 @@ def write_review(url: str, lines: Iterable[tuple[Row, str, float]]) -> None:
         map(_guarded, (row.text, row.label, suggestion, f"{confidence:.4f}", "", suggestion))
         for row, suggestion, confidence in lines
     )
-    storage.write(url, stream.getvalue().encode())
+    storage.write(url, stream.getvalue().encode("utf-8-sig"))  # by the mark Excel knows UTF-8

@@ -1,8 +1,9 @@
 """Rows of text and label from CSV, JSON Lines, Parquet or the Hugging Face hub, streamed under one strict policy.
 
-Promises: UTF-8 only (a BOM is allowed), every value a string as it stands in the file ("NA" and "null" are texts), every row with
-as many fields as the header, no row without text and label; a message names the line (physical lines, the header is line 1) and
-never shows a text. Memory does not grow with the file.
+Promises: UTF-8 only (a BOM is allowed); commas between the columns of a CSV, or, in a header without one, semicolons or tabs;
+every value a string as it stands in the file ("NA" and "null" are texts), every row with as many fields as the header, no row
+without text and label; a message names the line (physical lines, the header is line 1), and never shows a text. Memory does not
+grow with the file.
 
 With data.task=multi_label a row may have any number of labels, also none: a list, or a string with data.label_separator between.
 """
@@ -13,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import IO, Any, NoReturn
 
 from pigeonhole import storage
@@ -61,12 +63,17 @@ def read_rows(config: DataConfig, path: str | None = None) -> Iterator[Row]:
     several = config.task == "multi_label"
     columns = Columns(config.text, config.label, several)
     read = _hub_values if hub.is_hub(url) else _READERS[format_of(url)]
-    for text, label, line in read(url, columns):
-        _refuse_text(url, text, line)
+    values = read(url, columns)
+    for text, label, line in values:
+        if is_blank(text):
+            _refuse_blank(url, "text", line, (at for other, _, at in values if is_blank(other)))
+        _refuse_long(url, text, line)
         if several:
             yield Row(text, _label_set(url, label, config.label_separator, line), line)
             continue
         assert isinstance(label, str)
+        if is_blank(label):
+            _refuse_blank(url, "label", line, (at for _, other, at in values if isinstance(other, str) and is_blank(other)))
         _refuse_label(url, label, line)
         yield Row(text, label, line)
 
@@ -75,23 +82,39 @@ def _csv_values(url: str, columns: Columns) -> Iterator[Values]:
     with storage.open_read(url) as stream:
         head = stream.read(HEAD_BYTES)
         refuse_other_formats(url, head, "CSV")
-        records = _records(url, _lines(url, stream, head))
+        lines, delimiter = delimited(_lines(url, stream, head))
+        records = _records(url, lines, delimiter)
         header_line, header = next(((line, fields) for line, fields in records if fields), (1, []))
         text, label = _columns_of_header(url, header_line, header, columns)
         for line, fields in records:
             if not fields:  # a blank line holds no row
                 continue
             if len(fields) != len(header):
-                problem = f"{_count(len(fields), 'field')}, the header has {len(header)}; quote fields with commas in them"
+                mark = _DELIMITERS[delimiter]
+                problem = f"{_count(len(fields), 'field')}, the header has {len(header)}; quote fields with {mark} in them"
                 if len(fields) < len(header) and _is_last(records):
                     problem = f"{problem} (this is the last row: if the file is cut off, its checksum differs from the source's)"
                 _refuse_line(url, line, problem)
             yield fields[text], fields[label], line
 
 
-def _records(url: str, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def delimited(lines: Iterator[str]) -> tuple[Iterator[str], str]:
+    """The same lines, and what stands between their columns: spreadsheets of half of Europe write semicolons."""
+    passed = []
+    for line in lines:
+        passed.append(line)
+        if line.strip():
+            break
+    header = passed[-1] if passed else ""
+    return chain(passed, lines), next((mark for mark in _DELIMITERS if mark in header), ",")
+
+
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+def _records(url: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Each record of a CSV file and the line that it begins on."""
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     line = 1
     try:
         for fields in reader:
@@ -122,12 +145,8 @@ def _columns_of_header(url: str, line: int, header: list[str], columns: Columns)
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         _refuse_line(url, line, f"duplicate column {shown(twice[0])} in the header; every column needs its own name")
-    if len(header) == 1:
-        for name, mark in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
-            if mark in header[0]:
-                _refuse_line(
-                    url, line, f"a single column that holds {name}; save the file as CSV with commas between the columns"
-                )
+    if len(header) == 1 and "|" in header[0]:
+        _refuse_line(url, line, "a single column that holds bars; save the file as CSV with commas between the columns")
     text, label = columns.find(url, header)
     return header.index(text), header.index(label)
 
@@ -314,9 +333,15 @@ def _label_set(url: str, found: str | Sequence[str], separator: str, line: int) 
     return join_labels(labels)
 
 
-def _refuse_text(url: str, text: str, line: int) -> None:
-    if is_blank(text):
-        _refuse_line(url, line, "the text is empty; remove the row or fill it in")
+def _refuse_blank(url: str, what: str, line: int, others: Iterator[int]) -> NoReturn:
+    """Names more rows like this one, so that nobody has to come back for each."""
+    lines = list(islice(others, 4))
+    count = len(lines) + sum(1 for _ in others)
+    more = f" (and {_count(count, 'more row')}: line {', '.join(map(str, lines))}{', …' if count > 4 else ''})" if count else ""
+    _refuse_line(url, line, f"the {what} is empty{more}; remove the row or fill it in")
+
+
+def _refuse_long(url: str, text: str, line: int) -> None:
     if len(text) > MAX_TEXT_CHARS:
         _refuse_line(url, line, f"the text is too long: {len(text):,} characters, at most {MAX_TEXT_CHARS:,}")
 

@@ -119,4 +119,5 @@ def _table(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _label_line(label: str, found: dict[str, object]) -> str:
-    return f"- `{label}`: precision {found['precision']:.2f}, recall {found['recall']:.2f} over {found['support']} rows"
+    rows = "1 row" if found["support"] == 1 else f"{found['support']} rows"
+    return f"- `{label}`: precision {found['precision']:.2f}, recall {found['recall']:.2f} over {rows}"
