@@ -224,10 +224,10 @@ def test_a_no_of_the_service_and_a_missing_account_are_told_without_a_traceback(
         run_v2.ServicesClient()
 
 
-@pytest.mark.parametrize(("status", "body"), [(500, {}), (200, {"label": ""}), (200, {})])
-def test_anything_but_a_labelled_answer_fails_the_question(
-    status: int, body: dict[str, str], stand_in: Callable[[Answer], StandIn]
-) -> None:
+@pytest.mark.parametrize(
+    ("status", "body"), [(500, {}), (200, {"label": ""}), (200, {}), (200, []), (200, None), (200, "billing")]
+)
+def test_anything_but_a_labelled_answer_fails_the_question(status: int, body: Any, stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(lambda *_: (status, body))
     with pytest.raises(RunError, match="/predict"):
         deploy.ask(f"http://{server.host}", "token", *deploy.QUESTIONS["serve"])
@@ -269,6 +269,45 @@ def test_the_command_prints_the_service_and_sends_nothing(
         deploy.run(["tag=latest"])
     with pytest.raises(ConfigError, match=r"service=train: allowed is serve \| drift \| frontend"):
         deploy.run([f"image={SHA}", "service=train", "--dry-run"])
+
+
+@pytest.mark.parametrize("name", ["2024", "on", "1e5", "tickets"])
+def test_a_model_may_have_any_name_that_a_bundle_may_have(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some of which YAML reads as a number or a yes."""
+    from pigeonhole.bundle import Name
+
+    msgspec.convert(name, Name)
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    monkeypatch.chdir(FILE.parents[1])
+    for service in deploy.ASKED:
+        shown = deploy.run([f"image={SHA}", f"service={service}", f"model={name}", "--dry-run"])
+        assert shown is not None
+        assert {"name": "PIGEONHOLE_MODEL", "value": name} in shown["template"]["containers"][0]["env"]
+
+
+@pytest.mark.parametrize("name", ["a: b", "*a", "a/b", "Tickets", "-tickets", "tickets\n", "t" * 101])
+def test_a_name_that_no_model_has_is_refused_before_anything_is_sent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pigeonhole.bundle import Name
+
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(name, Name)
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    monkeypatch.chdir(FILE.parents[1])
+    with pytest.raises(ConfigError, match="expected the name of a model of the registry"):
+        deploy.run([f"image={SHA}", f"model={name}", "--dry-run"])
+
+
+def test_the_page_takes_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    monkeypatch.chdir(FILE.parents[1])
+    with pytest.raises(ConfigError, match="service=frontend has no model of its own; leave model= out"):
+        deploy.run([f"image={SHA}", "service=frontend", "model=tickets", "--dry-run"])
+    assert deploy.run([f"image={SHA}", "service=frontend", "model=", "--dry-run"])  # as cloudbuild/deploy.yaml writes it
 
 
 def test_another_folder_and_a_key_given_twice_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
