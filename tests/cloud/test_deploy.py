@@ -10,6 +10,7 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import run_v2
 from google.cloud.run_v2.services.services.transports import ServicesRestTransport
+from google.oauth2.credentials import Credentials
 from msgspec import Meta, Struct
 from tests.cloud.conftest import Answer, StandIn
 
@@ -222,6 +223,32 @@ def test_a_no_of_the_service_and_a_missing_account_are_told_without_a_traceback(
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "nowhere.json")
     with pytest.raises(ConfigError, match="gcloud auth application-default login"), refusals("Cloud Run"):
         run_v2.ServicesClient()
+
+
+def test_an_operation_that_does_not_end_in_time_is_told_and_moves_nothing(
+    stand_in: Callable[[Answer], StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "WAIT_S", 0.5)
+    cloud_run = found_service(first=False)
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if "/operations/" in path or (method == "PATCH" and "updateMask" not in path):
+            return 200, {"name": f"{PROJECT.parent}/operations/1", "done": False}
+        return cloud_run(method, path, body)
+
+    server = stand_in(answer)
+    with pytest.raises(GateError, match=r"Cloud Run gave no answer: .*; the traffic is where it was: 100 % at serve-00001"):
+        deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)
+    assert traffic_of(server) == [STARTED, BACK]
+
+
+def test_a_login_that_has_ended_is_told_with_the_next_step(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(lambda *_: (400, {"error": "invalid_grant", "error_description": "reauth related error"}))
+    words = dict.fromkeys(("refresh_token", "client_id", "client_secret"), "x")
+    ended = Credentials(None, token_uri=f"http://{server.host}/t", **words)  # type: ignore[no-untyped-call]
+    services = run_v2.ServicesClient(transport=ServicesRestTransport(host=server.host, url_scheme="http", credentials=ended))
+    with pytest.raises(ConfigError, match="gcloud auth application-default login"), refusals("Cloud Run"):
+        services.get_service(name=NAME)
 
 
 @pytest.mark.parametrize(
