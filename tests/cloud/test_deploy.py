@@ -245,7 +245,7 @@ def test_an_operation_that_does_not_end_in_time_is_told_and_moves_nothing(
 def test_a_login_that_has_ended_is_told_with_the_next_step(stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(lambda *_: (400, {"error": "invalid_grant", "error_description": "reauth related error"}))
     words = dict.fromkeys(("refresh_token", "client_id", "client_secret"), "x")
-    ended = Credentials(None, token_uri=f"http://{server.host}/t", **words)  # type: ignore[no-untyped-call]
+    ended = Credentials(None, token_uri=f"http://{server.host}/t", **words)
     services = run_v2.ServicesClient(transport=ServicesRestTransport(host=server.host, url_scheme="http", credentials=ended))
     with pytest.raises(ConfigError, match="gcloud auth application-default login"), refusals("Cloud Run"):
         services.get_service(name=NAME)
