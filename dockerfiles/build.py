@@ -132,7 +132,8 @@ def score(engine: Engine, build: Build, mounts: Mapping[Path, str]) -> Answer:
 def printed(container: Container, name: str, patience_s: float = PATIENCE_S) -> str:
     """What a container prints until it ends by itself. Raises RunError where it does not."""
     try:
-        return container.process.communicate(timeout=patience_s)[0]
+        container.process.wait(patience_s)
+        return container.said()
     except subprocess.TimeoutExpired as error:
         raise RunError(f"{name} still runs after {patience_s} s: {container.kill()[-500:]}") from error
 
@@ -180,7 +181,7 @@ def ask(
 
 
 def ask_once(url: str, question: Answer | None) -> Answer | None:
-    """The answer, or None where nobody is there yet. Raises RunError for a no."""
+    """The answer, or None where nobody gives one yet. Raises RunError for a no."""
     body = None if question is None else json.dumps(question).encode()
     request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310  our own port
     try:
@@ -189,7 +190,7 @@ def ask_once(url: str, question: Answer | None) -> Answer | None:
             return dict(json.loads(said)) if said.startswith("{") else {"text": said}
     except urllib.error.HTTPError as error:
         raise RunError(f"{url} answered {error.code}: {error.read()[:500].decode(errors='replace')}") from error
-    except (urllib.error.URLError, ConnectionError):
+    except (urllib.error.URLError, ConnectionError, TimeoutError):  # the last where it is there and says nothing
         return None
 
 

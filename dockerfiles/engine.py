@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError, RunError
@@ -54,10 +54,18 @@ class Build:
 
 @dataclass(frozen=True)
 class Container:
-    """A running image. `pid` is its process 1, as this machine counts; `process` prints what it prints and ends as it ends."""
+    """A running image. `pid` is its process 1, as this machine counts; `process` ends as it ends, `output` is what it prints.
 
-    process: "subprocess.Popen[str]"
+    A file, not a pipe: who prints more than a pipe holds would wait for a reader, and never answer.
+    """
+
+    process: "subprocess.Popen[bytes]"
     pid: int
+    output: IO[bytes]
+
+    def said(self) -> str:
+        """What it printed until now."""
+        return _read(self.output)
 
     def stop(self) -> int:
         """SIGTERM to process 1; its exit code. Raises RunError where it stays."""
@@ -71,7 +79,8 @@ class Container:
         """What it printed until then, or until it ended by itself."""
         if self.process.poll() is None:  # process 1: bubblewrap's death does not end who has changed to another user
             os.kill(self.pid, signal.SIGKILL)
-        return self.process.communicate()[0]
+        self.process.wait()
+        return self.said()
 
 
 class Engine(Protocol):
@@ -133,13 +142,13 @@ class Docker:
         line += ["--mount", "type=tmpfs,destination=/tmp"]
         line += [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
         line += [word for host, inside in mounts.items() for word in ("--volume", f"{host}:{inside}:ro")]
-        process = _start([*line, build.reference, *words])
-        try:
-            with _ended(process):
-                yield Container(process, process.pid)  # the client hands signals on to process 1
-        finally:
-            if process.returncode < 0:  # but not SIGKILL
-                subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
+        with _started([*line, build.reference, *words]) as (process, output):
+            try:
+                yield Container(process, process.pid, output)  # the client hands signals on to process 1
+            finally:
+                process.kill()
+                if process.wait() < 0:  # but not SIGKILL
+                    subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
 
 
 class Buildah:
@@ -189,11 +198,10 @@ class Buildah:
             line += [word for name, value in given.items() for word in ("--setenv", name, value)]
             line += ["--chdir", config["WorkingDir"], "--info-fd", str(about.fileno()), "--"]
             line += ["setpriv", "--reuid", user, "--regid", group, "--clear-groups", "--no-new-privs"]
-            process = _start([*line, *config["Entrypoint"], *words], pass_fds=(about.fileno(),))
-            with _ended(process):
-                pid = _first_process(process, about.fileno())
+            with _started([*line, *config["Entrypoint"], *words], pass_fds=(about.fileno(),)) as (process, output):
+                pid = _first_process(process, output, about.fileno())
                 try:
-                    yield Container(process, pid)
+                    yield Container(process, pid, output)
                 finally:
                     if process.poll() is None:  # bubblewrap's death does not end who has changed to another user
                         os.kill(pid, signal.SIGKILL)
@@ -257,26 +265,31 @@ def storage_driver() -> str:
     return "overlay"
 
 
-def _first_process(process: "subprocess.Popen[str]", about: int) -> int:
+def _first_process(process: "subprocess.Popen[bytes]", output: IO[bytes], about: int) -> int:
     """The pid that bubblewrap tells of the process that it made. Raises RunError where it ended before that."""
     while not (told := os.pread(about, 4096, 0)).rstrip().endswith(b"}"):
         if process.poll() is not None:
-            raise RunError(f"no container: {process.stdout.read() if process.stdout else ''}")
+            raise RunError(f"no container: {_read(output)}")
     pid: int = json.loads(told)["child-pid"]
     return pid
 
 
-def _start(line: Sequence[str], pass_fds: Sequence[int] = ()) -> "subprocess.Popen[str]":
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, pass_fds=pass_fds)
-
-
 @contextlib.contextmanager
-def _ended(process: "subprocess.Popen[str]") -> Iterator[None]:
-    with process:
+def _started(line: Sequence[str], pass_fds: Sequence[int] = ()) -> Iterator[tuple["subprocess.Popen[bytes]", IO[bytes]]]:
+    """A program, and the file that it prints to; it is killed at the end."""
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, pass_fds=pass_fds) as process,
+    ):
         try:
-            yield
+            yield process, output
         finally:
             process.kill()
+
+
+def _read(output: IO[bytes]) -> str:
+    """Without moving the place at which the program goes on to write."""
+    return os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0).decode(errors="replace")
 
 
 def do(line: Sequence[str], cwd: Path = ROOT, variables: Mapping[str, str] | None = None) -> str:

@@ -19,7 +19,8 @@ class StandIn:
         class Handler(BaseHTTPRequestHandler):
             def _any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                asked = (self.command, self.path, json.loads(body) if body else None)
+                is_form = self.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+                asked = (self.command, self.path, body.decode() if is_form else json.loads(body) if body else None)
                 stand_in.asked.append(asked)
                 status, found = answer(*asked)
                 data = json.dumps(found).encode()

@@ -65,6 +65,15 @@ def test_every_metric_of_a_rule_or_a_chart_is_one_that_the_service_exports(expor
     assert misspelt - exported - PROCESS == {"pigeonhole_request_total"}
 
 
+def test_a_chart_of_a_process_is_of_the_service_alone() -> None:
+    """Every program that a Prometheus scrapes has these series; the job is the one that the rules ask for."""
+    panels = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))["panels"]
+    asked = [target["expr"] for panel in panels for target in panel.get("targets", []) if "process_" in target["expr"]]
+    assert len(asked) == 3
+    assert [expression for expression in asked if not re.search(r'process_\w+\{job="pigeonhole"\}', expression)] == []
+    assert 'up{job="pigeonhole"}' in (FOLDER / "alert_rules.yaml").read_text(encoding="utf-8")
+
+
 def test_the_committed_policies_are_made_from_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(FOLDER, tmp_path / "monitoring", ignore=shutil.ignore_patterns("*.json"))
     monkeypatch.chdir(tmp_path)

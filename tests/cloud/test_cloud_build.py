@@ -14,6 +14,8 @@ import yaml
 from google.cloud.devtools import cloudbuild_v1
 from google.protobuf.json_format import ParseError
 
+from pigeonhole.cloud import deploy
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "cloudbuild").glob("*.yaml"))
 CHECKER = Path(sysconfig.get_path("scripts")) / f"check-jsonschema{'.exe' if sys.platform == 'win32' else ''}"
@@ -96,6 +98,16 @@ def test_a_planted_key_value_or_command_is_caught(right: str, wrong: str, told: 
     text = (ROOT / "cloudbuild/vertex.yaml").read_text(encoding="utf-8")
     assert right in text
     assert told in faults(text.replace(right, wrong))
+
+
+def seconds(name: str) -> int:
+    build = parse(yaml.safe_load((ROOT / f"cloudbuild/{name}.yaml").read_text(encoding="utf-8")))
+    return int(build.timeout.total_seconds())
+
+
+def test_a_build_that_deploys_is_not_ended_before_the_traffic_is_given_back() -> None:
+    """At the worst: a revision, two questions with a token each, the traffic there and back; and five minutes for `uv run`."""
+    assert seconds("deploy") >= 3 * deploy.WAIT_S + 2 * (60 + 30) + 300
 
 
 def test_every_image_is_built_from_its_dockerfile_tried_and_pushed_by_commit() -> None:

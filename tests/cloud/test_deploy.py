@@ -10,6 +10,7 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import run_v2
 from google.cloud.run_v2.services.services.transports import ServicesRestTransport
+from google.oauth2.credentials import Credentials
 from msgspec import Meta, Struct
 from tests.cloud.conftest import Answer, StandIn
 
@@ -224,10 +225,36 @@ def test_a_no_of_the_service_and_a_missing_account_are_told_without_a_traceback(
         run_v2.ServicesClient()
 
 
-@pytest.mark.parametrize(("status", "body"), [(500, {}), (200, {"label": ""}), (200, {})])
-def test_anything_but_a_labelled_answer_fails_the_question(
-    status: int, body: dict[str, str], stand_in: Callable[[Answer], StandIn]
+def test_an_operation_that_does_not_end_in_time_is_told_and_moves_nothing(
+    stand_in: Callable[[Answer], StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(deploy, "WAIT_S", 0.5)
+    cloud_run = found_service(first=False)
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if "/operations/" in path or (method == "PATCH" and "updateMask" not in path):
+            return 200, {"name": f"{PROJECT.parent}/operations/1", "done": False}
+        return cloud_run(method, path, body)
+
+    server = stand_in(answer)
+    with pytest.raises(GateError, match=r"Cloud Run gave no answer: .*; the traffic is where it was: 100 % at serve-00001"):
+        deploy.deploy(client(server), PROJECT, "serve", wanted(), lambda *_: None)
+    assert traffic_of(server) == [STARTED, BACK]
+
+
+def test_a_login_that_has_ended_is_told_with_the_next_step(stand_in: Callable[[Answer], StandIn]) -> None:
+    server = stand_in(lambda *_: (400, {"error": "invalid_grant", "error_description": "reauth related error"}))
+    words = dict.fromkeys(("refresh_token", "client_id", "client_secret"), "x")
+    ended = Credentials(None, token_uri=f"http://{server.host}/t", **words)
+    services = run_v2.ServicesClient(transport=ServicesRestTransport(host=server.host, url_scheme="http", credentials=ended))
+    with pytest.raises(ConfigError, match="gcloud auth application-default login"), refusals("Cloud Run"):
+        services.get_service(name=NAME)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(500, {}), (200, {"label": ""}), (200, {}), (200, []), (200, None), (200, "billing")]
+)
+def test_anything_but_a_labelled_answer_fails_the_question(status: int, body: Any, stand_in: Callable[[Answer], StandIn]) -> None:
     server = stand_in(lambda *_: (status, body))
     with pytest.raises(RunError, match="/predict"):
         deploy.ask(f"http://{server.host}", "token", *deploy.QUESTIONS["serve"])
@@ -269,6 +296,45 @@ def test_the_command_prints_the_service_and_sends_nothing(
         deploy.run(["tag=latest"])
     with pytest.raises(ConfigError, match=r"service=train: allowed is serve \| drift \| frontend"):
         deploy.run([f"image={SHA}", "service=train", "--dry-run"])
+
+
+@pytest.mark.parametrize("name", ["2024", "on", "1e5", "tickets"])
+def test_a_model_may_have_any_name_that_a_bundle_may_have(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some of which YAML reads as a number or a yes."""
+    from pigeonhole.bundle import Name
+
+    msgspec.convert(name, Name)
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    monkeypatch.chdir(FILE.parents[1])
+    for service in deploy.ASKED:
+        shown = deploy.run([f"image={SHA}", f"service={service}", f"model={name}", "--dry-run"])
+        assert shown is not None
+        assert {"name": "PIGEONHOLE_MODEL", "value": name} in shown["template"]["containers"][0]["env"]
+
+
+@pytest.mark.parametrize("name", ["a: b", "*a", "a/b", "Tickets", "-tickets", "tickets\n", "t" * 101])
+def test_a_name_that_no_model_has_is_refused_before_anything_is_sent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pigeonhole.bundle import Name
+
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(name, Name)
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    monkeypatch.chdir(FILE.parents[1])
+    with pytest.raises(ConfigError, match="expected the name of a model of the registry"):
+        deploy.run([f"image={SHA}", f"model={name}", "--dry-run"])
+
+
+def test_the_page_takes_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    monkeypatch.chdir(FILE.parents[1])
+    with pytest.raises(ConfigError, match="service=frontend has no model of its own; leave model= out"):
+        deploy.run([f"image={SHA}", "service=frontend", "model=tickets", "--dry-run"])
+    assert deploy.run([f"image={SHA}", "service=frontend", "model=", "--dry-run"])  # as cloudbuild/deploy.yaml writes it
 
 
 def test_another_folder_and_a_key_given_twice_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The dockerfiles, as far as they can be read; dockerfiles/build.py really builds them and asks them something."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -8,7 +9,9 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dockerfiles import build, engine
@@ -64,13 +67,63 @@ def test_a_program_that_does_not_end_is_ended_and_told(monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
-def test_a_container_that_does_not_end_is_ended_and_told_with_what_it_said() -> None:
+def test_a_container_that_does_not_end_is_ended_and_told_with_what_it_said(tmp_path: Path) -> None:
     """As of bubblewrap: whoever is killed in the place of process 1 leaves it behind, with the pipe that is read to its end."""
-    process = engine._start(["sh", "-c", "sleep 60 & echo $!; echo here I am; wait"])
-    assert process.stdout
-    first = int(process.stdout.readline())
-    with engine._ended(process), pytest.raises(RunError, match=r"train still runs after 0\.5 s: here I am"):
-        build.printed(engine.Container(process, first), "train", 0.5)
+    told = tmp_path / "first"
+    line = ["sh", "-c", f"echo here I am; sleep 60 & echo $! > {told}.new && mv {told}.new {told}; wait"]
+    with engine._started(line) as (process, output):
+        while not told.exists():
+            assert process.poll() is None
+        container = engine.Container(process, int(told.read_text()), output)
+        with pytest.raises(RunError, match=r"train still runs after 0\.5 s: here I am"):
+            build.printed(container, "train", 0.5)
+
+
+TALKER = """
+import http.server, os, signal, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print("x" * 300_000, flush=True)  # more than a pipe holds
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+class Here:
+    """Starts a program of this machine in the place of an image, under the name of the engine whose user is looked at."""
+
+    def __init__(self, name: str, program: str) -> None:
+        self.name, self.program = name, program
+
+    @contextlib.contextmanager
+    def run(self, _: object, __: object, variables: Mapping[str, str], ___: object) -> Iterator[engine.Container]:
+        line = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-c", self.program]
+        with engine._started(line) as (process, output):
+            yield engine.Container(process, process.pid, output)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+def test_a_service_that_prints_more_than_a_pipe_holds_answers_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "PATIENCE_S", 20)
+    here: Any = Here("docker", TALKER)
+    answer = build.ask(here, engine.Build("frontend"), {}, {}, "/", None)
+    assert (answer["text"], answer["after_sigterm"]) == ("ok", 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
+def test_an_image_that_runs_as_another_user_and_one_that_never_answers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: Any = Here("buildah", TALKER)
+    with pytest.raises(RunError, match=rf"frontend: uid {os.geteuid()}, ended with 0 after SIGTERM; expected 10001 and 0"):
+        build.ask(here, engine.Build("frontend"), {}, {}, "/", None)
+    monkeypatch.setattr(build, "PATIENCE_S", 1)
+    silent: Any = Here("buildah", TALKER.replace("self.send_response(200)", "import time; time.sleep(60)"))
+    with pytest.raises(RunError, match="frontend gave no answer: x"):
+        build.ask(silent, engine.Build("frontend"), {}, {}, "/", None)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")
@@ -81,10 +134,12 @@ def test_a_container_of_docker_is_gone_when_its_client_is(tmp_path: Path, monkey
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with engine.Docker().run(engine.Build("serve"), [], {}, {}) as container:
-        while not (tmp_path / "asked").exists():
+        asked = tmp_path / "asked"
+        while not (asked.exists() and asked.read_text().endswith("\n")):
             assert container.process.poll() is None
-    started, ended = (tmp_path / "asked").read_text().splitlines()
+    started, ended = asked.read_text().splitlines()
     (name,) = re.findall(r"--name (\S+)", started)
+    assert "--read-only --network host --mount type=tmpfs,destination=/tmp" in started  # as Cloud Run and compose.yaml start it
     assert ended == f"rm --force {name}"
 
 

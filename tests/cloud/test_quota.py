@@ -8,7 +8,7 @@ from tests.cloud.conftest import Answer, StandIn
 from pigeonhole.cloud import quota
 from pigeonhole.cloud.project import Project
 from pigeonhole.cloud.resources import Site
-from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.errors import RunError
 
 SITE = Site(Project("some-project", "europe-west4"), "1")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -42,11 +42,6 @@ def test_a_project_without_quota_is_told_of_each_with_the_line_that_asks_for_it(
 def test_every_image_that_is_built_is_looked_for() -> None:
     folder = Path(__file__).parents[2] / "dockerfiles"
     assert set(quota.IMAGES) == {path.stem for path in folder.glob("*.dockerfile")} - {"serve_baked"}
-
-
-def test_a_machine_without_a_rule_is_refused() -> None:
-    with pytest.raises(ConfigError, match="machine=tpu: allowed is cpu"):
-        quota.missing(SITE, lambda _: "[]", "tpu")
 
 
 @pytest.mark.parametrize(

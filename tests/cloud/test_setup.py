@@ -315,6 +315,35 @@ def test_a_word_that_is_not_known_is_refused(arguments: list[str]) -> None:
         setup.run(arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["preflight", "machine=tpu"], r"machine=tpu: allowed is cpu \| gpu \| spot"),
+        (["preflight", "image=latest"], "image=latest: expected the commit that it was built from"),
+        (["preflight", "machine=cpu", "machine=gpu"], "machine=gpu.*: a word is given twice"),
+        (["setup", "image=0123456"], "image: setup looks at no image; preflight does"),
+        (["teardown", "machine=gpu"], "machine: teardown looks at no machine; preflight does"),
+        (["setup", "--data"], "--data: setup takes nothing away; teardown does"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_word_that_would_be_passed_over_is_refused_before_anything_is_asked(
+    arguments: list[str], told: str, dry: list[str], cloud: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        setup.run([*arguments, *dry])
+    assert not (cloud / "asked").exists()
+
+
+def test_in_another_folder_nothing_is_set_up_without_its_alerts(
+    cloud: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for verb in setup.VERBS:
+        with pytest.raises(ConfigError, match="monitoring/alert_policies: there is no such folder here; run this in the folder"):
+            setup.run([verb, "--dry-run"])
+
+
 def test_a_budget_is_of_one_project_where_several_are_paid_from_one_account() -> None:
     def budget(project: str) -> Step:
         site = Site(Project(project, "europe-west4"), billing="0A0A0A-0B0B0B-0C0C0C")

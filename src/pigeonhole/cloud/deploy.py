@@ -6,6 +6,7 @@ With the traffic the service itself is asked once more; where it gives no answer
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ QUESTIONS: dict[str, tuple[str, dict[str, str] | None]] = {
     "frontend": ("/_stcore/health", None),
 }
 ASKED = ("serve", "drift")  # by the page
+MODEL = r"[a-z0-9][a-z0-9._-]{0,99}"  # as a bundle's manifest may name its model
 WAIT_S = 600
 
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] uv run deploy image=COMMIT [service=NAME] [model=NAME] [--dry-run]
@@ -52,9 +54,13 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     name = options.get("service", "serve")
     if name not in QUESTIONS:
         raise ConfigError(f"service={name}: allowed is {' | '.join(QUESTIONS)}")
+    image, model = options.get("image", ""), options.get("model", "")
+    if model and name not in ASKED:
+        raise ConfigError(f"model={model}: service={name} has no model of its own; leave model= out")
+    if model and not re.fullmatch(MODEL, model):
+        raise ConfigError(f"model={model}: expected the name of a model of the registry, up to 100 of a-z, 0-9, '.', '_' and '-'")
     project = read_project(os.environ)
     path = FOLDER / f"{name}.yaml"
-    image, model = options.get("image", ""), options.get("model", "")
     if dry:
         return to_dict(read_service(path, project, image, model, {name: f"https://{name}.invalid" for name in ASKED}))
     from google.cloud import run_v2
@@ -225,10 +231,13 @@ def ask(url: str, token: str, path: str, body: Mapping[str, str] | None) -> None
     headers = {"authorization": f"Bearer {token}"}
     try:
         answer = requests.request("GET" if body is None else "POST", url + path, json=body, headers=headers, timeout=60)
-        if answer.status_code != 200 or (body is not None and not answer.json()["label"]):
+        if answer.status_code != 200:
             raise RunError(f"{url}{path} answered {answer.status_code}")
-    except (requests.RequestException, KeyError) as error:
-        raise RunError(f"{url}{path} gave no label: {error}") from error
+        said = {} if body is None else answer.json()
+    except requests.RequestException as error:
+        raise RunError(f"{url}{path} gave no answer: {error}") from error
+    if body is not None and not (isinstance(said, dict) and said.get("label")):
+        raise RunError(f"{url}{path} answered 200, but no label")
 
 
 def identity_token(project: Project, audience: str, host: str = "https://iamcredentials.googleapis.com") -> str:

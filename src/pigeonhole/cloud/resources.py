@@ -133,7 +133,10 @@ def left_out(site: Site) -> dict[str, str]:
 
 
 def steps(site: Site, folder: Path) -> Iterator[Step]:
-    """In an order in which each finds what it needs; `folder` is the repository, whose policies are set up too."""
+    """In an order in which each finds what it needs; `folder` is the repository, whose policies are set up too.
+
+    Raises ConfigError for a folder that is another one.
+    """
     yield from _apis(site)
     yield from _accounts(site)
     yield from _bucket(site)
@@ -331,7 +334,10 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
     names: dict[str, tuple[Line, str, str]] = {
         "dashboard Pigeonhole": (("monitoring", "dashboards"), "config_from_file", "monitoring/dashboard.json")
     }
-    for path in sorted((folder / "monitoring/alert_policies").glob("*.json")):
+    policies = sorted((folder / "monitoring/alert_policies").glob("*.json"))
+    if not policies:
+        raise ConfigError("monitoring/alert_policies: there is no such folder here; run this in the folder of the repository")
+    for path in policies:
         title = json.loads(path.read_text(encoding="utf-8"))["displayName"]
         file = f"monitoring/alert_policies/{path.name}"
         names[f"alert policy {title}"] = (("alpha", "monitoring", "policies"), "policy_from_file", file)

@@ -64,7 +64,10 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         raise ConfigError(
             f"{wrong}: expected one of {', '.join(VERBS)}, and --dry-run, --data, image=COMMIT, machine=cpu|gpu|spot"
         )
+    _check_options(verbs[0], options, flags, arguments)
     site = read_site(os.environ)
+    if image := options.get("image"):
+        site.project.image("serve", image)
     for name, what in left_out(site).items():
         say(f"left out, because {name} is not set: {what}")
     if "--dry-run" in flags:
@@ -73,6 +76,18 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     if verbs[0] == "preflight":
         return preflight(site, Memory(), options)
     return setup(site, Memory()) if verbs[0] == "setup" else teardown(site, Memory(), with_data="--data" in flags)
+
+
+def _check_options(verb: str, options: dict[str, str], flags: set[str], arguments: list[str]) -> None:
+    """Before anything is asked: what would be passed over is refused too."""
+    if len(options) + len(flags) + 1 < len(arguments):
+        raise ConfigError(f"{' '.join(arguments)}: a word is given twice")
+    if verb != "preflight" and options:
+        raise ConfigError(f"{min(options)}: {verb} looks at no {min(options)}; preflight does")
+    if verb != "teardown" and "--data" in flags:
+        raise ConfigError(f"--data: {verb} takes nothing away; teardown does")
+    if (machine := options.get("machine", "cpu")) not in quota.NEEDED:
+        raise ConfigError(f"machine={machine}: allowed is {' | '.join(quota.NEEDED)}")
 
 
 def dry_run(verb: str, site: Site, with_data: bool) -> dict[str, Any]:
