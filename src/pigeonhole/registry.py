@@ -79,7 +79,7 @@ class Registry:
     """A registry at a URL (a folder or a bucket prefix)."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = storage.join(url)
 
     def models(self) -> list[str]:
         return storage.list_folders(storage.join(self.url, "models"))
