@@ -98,6 +98,7 @@ def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
         ("out=/proc/x", "out=/proc/x: cannot be written"),
         ("registry=/proc/x", "registry=/proc/x: cannot be written"),
         ("registry=ftp://x/y", "registry=ftp://x/y: cannot be written"),
+        ("registry=gs://", "registry=gs://: cannot be written .*no bucket"),
         ("out=gs://bucket/run", "a run works in a local folder"),
         ("model.pretrained=../../etc", "no model is there"),
         ("name=../evil", "name=../evil: expected lower-case letters"),
@@ -219,6 +220,21 @@ def test_what_else_a_run_reads_is_looked_at_before_anything_is_fitted(
     monkeypatch.setattr(corridor, "_fit", lambda *_: pytest.fail("it was fitted first"))
     with pytest.raises(error, match=message):
         run([*train_arguments(tmp_path, tiny_data), argument.format(other=other)])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("trainer.frozen_layers=2", "trainer.frozen_layers=2: this encoder has 2 layers"),
+        ("model.max_length=4 model.windowing=mean model.window_overlap=2", "model.window_overlap=2: .* holds 2 tokens of a text"),
+    ],
+)
+def test_what_does_not_fit_the_encoder_is_told_before_its_head_is_fitted(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+) -> None:
+    monkeypatch.setattr(corridor, "fit_head", lambda *_: pytest.fail("the head was fitted first"))
+    with pytest.raises(ConfigError, match=message):
+        run([*train_arguments(tmp_path, tiny_data), "model.averaging_layer=false", *argument.split()])
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

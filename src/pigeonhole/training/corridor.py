@@ -48,6 +48,7 @@ from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
 from pigeonhole.training.distillation import Distillation, open_teacher, teacher_logits, with_teacher
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
+from pigeonhole.training.layers import require_layer_to_learn
 from pigeonhole.training.lora import add_adapters, merge_adapters
 from pigeonhole.training.loss import LabelLoss, several_labels_loss
 from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, digest, load_model, load_tokenizer, locate
@@ -55,7 +56,7 @@ from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RunFolder, open_run_folder, require_run_folder
 from pigeonhole.training.tfidf import TfidfModel
-from pigeonhole.training.tokenize import tokenize, windowing_of
+from pigeonhole.training.tokenize import make_encoder, tokenize, windowing_of
 from pigeonhole.training.tracking import NoTracker, Tracker, open_tracker
 from pigeonhole.training.trainer import Criterion, Recipe
 from pigeonhole.training.warm_start import keep_head
@@ -319,9 +320,8 @@ def _take_part(config: TrainConfig, begun: Begun) -> None:
 
 def _load(config: TrainConfig, begun: Begun) -> tuple[PreTrainedTokenizerFast, Tokenized, TextClassifier]:
     tokenizer = load_tokenizer(begun.pretrained, [row.text for row in begun.dataset.split.train])
-    windowing = windowing_of(config.model)
-    encoder = Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing)
-    rows = _tokenize(encoder, windowing.rule, begun.dataset, config.data.task)
+    encoder = make_encoder(tokenizer.backend_tokenizer, config.model)
+    rows = _tokenize(encoder, windowing_of(config.model).rule, begun.dataset, config.data.task)
     model = load_model(
         begun.pretrained,
         begun.dataset.labels,
@@ -350,6 +350,8 @@ def _fine_tune(
 def _targets(config: TrainConfig, begun: Begun, rows: TokenizedRows) -> tuple[TokenizedRows, Criterion]:
     """What is learned of the training rows, and how far off it is measured."""
     chosen = config.trainer
+    if config.trainer.frozen_layers:
+        require_layer_to_learn(model, config.trainer.frozen_layers)
     if rows.label_ids.ndim == 2:
         return rows, several_labels_loss
     weights = balanced_weights(rows.label_ids, len(begun.dataset.labels)) if chosen.class_weights == "balanced" else None
@@ -376,8 +378,7 @@ def _keep_head(model: TextClassifier, config: TrainConfig, begun: Begun) -> None
 def _fit_words(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:
     dataset, chosen = begun.dataset, config.tfidf
     tokenizer = tfidf.make_tokenizer([row.text for row in dataset.split.train])
-    windowing = windowing_of(config.model)
-    rows = _tokenize(Encoder(tokenizer, config.model.max_length, windowing), windowing.rule, dataset, config.data.task)
+    rows = _tokenize(make_encoder(tokenizer, config.model), windowing_of(config.model).rule, dataset, config.data.task)
     watch.lap("model")
     model = tfidf.fit(
         rows.train,
