@@ -130,7 +130,7 @@ def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> float:
     """
     watch = Stopwatch()
     fitted = _fit(config, _begin(config, watch), watch, on_epoch)
-    if not fitted.history:
+    if not config.trainer.epochs and config.model.pretrained != TFIDF:
         raise ConfigError("trainer.epochs=0: a trial is measured after each epoch; give one at least")
     if config.trainer.refit_head and config.model.pretrained != TFIDF:  # no epoch has seen this head
         rows = fitted.rows.validation
