@@ -12,6 +12,7 @@ from pigeonhole import storage
 from pigeonhole.chaos.bucket import Bucket
 from pigeonhole.chaos.faults import FaultProxy
 from pigeonhole.errors import ConfigError, NotFoundError, StorageError
+from pigeonhole.registry import Registry
 
 
 @pytest.fixture(params=["file", "path", "gs"])
@@ -240,4 +241,16 @@ def test_two_at_one_time_may_ask_whether_a_folder_can_be_written(tmp_path: Path,
 
     monkeypatch.setattr(storage, "write", meanwhile)
     storage.require_writable("out", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["gs://", "gs:///", "file://"])
+def test_a_url_that_names_no_place_is_refused_and_no_folder_of_that_name_is_made(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"registry={url}: cannot be written .*names no bucket or folder"):
+        storage.require_writable("registry", url)
+    with pytest.raises(StorageError, match=f"^{url}: names no bucket or folder; expected "):
+        Registry(url)
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ PigeonholeError
 │   ├── ParityError                exported models disagree with the trained one
 │   ├── DeadLabelError             a label that the model never learned to give
 │   ├── DivergedError              the loss is no longer a number
+│   ├── OutOfMemoryError           one text alone does not fit into memory
 │   ├── StoppedError               a run that was told to stop and can go on
 │   ├── InferenceError             a model that gave no usable answer
 │   ├── LogError                   a prediction that could not be written down
@@ -72,6 +73,10 @@ class DeadLabelError(RunError):
 
 
 class DivergedError(RunError):
+    pass
+
+
+class OutOfMemoryError(RunError):
     pass
 
 

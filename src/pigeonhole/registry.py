@@ -79,7 +79,7 @@ class Registry:
     """A registry at a URL (a folder or a bucket prefix)."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = storage.join(url)
 
     def models(self) -> list[str]:
         return storage.list_folders(storage.join(self.url, "models"))
@@ -91,6 +91,11 @@ class Registry:
 
     def version_url(self, name: str, version: str) -> str:
         return storage.join(self.url, "models", name, "versions", version)
+
+    def has(self, folder: Path, manifest: Manifest) -> bool:
+        """Whether this very bundle is among the versions, complete."""
+        published = storage.join(self.version_url(manifest.name, manifest.version), MANIFEST)
+        return storage.exists(published) and storage.read(published) == (folder / MANIFEST).read_bytes()
 
     def publish(self, folder: Path, manifest: Manifest) -> str:
         """Copy a sealed bundle in and return its URL; the manifest goes last, so that a half-copied version is never seen."""

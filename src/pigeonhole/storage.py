@@ -40,7 +40,11 @@ def local_path(url: str) -> Path | None:
 
 
 def join(url: str, *parts: str) -> str:
-    return "/".join([url.rstrip("/"), *parts])
+    """Raises StorageError for a scheme alone, which would become a folder `gs:` of this machine."""
+    place = url.rstrip("/")
+    if place.endswith(":") and "://" in url:
+        raise StorageError(f"{url}: names no bucket or folder; expected {place}//NAME or {place}//NAME/PATH")
+    return "/".join([place, *parts])
 
 
 def to_url(path: str | Path) -> str:
@@ -147,8 +151,8 @@ def is_local_file(url: str) -> bool:
 
 def require_writable(key: str, url: str) -> None:
     """Write a file into a folder and delete it again. Raises ConfigError, naming the key, where that is not possible."""
-    probe = join(url, f".writable-{uuid.uuid4().hex}")  # a name of its own: several processes may ask at one time
     try:
+        probe = join(url, f".writable-{uuid.uuid4().hex}")  # a name of its own: several processes may ask at one time
         write(probe, b"")
         delete(probe)
     except StorageError as error:

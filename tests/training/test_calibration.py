@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from pigeonhole.metrics import expected_calibration_error
-from pigeonhole.training.calibration import calibrate, fit_temperature
+from pigeonhole.training.calibration import calibrate, fit_label_thresholds, fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -48,12 +48,14 @@ def drawn(n: int, scale: list[float], bias: list[float]) -> tuple[np.ndarray, np
 
 def test_a_vector_wins_where_labels_are_wrong_each_in_its_own_way() -> None:
     scale, bias = [0.4, 1.0, 1.6, 1.0], [0.5, -1.5, 0.0, 1.0]
-    found = calibrate(*drawn(3000, scale, bias), seed=0)
+    logits, label_ids = drawn(3000, scale, bias)
+    found = calibrate(logits, label_ids, seed=0)
     assert found.vector is not None
     assert found.nll_vector < found.nll_temperature
     assert found.vector.scale == pytest.approx(scale, abs=0.15)
     assert np.array(found.vector.bias) - np.mean(found.vector.bias) == pytest.approx(np.array(bias) - np.mean(bias), abs=0.25)
     assert found.held_out.sum(axis=1) == pytest.approx(np.ones(3000))
+    assert -np.log(found.held_out[np.arange(3000), label_ids]).mean() == pytest.approx(found.nll_vector)
 
 
 def test_the_temperature_alone_stays_where_a_vector_gains_nothing() -> None:
@@ -67,3 +69,9 @@ def test_a_vector_does_not_win_by_promising_more_on_rows_that_are_all_right() ->
     found = calibrate(np.eye(3)[label_ids] * 8 + np.random.default_rng(0).normal(size=(60, 3)) / 2, label_ids, seed=0)
     assert found.vector is None
     assert 1 - found.held_out.max(axis=1).mean() == pytest.approx(1 / 49, rel=0.1)  # each by a fit on 48 rows
+
+
+def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken() -> None:
+    """The first label has an F1 of 2/3 above 0.85 and above nothing; no row has the second one."""
+    probabilities = np.array([[0.9, 0.9], [0.85, 0.8], [0.8, 0.2], [0.6, 0.1]])
+    assert fit_label_thresholds(probabilities, np.array([[1, 0], [0, 0], [0, 0], [1, 0]])).tolist() == [0.5, 0.5]

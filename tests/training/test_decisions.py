@@ -7,9 +7,9 @@ from benchmarks.decisions import promise as resampling
 from pigeonhole.bundle import OutOfScopeRule
 from pigeonhole.classifier import Prediction
 from pigeonhole.decision import softmax
-from pigeonhole.evaluation.decisions import auroc
+from pigeonhole.evaluation.decisions import auroc, strange
 from pigeonhole.metrics import Floats, Ids
-from pigeonhole.training.decisions import as_neighbours, choose_neighbours, fit_out_of_scope, fit_thresholds
+from pigeonhole.training.decisions import _Precisions, as_neighbours, choose_neighbours, fit_out_of_scope, fit_thresholds
 
 
 def drawn(n: int, seed: int, flattery: float = 1.0) -> tuple[Floats, Ids]:
@@ -96,6 +96,29 @@ def test_the_rule_that_tells_more_texts_apart_is_chosen_and_keeps_its_share_in_s
         assert scope.auroc[rule] > 0.95 > 0.7 > scope.auroc["max_logit" if rule == "neighbour" else "neighbour"]
 
 
+def test_at_least_the_share_kept_stays_in_scope_where_the_rows_do_not_divide_by_it() -> None:
+    """0.95 of 50 rows are 47.5."""
+    random = np.random.default_rng(0)
+    inside, outside = ([answer(random.normal(size=3) + high, np.ones(8)) for _ in range(50)] for high in (5, 0))
+    neighbours = as_neighbours(inside[:1])
+    scope = fit_out_of_scope(inside, outside, neighbours, kept=0.95)
+    assert (strange("max_logit", inside, neighbours) <= scope.rule.limit).sum() == 48
+
+
+def test_neighbours_are_compared_by_direction_alone() -> None:
+    neighbours = as_neighbours([answer(np.zeros(3), length * np.eye(4)[place]) for place, length in enumerate((0.1, 1, 70))])
+    assert neighbours.tolist() == np.eye(3, 4).tolist()
+
+
+def test_a_label_with_few_rows_leans_on_all_of_them() -> None:
+    """Label 1 was right in 12 of 12, label 0 in 420 of 600: (12 + 20 * 0.7) / 32 is 0.82."""
+    label_ids = np.array([0] * 420 + [1] * 12 + [2] * 180)
+    scores = np.full(len(label_ids), 0.8)
+    predicted = np.where(label_ids == 2, 0, label_ids)
+    found = _Precisions(scores, predicted == label_ids, predicted, 2).thresholds(0.9)
+    assert found.tolist() == [1.0, 1.0]
+
+
 def test_the_area_is_the_share_of_pairs_in_the_right_order_and_half_of_the_ties() -> None:
     inside, outside = np.array([0.1, 0.4, 0.4]), np.array([0.4, 0.9])
     pairs = [(o > i) + 0.5 * (o == i) for i in inside for o in outside]
@@ -106,3 +129,11 @@ def test_neighbours_are_spread_over_the_labels() -> None:
     label_ids = np.repeat(np.arange(10), [500, 20, *[200] * 8])
     places = choose_neighbours(label_ids)
     assert np.bincount(label_ids[places]).tolist() == [102, 20, *[102] * 8]
+
+
+@pytest.mark.parametrize(("n", "kept"), [(44, False), (45, True)])
+def test_a_promise_needs_so_many_rows_of_the_other_half_that_luck_is_a_risk_of_a_tenth(n: int, kept: bool) -> None:
+    """All are right: the lower Clopper-Pearson bound of n of n is 0.1 ** (1 / n), 0.9490 for 44 and 0.9501 for 45."""
+    label_ids = np.arange(2 * n) % 2
+    promise = fit_thresholds(np.where(np.eye(2)[label_ids] == 1, 0.9, 0.1), label_ids, 0.95)
+    assert (promise.kept, promise.accepted) == (kept, n if kept else 0)

@@ -6,7 +6,7 @@ from tests.training.test_trainer import RECIPE, fresh_model, rows
 
 from pigeonhole.errors import ConfigError
 from pigeonhole.training import trainer
-from pigeonhole.training.layers import freeze_layers, layers_of, rates
+from pigeonhole.training.layers import layers_of, rates, require_layer_to_learn
 from pigeonhole.training.model import load_model, load_tokenizer, locate
 
 
@@ -71,4 +71,5 @@ def test_an_encoder_may_be_cut_to_its_lowest_layers() -> None:
 
 def test_one_layer_at_least_has_to_learn() -> None:
     with pytest.raises(ConfigError, match=r"trainer.frozen_layers=3: this encoder has 3 layers"):
-        freeze_layers(fresh_model(), 3)
+        require_layer_to_learn(fresh_model(), 3)
+    require_layer_to_learn(fresh_model(), 2)

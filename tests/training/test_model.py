@@ -16,6 +16,7 @@ from transformers import (
     GPT2ForSequenceClassification,
     MPNetConfig,
     RobertaConfig,
+    XLNetConfig,
     pipeline,
 )
 from transformers.models.bert.modeling_bert import BertLayer
@@ -192,6 +193,15 @@ def test_positions_behind_the_padding_are_none_to_read_from(tmp_path: Path, kind
     assert model(torch.full((1, last), 5), torch.ones((1, last), dtype=torch.int64))[0].shape == (1, 2)
     with pytest.raises(ConfigError, match=rf"model\.max_length={last + 1}: this encoder reads at most {last} tokens"):
         load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=last + 1)
+
+
+def test_a_family_without_a_limit_is_not_told_to_read_less_than_nothing(tmp_path: Path) -> None:
+    """XLNet's configuration says max_position_embeddings = -1."""
+    config = XLNetConfig(vocab_size=2000, d_model=32, n_layer=1, n_head=2, d_inner=64)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    found, tokenizer = Pretrained(str(tmp_path), local=True), load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS)
+    with pytest.raises(ConfigError, match="XLNetForSequenceClassification ends in no linear layer that is known here"):
+        load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=64)
 
 
 def test_weights_that_an_encoder_lacks_are_told_and_a_new_head_or_layer_is_not(

@@ -11,9 +11,10 @@ import pytest
 from tests.conftest import train_arguments
 
 from pigeonhole.configuration import compose
-from pigeonhole.errors import ConfigError, DivergedError, RunError
+from pigeonhole.errors import ConfigError, DivergedError, OutOfMemoryError, RunError, StoppedError
 from pigeonhole.training import study, sweep
 from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.corridor import validate
 from pigeonhole.training.space import Range, Space, read_space
 
 TRIALS = 3
@@ -178,6 +179,64 @@ def test_a_trial_that_diverges_has_failed_and_ends_no_sweep(tmp_path: Path, monk
     monkeypatch.setattr(study, "validate", diverge)
     with pytest.raises(RunError, match="none of 2 trials came to its end"):
         study.search(SPACE, [], tmp_path, trials=2, seed=0)
+
+
+@pytest.mark.parametrize("error", [ConfigError("trainer.frozen_layers=9: too many"), OutOfMemoryError("one text does not fit")])
+def test_a_trial_whose_values_do_not_fit_has_failed_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fit(config: TrainConfig, *_: object) -> float:
+        if str(config.out).endswith("trial-000"):
+            raise error
+        return 0.5
+
+    monkeypatch.setattr(study, "validate", fit)
+    found = study.search(SPACE, [], tmp_path, trials=3, seed=0)
+    assert (found["trials"]["fail"], found["trials"]["complete"], found["trials"]["running"]) == (1, 2, 0)
+    assert f"trial 0: failed: {error}" in capsys.readouterr().err
+
+
+def test_a_mistake_that_all_trials_have_in_common_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(config: TrainConfig, *_: object) -> float:
+        asked.append(str(config.out))
+        raise ConfigError(f"model.max_length=64: this encoder reads at most 32 tokens (run {config.out})")
+
+    monkeypatch.setattr(study, "validate", refuse)
+    for more in (study.ALIKE, 1):
+        began = len(asked)
+        with pytest.raises(ConfigError, match=r"model\.max_length=64: this encoder reads at most 32 tokens"):
+            study.search(SPACE, [], tmp_path, trials=20, seed=0)
+        assert len(asked) - began == more
+
+
+def test_a_run_that_was_told_to_stop_is_no_failed_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> float:
+        raise StoppedError("stopped at epoch 1")
+
+    monkeypatch.setattr(study, "validate", stop)
+    with pytest.raises(StoppedError):
+        study.search(SPACE, [], tmp_path, trials=2, seed=0)
+    assert [trial.state for trial in study._open(SPACE, [], tmp_path).trials] == [optuna.trial.TrialState.RUNNING]
+
+
+def test_a_trial_without_an_epoch_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    config = compose(TrainConfig, "train", ["trainer.epochs=0", f"data.path={tmp_path}/none.csv"])
+    with pytest.raises(ConfigError, match=r"trainer.epochs=0: a trial is measured after each epoch"):
+        validate(config, lambda epoch: None)
+
+
+def test_the_best_trials_experiment_finds_its_files_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("rows.csv").write_text("text,label\n")
+    monkeypatch.setattr(study, "validate", lambda *_: 0.5)
+    study.search(SPACE, ["data.path=rows.csv", "data.patch=gone.csv", "model=tiny"], tmp_path / "study", trials=1, seed=0)
+    monkeypatch.chdir(tmp_path)
+    config = compose(TrainConfig, "train", ["--config-dir", str(tmp_path / "study"), "experiment=best"])
+    assert (config.data.path, config.data.patch) == (str(tmp_path / "here" / "rows.csv"), "gone.csv")
+    assert config.model.pretrained == "scratch"
 
 
 @pytest.mark.parametrize(

@@ -90,3 +90,16 @@ def test_texts_without_a_word_and_int8_are_refused(tiny_data: Path) -> None:
         tfidf.fit(rows, inverse_regularisation=1.0, pairs=True, max_features=10, seed=0)
     with pytest.raises(ConfigError, match="has fp32 only and reads a text as a whole"):
         run(["model=tfidf", "export.int8=true", f"data.path={tiny_data}"])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("trainer.teacher=bundle", "trainer.lora_rank=8", "trainer.frozen_layers=1", "trainer.refit_head=true"),
+        *("trainer.loss=focal", "trainer.label_smoothing=0.1", "trainer.sampling=balanced"),
+        *("model.keep_head=true", "model.layers=2"),
+    ],
+)
+def test_what_is_of_encoders_alone_is_refused_and_not_passed_over(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key.partition('=')[0]}=.*: is for encoders; with model=tfidf leave it out$"):
+        run(["model=tfidf", key])

@@ -98,6 +98,7 @@ def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
         ("out=/proc/x", "out=/proc/x: cannot be written"),
         ("registry=/proc/x", "registry=/proc/x: cannot be written"),
         ("registry=ftp://x/y", "registry=ftp://x/y: cannot be written"),
+        ("registry=gs://", "registry=gs://: cannot be written .*no bucket"),
         ("out=gs://bucket/run", "a run works in a local folder"),
         ("model.pretrained=../../etc", "no model is there"),
         ("name=../evil", "name=../evil: expected lower-case letters"),
@@ -221,6 +222,21 @@ def test_what_else_a_run_reads_is_looked_at_before_anything_is_fitted(
         run([*train_arguments(tmp_path, tiny_data), argument.format(other=other)])
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("trainer.frozen_layers=2", "trainer.frozen_layers=2: this encoder has 2 layers"),
+        ("model.max_length=4 model.windowing=mean model.window_overlap=2", "model.window_overlap=2: .* holds 2 tokens of a text"),
+    ],
+)
+def test_what_does_not_fit_the_encoder_is_told_before_its_head_is_fitted(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+) -> None:
+    monkeypatch.setattr(corridor, "fit_head", lambda *_: pytest.fail("the head was fitted first"))
+    with pytest.raises(ConfigError, match=message):
+        run([*train_arguments(tmp_path, tiny_data), "model.averaging_layer=false", *argument.split()])
+
+
 def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a finished run"):
         run([*train_arguments(tmp_path, tiny_data), f"out={tiny_run['run']}"])
@@ -251,6 +267,30 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "trainer.learning_rate" in done.stdout
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("moment", ["set_alias", "keep_test_texts"])
+def test_a_run_that_was_killed_after_it_had_published_publishes_no_second_version(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    asked = [*train_arguments(tmp_path, tiny_data), "trainer.epochs=1", "tracking=jsonl"]
+    with monkeypatch.context() as context:
+        context.setattr(Registry, moment, kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(asked)
+    registry = Registry(str(tmp_path / "registry"))
+    (version,) = registry.versions("tiny")
+    result = run(asked)
+    assert registry.versions("tiny") == [version]
+    assert (result["version"], result["alias"]) == (version, "production")
+    assert registry.alias("tiny", "candidate").version is None
+    assert registry.test_texts("tiny", version)
+    manifest = open_bundle(result["bundle"]).manifest
+    assert json.loads((Path(result["run"]) / "metrics.json").read_text())["test"] == manifest.metrics["test"]
+    assert {"test", "test_fp32", "baselines", "slices", "behaviour", "decisions", "parity", "seconds"} <= set(result)
 
 
 def test_of_two_runs_that_end_at_one_moment_both_are_published(tmp_path: Path) -> None:

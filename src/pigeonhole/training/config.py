@@ -7,6 +7,12 @@ from pigeonhole.dataset.config import DataConfig
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import to_flat
 
+# Keys of train that name a file, or a folder, to read.
+FILES = (
+    *("data.path", "data.validation_path", "data.test_path", "data.out_of_scope_path", "data.out_of_scope_test_path"),
+    *("data.patch", "data.taxonomy", "reference_path", "trainer.teacher"),
+)
+
 
 @dataclass
 class ModelConfig:
@@ -170,12 +176,30 @@ class TrainConfig:
             )
         if self.data.task == "multi_label":
             self._refuse_for_several_labels()
+        if model.pretrained == "tfidf":
+            self._refuse_for_words()
         for key, share, file in (
             ("val", self.data.val, self.data.validation_path),
             ("test", self.data.test, self.data.test_path),
         ):
             if not share and not file:
                 raise ConfigError(f"data.{key}={share:g}: a run selects and measures on these rows; give a share, or a file")
+
+    def _refuse_for_words(self) -> None:
+        """What asks for an encoder; how fast one learns is passed over, and recipes may say it."""
+        for key, chosen, usual in (
+            ("trainer.teacher", self.trainer.teacher, None),
+            ("trainer.lora_rank", self.trainer.lora_rank, 0),
+            ("trainer.frozen_layers", self.trainer.frozen_layers, 0),
+            ("trainer.refit_head", self.trainer.refit_head, False),
+            ("trainer.loss", self.trainer.loss, "cross_entropy"),
+            ("trainer.label_smoothing", self.trainer.label_smoothing, 0.0),
+            ("trainer.sampling", self.trainer.sampling, "natural"),
+            ("model.keep_head", self.model.keep_head, False),
+            ("model.layers", self.model.layers, None),
+        ):
+            if chosen != usual:
+                raise ConfigError(f"{key}={chosen}: is for encoders; with model=tfidf leave it out")
 
     def _refuse_for_several_labels(self) -> None:
         """What has no meaning, or none yet, where a text may have several labels."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from pigeonhole import storage
-from pigeonhole.bundle import CARD, GOLDEN, REFERENCE, Bundle, Manifest, Precision, WindowRule, open_bundle, seal
+from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, REFERENCE, Bundle, Manifest, Precision, WindowRule, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import is_first_process, say
 from pigeonhole.configuration import to_flat, to_yaml
@@ -29,7 +29,7 @@ from pigeonhole.dataset.label_sets import ids_of, join_labels
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import read_taxonomy
-from pigeonhole.errors import ConfigError, RegistryError
+from pigeonhole.errors import BundleError, ConfigError, RegistryError
 from pigeonhole.evaluation import plots
 from pigeonhole.evaluation.baselines import score_baselines
 from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
@@ -48,6 +48,7 @@ from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
 from pigeonhole.training.distillation import Distillation, open_teacher, teacher_logits, with_teacher
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
+from pigeonhole.training.layers import require_layer_to_learn
 from pigeonhole.training.lora import add_adapters, merge_adapters
 from pigeonhole.training.loss import LabelLoss, several_labels_loss
 from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, digest, load_model, load_tokenizer, locate
@@ -55,12 +56,14 @@ from pigeonhole.training.precision import Precision as TrainingPrecision
 from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RunFolder, open_run_folder, require_run_folder
 from pigeonhole.training.tfidf import TfidfModel
-from pigeonhole.training.tokenize import tokenize, windowing_of
+from pigeonhole.training.tokenize import make_encoder, tokenize, windowing_of
 from pigeonhole.training.tracking import NoTracker, Tracker, open_tracker
 from pigeonhole.training.trainer import Criterion, Recipe
 from pigeonhole.training.warm_start import keep_head
 
+PLOTS = "plots"  # the folder of a run that holds its pictures
 LONGEST_NAME = 100  # characters; a folder's name has a date before it, and no file system takes more than 255
+FirstAlias = Literal["production", "candidate"]  # what a new version is given
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,10 @@ def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> float:
 
     `on_epoch` may raise to end it. A folder that was left in the middle is gone on with, as `train` does.
     """
+    if not config.trainer.epochs and config.model.pretrained != TFIDF:
+        raise ConfigError("trainer.epochs=0: a trial is measured after each epoch; give one at least")
     watch = Stopwatch()
     fitted = _fit(config, _begin(config, watch), watch, on_epoch)
-    if not fitted.history:
-        raise ConfigError("trainer.epochs=0: a trial is measured after each epoch; give one at least")
     if config.trainer.refit_head and config.model.pretrained != TFIDF:  # no epoch has seen this head
         rows = fitted.rows.validation
         return trainer.scores(fitted.predict_logits(rows), rows.label_ids)[1]
@@ -149,17 +152,55 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if begun.folder is None:
         _take_part(config, begun)
         return {}
-    name, out, threads, dataset = begun.name, begun.out, begun.threads, begun.dataset
-    origin, tracker, split = begun.origin, begun.tracker, begun.dataset.split
-    windowing = windowing_of(config.model)
+    out, dataset = begun.out, begun.dataset
     fitted = _fit(config, begun, watch, lambda epoch: None)
+    registry, folder = Registry(config.registry), out / "bundle"
+    manifest = _published(config, folder, registry) or _make_bundle(config, begun, fitted, folder, watch)
+    url, alias = publish(registry, folder, manifest)
+    if config.export.test_texts:
+        registry.keep_test_texts(begun.name, manifest.version, [dataset.split.test[place].text for place in begun.compared])
+    watch.lap("bundle")
+
+    result = {
+        "bundle": url,
+        "model": begun.name,
+        "version": manifest.version,
+        "alias": alias,
+        "served": manifest.served,
+        **{key: value for key, value in manifest.metrics.items() if key != "epochs"},
+        "parity": manifest.parity,
+        "seconds": watch.total(),
+        "run": str(out),
+    }
+    storage.write(str(out / RESULT), msgspec.json.format(msgspec.json.encode(result)))
+    begun.tracker.finish(_summary(result), {path.stem: path for path in sorted((out / PLOTS).glob("*.png"))}, folder)
+    _say_result(result)
+    return {**result, "baselines": {baseline: _without_classes(found) for baseline, found in result["baselines"].items()}}
+
+
+def _published(config: TrainConfig, folder: Path, registry: Registry) -> Manifest | None:
+    """What the same run had published when it was killed, before it could say so: made again, it would be a second version."""
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        manifest = open_bundle(str(folder)).manifest
+    except BundleError as error:  # as a machine may leave it that lost its power
+        say(f"{error}; it is made anew")
+        return None
+    same = manifest.provenance["config"] == msgspec.json.decode(msgspec.json.encode(to_flat(config)))
+    return manifest if same and registry.has(folder, manifest) else None
+
+
+def _make_bundle(config: TrainConfig, begun: Begun, fitted: Fitted, folder: Path, watch: Stopwatch) -> Manifest:
+    """Exported, compared, measured, sealed, and the pictures of its measures in the run folder."""
+    name, out, threads, dataset, split = begun.name, begun.out, begun.threads, begun.dataset, begun.dataset.split
+    windowing = windowing_of(config.model)
     model, rows, history = fitted.model, fitted.rows, fitted.history
 
     if isinstance(model, TextClassifier) and fitted.twin:
         model.save_twin(out / "model", fitted.twin)
     unseen = [row.text for row in (*split.test, *split.validation)]  # by the weights: they tell how the exported models differ
     trained_logits = np.concatenate([fitted.predict_logits(rows.test), fitted.predict_logits(rows.validation)])
-    folder = out / "bundle"
     manifest = export.draft(
         folder,
         model,
@@ -207,7 +248,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         manifest,
         parity=export.as_dict(parity),
         metrics={**results, "epochs": [asdict(epoch) for epoch in history]},
-        provenance=origin,
+        provenance=begun.origin,
     )
     golden = export.golden_answers(list(classifiers.values()))
     storage.write(str(folder / GOLDEN), msgspec.json.format(msgspec.json.encode(golden)))
@@ -223,28 +264,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     storage.write(str(folder / CARD), write_card(manifest).encode())
     manifest = seal(folder, manifest)
     Classifier.open(open_bundle(str(folder)))
-    figures = _draw(out / "plots", dataset, rows, served, history, results["test"])
-    registry = Registry(config.registry)
-    url, alias = publish(registry, folder, manifest)
-    if config.export.test_texts:
-        registry.keep_test_texts(name, manifest.version, [split.test[place].text for place in compared])
-    watch.lap("bundle")
-
-    result = {
-        "bundle": url,
-        "model": name,
-        "version": manifest.version,
-        "alias": alias,
-        "served": manifest.served,
-        **results,
-        "parity": export.as_dict(parity),
-        "seconds": watch.total(),
-        "run": str(out),
-    }
-    storage.write(str(out / RESULT), msgspec.json.format(msgspec.json.encode(result)))
-    tracker.finish(_summary(result), figures, folder)
-    _say_result(result)
-    return {**result, "baselines": {baseline: _without_classes(found) for baseline, found in result["baselines"].items()}}
+    _draw(out / PLOTS, dataset, rows, served, history, results["test"])
+    return manifest
 
 
 def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
@@ -319,9 +340,8 @@ def _take_part(config: TrainConfig, begun: Begun) -> None:
 
 def _load(config: TrainConfig, begun: Begun) -> tuple[PreTrainedTokenizerFast, Tokenized, TextClassifier]:
     tokenizer = load_tokenizer(begun.pretrained, [row.text for row in begun.dataset.split.train])
-    windowing = windowing_of(config.model)
-    encoder = Encoder(tokenizer.backend_tokenizer, config.model.max_length, windowing)
-    rows = _tokenize(encoder, windowing.rule, begun.dataset, config.data.task)
+    encoder = make_encoder(tokenizer.backend_tokenizer, config.model)
+    rows = _tokenize(encoder, windowing_of(config.model).rule, begun.dataset, config.data.task)
     model = load_model(
         begun.pretrained,
         begun.dataset.labels,
@@ -330,6 +350,8 @@ def _load(config: TrainConfig, begun: Begun) -> tuple[PreTrainedTokenizerFast, T
         max_length=config.model.max_length,
         layers=config.model.layers,
     )
+    if config.trainer.frozen_layers:
+        require_layer_to_learn(model, config.trainer.frozen_layers)
     return tokenizer, rows, model
 
 
@@ -376,8 +398,7 @@ def _keep_head(model: TextClassifier, config: TrainConfig, begun: Begun) -> None
 def _fit_words(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:
     dataset, chosen = begun.dataset, config.tfidf
     tokenizer = tfidf.make_tokenizer([row.text for row in dataset.split.train])
-    windowing = windowing_of(config.model)
-    rows = _tokenize(Encoder(tokenizer, config.model.max_length, windowing), windowing.rule, dataset, config.data.task)
+    rows = _tokenize(make_encoder(tokenizer, config.model), windowing_of(config.model).rule, dataset, config.data.task)
     watch.lap("model")
     model = tfidf.fit(
         rows.train,
@@ -525,7 +546,7 @@ def _draw(
     served: Sequence[Prediction],
     history: Sequence[Epoch],
     test: Mapping[str, Any],
-) -> dict[str, Path]:
+) -> None:
     probabilities = np.stack([found.probabilities for found in served])
     truth = rows.test.label_ids
     losses = {
@@ -547,15 +568,21 @@ def _draw(
     }
     for name, png in pictures.items():
         storage.write(str(folder / f"{name}.png"), png)
-    return {name: folder / f"{name}.png" for name in pictures}
 
 
-def publish(registry: Registry, folder: Path, manifest: Manifest) -> tuple[str, Literal["production", "candidate"]]:
-    """Into the registry; the first version of a model goes to production, a later one is a candidate for `promote`."""
-    url = registry.publish(folder, manifest)
+def publish(registry: Registry, folder: Path, manifest: Manifest) -> tuple[str, FirstAlias]:
+    """Into the registry; the first version of a model goes to production, a later one is a candidate for `promote`.
+
+    What a killed run had done of this is not done again.
+    """
+    there = registry.has(folder, manifest)
+    url = storage.to_url(registry.version_url(manifest.name, manifest.version)) if there else registry.publish(folder, manifest)
+    for told in get_args(FirstAlias) if there else ():
+        if any(change.version == manifest.version for change in registry.alias(manifest.name, told).moves):
+            return url, told
     for left in reversed(range(ATTEMPTS)):
         first = registry.alias(manifest.name, "production").version is None
-        alias: Literal["production", "candidate"] = "production" if first else "candidate"
+        alias: FirstAlias = "production" if first else "candidate"
         before = registry.alias(manifest.name, alias).version
         reason = "the first bundle" if first else "trained"
         try:

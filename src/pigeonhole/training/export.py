@@ -26,7 +26,7 @@ from pigeonhole.decision import to_probabilities
 from pigeonhole.errors import ParityError
 from pigeonhole.evaluation.labelled import thresholds_of
 from pigeonhole.metrics import Floats, Ids
-from pigeonhole.training.model import TextClassifier
+from pigeonhole.training.model import TextClassifier, positions_of
 from pigeonhole.training.packed import write_packed
 from pigeonhole.training.tfidf import TfidfModel
 from pigeonhole.training.weights import read_weights
@@ -169,7 +169,7 @@ def trace(model: TextClassifier, path: Path) -> None:
     model.body.set_attn_implementation("eager")
     # Two tensors: given one twice, the exporter wires both inputs to the first.
     example = {"input_ids": torch.ones((2, 8), dtype=torch.int64), "attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3])}
-    longest = model.body.config.max_position_embeddings
+    longest = positions_of(model.body.config)
     shape = {0: torch.export.Dim("b", min=1, max=65_536), 1: torch.export.Dim("t", min=2, max=longest)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of each torchvision operator that is not installed
     with warnings.catch_warnings():

@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pigeonhole.classifier import Encoder
 from pigeonhole.errors import ConfigError
 from pigeonhole.training import trainer
 from pigeonhole.training.config import ModelConfig
 from pigeonhole.training.model import TFIDF, load_model, load_tokenizer, locate
-from pigeonhole.training.tokenize import tokenize, windowing_of
+from pigeonhole.training.tokenize import make_encoder, tokenize, windowing_of
 
 
 def embed_texts(config: ModelConfig, labels: Sequence[str], texts: Sequence[str], seed: int, threads: int) -> NDArray[np.float32]:
@@ -21,8 +20,7 @@ def embed_texts(config: ModelConfig, labels: Sequence[str], texts: Sequence[str]
     trainer.set_determinism(seed, threads)
     pretrained = replace(locate(config.pretrained, config.sha256), revision=config.revision)
     tokenizer = load_tokenizer(pretrained, texts)
-    windowing = windowing_of(config)
-    encoder = Encoder(tokenizer.backend_tokenizer, config.max_length, windowing)
+    encoder = make_encoder(tokenizer.backend_tokenizer, config)
     model = load_model(
         pretrained,
         labels,
@@ -31,4 +29,4 @@ def embed_texts(config: ModelConfig, labels: Sequence[str], texts: Sequence[str]
         max_length=config.max_length,
         layers=config.layers,
     )
-    return trainer.embed(model, tokenize(encoder, windowing.rule, texts, np.zeros(len(texts), np.int64)))
+    return trainer.embed(model, tokenize(encoder, windowing_of(config).rule, texts, np.zeros(len(texts), np.int64)))

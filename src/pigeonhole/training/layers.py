@@ -14,13 +14,16 @@ def layers_of(model: TextClassifier) -> nn.ModuleList:
     return max(lists, key=len, default=nn.ModuleList())
 
 
+def require_layer_to_learn(model: TextClassifier, frozen: int) -> None:
+    """Raises ConfigError where the encoder has no more layers than are to be frozen."""
+    layers = len(layers_of(model))
+    if frozen >= layers:
+        raise ConfigError(f"trainer.frozen_layers={frozen}: this encoder has {layers} layers; the topmost at least has to learn")
+
+
 def freeze_layers(model: TextClassifier, layers: int) -> None:
-    """Embeddings and the lowest `layers` stay as they are. Raises ConfigError where the encoder has no more than these."""
+    """Embeddings and the lowest `layers` stay as they are."""
     stack = layers_of(model)
-    if layers >= len(stack):
-        raise ConfigError(
-            f"trainer.frozen_layers={layers}: this encoder has {len(stack)} layers; the topmost at least has to learn"
-        )
     lowest = {id(parameter) for layer in stack[:layers] for parameter in layer.parameters()}
     every = {id(parameter) for parameter in stack.parameters()}
     above = _above(model, stack)

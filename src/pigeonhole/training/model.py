@@ -239,6 +239,8 @@ def load_model(
 def positions_of(config: PretrainedConfig) -> int | None:
     """How many tokens the model reads at most; None where nothing says so."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < 1:  # XLNet says -1
+        return None
     if positions is not None and config.model_type in BEHIND_PADDING:
         return positions - int(config.pad_token_id + 1)
     return positions

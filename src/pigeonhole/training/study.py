@@ -19,17 +19,20 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pigeonhole import storage
 from pigeonhole.command import say
 from pigeonhole.configuration import compose, to_flat
-from pigeonhole.errors import ConfigError, DivergedError, RunError
+from pigeonhole.errors import ConfigError, DivergedError, OutOfMemoryError, RunError
 from pigeonhole.training import study_plots
 from pigeonhole.training.checkpoint import Epoch
-from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.config import FILES, TrainConfig
 from pigeonhole.training.corridor import validate
+from pigeonhole.training.model import SCRATCH, TFIDF
 from pigeonhole.training.space import Range, Space, to_experiment, to_vertex, to_wandb, written
 
 STUDY = "study.sqlite"
 RANDOM_TRIALS = 5  # before the sampler begins to learn
 UNPRUNED_TRIALS = 4
 LOCKED_S = 60  # a worker waits so long for another one that writes
+ALIKE = 3  # trials that end with one message have a mistake in common
+FAILURE = "failure"  # the attribute of a failed trial that says why
 OWN = ("out", "registry", "tracking.")  # keys that say where a trial went, not what it was
 
 
@@ -126,13 +129,23 @@ def _try(study: optuna.Study, trial: Trial, space: Space, training: list[str], f
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         say(f"trial {trial.number}: pruned")
-    except DivergedError as error:
+    except (ConfigError, DivergedError, OutOfMemoryError) as error:
+        trial.set_user_attr(FAILURE, str(error).replace(str(out), "FOLDER"))
         study.tell(trial, state=TrialState.FAIL)
         say(f"trial {trial.number}: failed: {error}")
+        if isinstance(error, ConfigError) and _fail_alike(study):
+            raise
     else:
         study.tell(trial, value)
         say(f"trial {trial.number}: {space.metric} {value:.4f}, the best so far {study.best_value:.4f}")
     shutil.rmtree(out / "checkpoint", ignore_errors=True)
+
+
+def _fail_alike(study: optuna.Study) -> bool:
+    """Whether a mistake is not one of this trial's own values: whatever was tried, the same was said."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    said = {trial.user_attrs.get(FAILURE) for trial in ended}
+    return len(ended) >= ALIKE and len(said) == 1 and None not in said
 
 
 def _suggest(trial: Trial, space: Space, key: str) -> bool | int | float | str:
@@ -176,9 +189,15 @@ def _experiment(best: FrozenTrial, space: Space, training: list[str], folder: Pa
     plain = to_flat(compose(TrainConfig, "train", []))
     chosen = [f"{key}={written(best.params[key])}" for key in space.keys]
     found = to_flat(compose(TrainConfig, "train", [*training, *chosen]))
-    changed = {key: value for key, value in found.items() if value != plain[key] and not key.startswith(OWN)}
+    changed = {key: _from_anywhere(key, value) for key, value in found.items() if value != plain[key] and not key.startswith(OWN)}
     command = f"uv run train experiment=best --config-dir {folder}"
     return to_experiment(changed, command, f"Trial {best.number} of the sweep: {space.metric} {best.value:.4f}.")
+
+
+def _from_anywhere(key: str, value: object) -> object:
+    """A file that is here, by a path that means the same in any working directory."""
+    named = key in FILES or (key == "model.pretrained" and value not in (SCRATCH, TFIDF))
+    return str(Path(value).resolve()) if named and isinstance(value, str) and Path(value).exists() else value
 
 
 def _draw(study: optuna.Study, complete: list[FrozenTrial], space: Space, folder: Path) -> list[Path]:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from pigeonhole.bundle import Windowing, WindowRule
 from pigeonhole.classifier import Encoder
 from pigeonhole.command import say
+from pigeonhole.errors import ConfigError
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.config import ModelConfig
 
@@ -16,6 +18,18 @@ def windowing_of(model: ModelConfig) -> Windowing:
     if model.windowing == "truncate":
         return Windowing()
     return Windowing("max" if model.windowing == "max" else "mean", model.window_overlap, model.most_windows)
+
+
+def make_encoder(tokenizer: Tokenizer, model: ModelConfig) -> Encoder:
+    """Raises ConfigError where all that a window holds would stand in the next one too."""
+    windowing, special = windowing_of(model), tokenizer.num_special_tokens_to_add(is_pair=False)
+    room = model.max_length - special
+    if windowing.rule != "truncate" and windowing.overlap >= room:
+        raise ConfigError(
+            f"model.window_overlap={windowing.overlap}: a window of model.max_length={model.max_length} holds {room} tokens of a "
+            f"text beside {special} special ones; expected less than {room}"
+        )
+    return Encoder(tokenizer, model.max_length, windowing)
 
 
 def tokenize(encoder: Encoder, rule: WindowRule, texts: Sequence[str], label_ids: NDArray[np.int64]) -> TokenizedRows:

@@ -29,7 +29,7 @@ from pigeonhole.bundle import WindowRule
 from pigeonhole.classifier import aggregate
 from pigeonhole.command import say
 from pigeonhole.decision import sigmoid
-from pigeonhole.errors import DivergedError, RunError
+from pigeonhole.errors import DivergedError, OutOfMemoryError, RunError
 from pigeonhole.training.batches import Batch, TokenizedRows, merge_windows, shuffled_batches, sorted_batches
 from pigeonhole.training.calibration import fit_label_thresholds
 from pigeonhole.training.checkpoint import Epoch, Progress, read_checkpoint, restore, save_progress, save_tensors
@@ -101,9 +101,9 @@ def train(
     """Fine-tune `model` in place, or go on where the run with this `fingerprint` was stopped in `folder`.
 
     `folder` gets the weights of every better epoch and, twice a minute and when told to stop, the progress. Raises DivergedError,
-    StoppedError after SIGTERM, KeyboardInterrupt after SIGINT, ConfigError for a folder with another run's progress, RunError
-    when one text does not fit into memory. Of several processes only the first one touches `folder`, calls `on_epoch` and ends
-    with the best epoch's weights.
+    StoppedError after SIGTERM, KeyboardInterrupt after SIGINT, ConfigError for a folder with another run's progress,
+    OutOfMemoryError when one text does not fit into memory. Of several processes only the first one touches `folder`, calls
+    `on_epoch` and ends with the best epoch's weights.
     """
     run = _Run(model, rows, validation, recipe, folder, fingerprint, on_epoch, criterion)
     try:
@@ -270,7 +270,9 @@ class _Run:
         self.progress.pieces *= 2
         texts = math.ceil(len(self.processes.share(places)) / self.progress.pieces)
         if self.progress.pieces >= 2 * self.recipe.batch_size:
-            raise RunError(f"{self._where('at')}: one text does not fit into memory; use a smaller model.max_length or model")
+            raise OutOfMemoryError(
+                f"{self._where('at')}: one text does not fit into memory; use a smaller model.max_length or model"
+            )
         say(
             f"{self._where('at')}: out of memory; from here on {texts} texts at a time, "
             f"their gradients added up to steps of {self.recipe.batch_size} as before"

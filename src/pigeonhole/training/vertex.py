@@ -18,7 +18,7 @@ from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, help_text
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import key_lines, read_options, setting, to_flat
-from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.config import FILES, TrainConfig
 from pigeonhole.training.space import read_space, to_vertex
 from pigeonhole.training.worker import SECRET
 
@@ -30,13 +30,6 @@ Job = dict[str, Any]
 # Vertex's type takes any string for a machine, and a typing error comes back minutes later: these are the ones to choose from.
 CPU_MACHINES = ("n1-standard-4", "n1-standard-8", "n1-standard-16", "e2-standard-4", "e2-standard-8", "c2-standard-8")
 GPU_MACHINES = {"n1-standard-4": "NVIDIA_TESLA_T4", "n1-standard-8": "NVIDIA_TESLA_T4", "g2-standard-4": "NVIDIA_L4"}
-
-
-# Keys of train that name a file, or a folder, to read.
-FILES = (
-    *("data.path", "data.validation_path", "data.test_path", "data.out_of_scope_path", "data.out_of_scope_test_path"),
-    *("data.patch", "data.taxonomy", "reference_path", "trainer.teacher"),
-)
 USAGE = """usage: vertex image=COMMIT [key=value …] [KEY OF train=value …] [--dry-run]
 
 A training run, or a sweep of them, as a job of Vertex AI. --dry-run prints the job and sends nothing.
