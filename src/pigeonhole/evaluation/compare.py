@@ -157,7 +157,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     base, candidate = (predict_rows(each, rows.texts, f"score {each.manifest.version}") for each in classifiers)
     answers = [predict(found, thresholds_of(bundle.manifest)) for found, bundle in zip((base, candidate), bundles, strict=True)]
     found = compare(true_ids, answers[0], answers[1], labels, text_masks(rows.texts), config.seed)
-    result = {
+    result: dict[str, Any] = {
         "verdict": found.verdict,
         "different": list(found.different),
         "base": bundles[0].manifest.version,
