@@ -151,12 +151,13 @@ def is_local_file(url: str) -> bool:
 
 def require_writable(key: str, url: str) -> None:
     """Write a file into a folder and delete it again. Raises ConfigError, naming the key, where that is not possible."""
+    name = f".writable-{uuid.uuid4().hex}"  # of its own: several processes may ask at one time
     try:
-        probe = join(url, f".writable-{uuid.uuid4().hex}")  # a name of its own: several processes may ask at one time
+        probe = join(url, name)
         write(probe, b"")
         delete(probe)
     except StorageError as error:
-        why = str(error).removeprefix(f"{probe}: ")  # nobody knows the name that was tried
+        why = str(error).partition(f"{name}: ")[2] or error  # nobody knows the name that was tried
         raise ConfigError(f"{key}={url}: cannot be written ({why}); choose a folder that you may write to") from error
 
 
