@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -23,6 +24,7 @@ from pigeonhole.port import bind
 from pigeonhole.prediction_log import LogWriter, Record, read_window
 from pigeonhole.registry import Registry
 from pigeonhole.serving.app import create_app
+from pigeonhole.serving.batcher import Batcher
 from pigeonhole.serving.server import make_server
 from pigeonhole.serving.settings import Settings
 
@@ -223,6 +225,20 @@ def running_once(words_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     opened = Classifier.open(open_bundle(str(words_bundle)))
     with run_service(opened, tmp_path_factory.mktemp("service") / "log", Settings()) as service:
         yield service
+
+
+@pytest.fixture
+def patience_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each question that was put to a batcher may wait there."""
+    given: list[float] = []
+    wait = Batcher.ask
+
+    async def ask_noting(batcher: Any, asked: Any, deadline: float) -> Any:
+        given.append(deadline - time.monotonic())
+        return await wait(batcher, asked, deadline)
+
+    monkeypatch.setattr(Batcher, "ask", ask_noting)
+    return given
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -17,7 +17,6 @@ from tests.serving.test_telemetry import samples
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import InferenceError
 from pigeonhole.registry import Registry
-from pigeonhole.serving.batcher import Batcher
 from pigeonhole.serving.canary import is_chosen
 from pigeonhole.serving.service import Service
 
@@ -198,23 +197,15 @@ def test_a_bundle_by_url_has_neither_canary_nor_shadow(start: Start, classifier:
 
 
 def test_production_has_what_the_candidate_left_of_the_callers_time(
-    start: Start, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    start: Start, registry: Registry, patience_s: list[float]
 ) -> None:
-    given: list[float] = []
-    wait = Batcher.ask
-
-    async def ask_noting(batcher: Any, asked: Any, deadline: float) -> Any:
-        given.append(deadline - time.monotonic())
-        return await wait(batcher, asked, deadline)
-
     with start(opened(registry), registry, poll_s=0.05, canary_share=0.5, deadline_s=4.0) as service:
         moody = Moody(opened(registry, "v2"), lambda: threading.Event().wait(3))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Classifier, "open", classmethod(lambda *_, **__: moody))
             nominate(registry, "v2")
             wait_until(lambda: candidate(service) is not None)
-        monkeypatch.setattr(Batcher, "ask", ask_noting)
         assert ask(service, next(f"user-{number}" for number in range(40) if is_chosen(f"user-{number}", "v2", 0.5))) == "v1"
-    to_candidate, to_production = given
+    to_candidate, to_production = patience_s
     assert to_candidate <= 2
     assert to_production <= 2
