@@ -1,15 +1,30 @@
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from benchmarks.decisions import promise as resampling
 
-from pigeonhole.bundle import OutOfScopeRule
-from pigeonhole.classifier import Prediction
+from pigeonhole.bundle import OutOfScopeRule, open_bundle
+from pigeonhole.classifier import Classifier, Prediction
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.load import load_dataset
+from pigeonhole.dataset.read import Row
 from pigeonhole.decision import softmax
 from pigeonhole.evaluation.decisions import auroc, strange
 from pigeonhole.metrics import Floats, Ids
-from pigeonhole.training.decisions import _Precisions, as_neighbours, choose_neighbours, fit_out_of_scope, fit_thresholds
+from pigeonhole.training.calibration import calibrate
+from pigeonhole.training.config import DecisionConfig
+from pigeonhole.training.decisions import (
+    _Precisions,
+    as_neighbours,
+    choose_neighbours,
+    fit_out_of_scope,
+    fit_rules,
+    fit_thresholds,
+)
 
 
 def drawn(n: int, seed: int, flattery: float = 1.0) -> tuple[Floats, Ids]:
@@ -67,6 +82,21 @@ def test_a_label_that_promises_too_much_gets_a_higher_threshold_than_the_others(
     promise = fit_thresholds(probabilities, np.where(right, label_ids, 1 - label_ids), 0.9)
     assert promise.kept
     assert promise.thresholds[0] < promise.thresholds[1] - 0.1
+
+
+def test_the_precision_that_the_configuration_names_is_the_one_promised(tiny_data: Path, sealed_bundle: Path) -> None:
+    probabilities, true = drawn(600, 0)
+    inside = [answer(np.log(row), np.ones(4)) for row in probabilities]
+    manifest = msgspec.structs.replace(open_bundle(str(sealed_bundle)).manifest, labels=tuple("abcd"))
+    dataset = load_dataset(DataConfig(path=str(tiny_data), trigger_words="report"))
+    rows = [Row(f"text {number}", "abcd"[label], number) for number, label in enumerate(true)]
+    dataset = replace(dataset, split=replace(dataset.split, validation=rows))
+    classifier = Classifier.open(open_bundle(str(sealed_bundle)))
+    rules = fit_rules(classifier, inside, manifest, dataset, DecisionConfig(precision=0.9), seed=0)
+    held_out = calibrate(np.stack([found.logits for found in inside]), true, 0).held_out
+    thresholds = {target: fit_thresholds(held_out, true, target).thresholds.tolist() for target in (0.5, 0.9)}
+    assert rules.promise is not None
+    assert rules.promise.thresholds.tolist() == thresholds[0.9] != thresholds[0.5]
 
 
 def test_where_no_threshold_keeps_the_promise_nothing_is_accepted() -> None:

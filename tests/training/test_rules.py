@@ -10,6 +10,8 @@ from pigeonhole.bundle import NEIGHBOURS, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import read_out_of_scope
+from pigeonhole.evaluation.decisions import auroc, strange
+from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.training.train import run
 
 STRANGERS = [
@@ -45,8 +47,12 @@ def test_the_rule_is_fitted_on_one_half_and_measured_on_the_other(trained: dict[
     halves = read_out_of_scope(DataConfig(path="other.csv", out_of_scope_path=str(strangers)))
     assert sorted([*halves.fitted, *halves.test]) == sorted(STRANGERS)
     assert found["test"]["n"] == len(halves.test) == 12
-    said = [answer.decision for answer in Classifier.open(open_bundle(trained["bundle"])).predict(halves.test)]
+    classifier = Classifier.open(open_bundle(trained["bundle"]))
+    said = [answer.decision for answer in classifier.predict(halves.test)]
     assert found["test"]["recall"]["share"] == said.count("out_of_scope") / 12
+    validation = [row.text for row in read_own_rows(open_bundle(trained["bundle"]))[1].split.validation]
+    inside, outside = (strange("max_logit", classifier.predict(texts), None) for texts in (validation, halves.fitted))
+    assert found["fitted_auroc"]["max_logit"] == pytest.approx(auroc(inside, outside))
 
 
 def test_the_bundle_carries_rule_thresholds_and_their_target(trained: dict[str, Any]) -> None:
