@@ -30,6 +30,11 @@ def test_sorting_by_length_leaves_little_padding(lengths: np.ndarray) -> None:
     assert padded < 1.1 * lengths.sum() < random
 
 
+def test_short_and_long_batches_come_in_no_order(lengths: np.ndarray) -> None:
+    longest = np.array([lengths[batch].max() for batch in shuffled_batches(lengths, 32, 0, 1)])
+    assert 8 <= (np.diff(longest) < 0).sum() <= 23  # of 31 steps; sorted, there is one
+
+
 def test_evaluation_batches_go_from_short_to_long(lengths: np.ndarray) -> None:
     order = np.concatenate(sorted_batches(lengths, 64))
     assert (np.diff(lengths[order]) >= 0).all()

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from pigeonhole.metrics import expected_calibration_error
-from pigeonhole.training.calibration import calibrate, fit_label_thresholds, fit_temperature
+from pigeonhole.training.calibration import _fit_vector, calibrate, fit_label_thresholds, fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -75,3 +75,12 @@ def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken() -> None:
     """The first label has an F1 of 2/3 above 0.85 and above nothing; no row has the second one."""
     probabilities = np.array([[0.9, 0.9], [0.85, 0.8], [0.8, 0.2], [0.6, 0.1]])
     assert fit_label_thresholds(probabilities, np.array([[1, 0], [0, 0], [0, 0], [1, 0]])).tolist() == [0.5, 0.5]
+
+
+def test_a_label_with_few_rows_stays_near_the_temperature() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(400, 3)) * 2
+    label_ids = np.array([random.choice(3, p=row) for row in softmax(logits, axis=1)])
+    kept = np.setdiff1d(np.arange(400), np.flatnonzero(label_ids == 2)[2:])  # two rows are left of label 2
+    _, bias = _fit_vector(logits[kept], label_ids[kept], 1.0)
+    assert -2.1 < bias[2] < -1.5  # it is rarer than it says; without the pull it would be at -2.5

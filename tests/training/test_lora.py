@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,17 @@ def test_adapters_and_head_alone_learn(tmp_path: Path) -> None:
     learned = [value for name, value in model.body.named_parameters() if "lora_B" in name]
     assert len(learned) == 9  # query, key and value of three layers
     assert all(value.abs().sum() > 0 for value in learned)
+
+
+def test_rank_strength_and_dropout_are_those_that_are_asked_for() -> None:
+    model = fresh_model()
+    add_adapters(model, rank=4, alpha=12, dropout=0.3)
+    layers: list[Any] = [module for module in model.body.modules() if hasattr(module, "lora_A")]
+    assert len(layers) == 9
+    for layer in layers:
+        assert layer.scaling == {"default": 12 / 4}
+        assert layer.lora_dropout["default"].p == 0.3
+        assert layer.lora_A["default"].out_features == 4
 
 
 def test_merged_the_encoder_is_an_ordinary_one_and_gives_the_same_answers(tmp_path: Path) -> None:
