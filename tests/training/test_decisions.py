@@ -99,6 +99,11 @@ def test_the_precision_that_the_configuration_names_is_the_one_promised(tiny_dat
     assert rules.promise.thresholds.tolist() == thresholds[0.9] != thresholds[0.5]
 
 
+@pytest.mark.parametrize("seed", [6, 16])
+def test_the_first_level_that_fails_ends_the_search_though_a_lower_one_would_pass_by_luck(seed: int) -> None:
+    assert not fit_thresholds(*drawn(200, seed), 0.8).kept
+
+
 def test_where_no_threshold_keeps_the_promise_nothing_is_accepted() -> None:
     probabilities, true = drawn(40, 0)
     promise = fit_thresholds(probabilities, true, 0.999)
