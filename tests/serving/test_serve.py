@@ -267,7 +267,7 @@ def test_sigterm_under_load_answers_all_that_was_accepted_ships_the_log_and_ends
     assert err.splitlines() == [
         "ignored: PIGEONHOLE_LOGS is no variable of serve; see uv run serve --help",
         f"serving words 20260301-120000 at http://127.0.0.1:{http.base_url.port} (see http://127.0.0.1:{http.base_url.port}/docs)",
-        "open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it",
+        "open to this machine; `uv run keys --help` and PIGEONHOLE_KEYS close it",
     ]
     assert len(answered) == len(set(answered))
     assert set(answered) == {record.prediction_id for record in records(log)}  # what was computed was answered

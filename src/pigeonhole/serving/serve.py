@@ -94,7 +94,8 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
             address = _address(settings)
             logger.info("serving %s %s at %s (see %s/docs)", manifest.name, manifest.version, address, address)
             if not (settings.keys or settings.oidc_issuer):
-                logger.info("open to all who can reach it; `uv run keys --help` and PIGEONHOLE_KEYS close it")
+                whom = "this machine" if _is_own(settings.host) else "all who can reach it"
+                logger.info("open to %s; `uv run keys --help` and PIGEONHOLE_KEYS close it", whom)
             settle()
             server.run(app, listener)
 
@@ -110,12 +111,18 @@ def _leave() -> None:
 
 def require_closed(settings: Settings) -> None:
     """Raises ConfigError where strangers could ask and nobody said that they may; Vertex AI itself lets in none of them."""
-    own = settings.host.startswith("127.") or settings.host in ("localhost", "::1")
-    if not (own or settings.keys or settings.oidc_issuer or settings.predict_route or settings.public == "true"):
+    if not (
+        _is_own(settings.host) or settings.keys or settings.oidc_issuer or settings.predict_route or settings.public == "true"
+    ):
         raise ConfigError(
             f"HOST={settings.host!r} is reached from other machines: name PIGEONHOLE_KEYS (uv run keys --help) or "
             "PIGEONHOLE_OIDC_ISSUER, or set PIGEONHOLE_PUBLIC=true where whoever reaches it may ask"
         )
+
+
+def _is_own(host: str) -> bool:
+    """Whether this machine alone reaches it."""
+    return host.startswith("127.") or host in ("localhost", "::1")
 
 
 def _open_beside(settings: Settings) -> "Future[Classifier]":
