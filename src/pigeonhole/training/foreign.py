@@ -36,6 +36,7 @@ from pigeonhole.training.model import (
     positions_of,
     reading,
     require_fit,
+    require_layers,
     take_apart,
 )
 from pigeonhole.training.reference import write_reference
@@ -154,8 +155,7 @@ def _check(config: PretrainedConfig, options: ImportOptions) -> None:
         raise ConfigError(f"model={options.model}: id2label in config.json names labels twice, or with nothing; mend it there")
     if sorted(config.id2label or ()) != list(range(len(names))):
         raise ConfigError(f"model={options.model}: id2label in config.json has to number its labels from 0 on; mend it there")
-    if getattr(config, "num_hidden_layers", 1) < 1:
-        raise ConfigError(f"model={options.model}: config.json says num_hidden_layers={config.num_hidden_layers}")
+    require_layers(config, f"model={options.model}")
     positions = positions_of(config)
     if positions is not None and options.max_length > positions:
         raise ConfigError(f"max_length={options.max_length}: this model reads at most {positions} tokens")

@@ -209,8 +209,7 @@ def load_model(
     else:
         with reading(pretrained):
             config = AutoConfig.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
-    if getattr(config, "num_hidden_layers", 1) < 1:
-        raise ConfigError(f"model.pretrained={pretrained.source}: config.json says num_hidden_layers={config.num_hidden_layers}")
+    require_layers(config, f"model.pretrained={pretrained.source}")
     config.id2label, config.label2id, config.problem_type = names, ids, "single_label_classification"
     positions = positions_of(config)
     if positions is not None and max_length > positions:
@@ -234,6 +233,12 @@ def load_model(
     if model.head.bias is None:
         raise ConfigError(f"model.pretrained: the head of {type(body).__name__} has no bias; choose another encoder")
     return model
+
+
+def require_layers(config: PretrainedConfig, where: str) -> None:
+    """Raises ConfigError for an encoder without any."""
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise ConfigError(f"{where}: config.json says num_hidden_layers={config.num_hidden_layers}")
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
