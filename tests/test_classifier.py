@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, seal
-from pigeonhole.classifier import Classifier, Encoder, Encoding
+from pigeonhole.classifier import Classifier, Encoder, Encoding, session_options
 from pigeonhole.decision import softmax
 from pigeonhole.errors import BundleError, InferenceError
 
@@ -274,6 +275,24 @@ def test_golden_answers_of_the_served_precision_are_required(tiny_bundle: Path) 
     seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))
     with pytest.raises(BundleError, match=r"golden\.json has no answers for int8"):
         Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+def test_sums_of_int8_are_exact_on_a_cpu_without_vnni_too() -> None:
+    """There they are added in pairs of 16 bits by default, and the largest are cut off; so it fails on such a CPU only."""
+    weight = np.where(np.indices((64, 16)).sum(axis=0) % 3 == 0, -127, 127).astype(np.int8)
+    constants = {"weight": weight, "one": np.float32(1), "scale": np.ones(16, np.float32), "zero": np.uint8(0)}
+    graph = helper.make_graph(
+        [helper.make_node("MatMulIntegerToFloat", ["x", "weight", "one", "scale", "zero"], ["y"], domain="com.microsoft")],
+        "sums",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    x = np.full((8, 64), 255, np.uint8)
+    found = ort.InferenceSession(model, session_options(1)).run(["y"], {"x": x})[0]
+    assert np.array_equal(found, x.astype(np.int64) @ weight)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
