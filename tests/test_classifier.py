@@ -175,8 +175,31 @@ def test_other_weights_do_not_give_the_golden_answers(tiny_bundle: Path) -> None
         bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "head.bias"))
 
     change_graph(tiny_bundle, shift)
-    with pytest.raises(BundleError, match="answers golden probe 0 5 off its logits"):
+    with pytest.raises(BundleError, match=r"answers golden probe \d 5 off its logits"):
         Classifier.open(open_bundle(str(tiny_bundle)))
+
+
+@pytest.mark.parametrize(("sealed_noise", "opens"), [(0.2, True), (0.05, False)])
+def test_int8_may_be_rounded_anew_by_another_cpu_but_not_be_farther_from_fp32(
+    sealed_bundle: Path, tiny_bundle: Path, sealed_noise: float, opens: bool
+) -> None:
+    """Each logit is 0.2 from fp32's; those that were sealed on the other CPU are so on other sides."""
+    golden = msgspec.json.decode((tiny_bundle / "golden.json").read_bytes())
+    sides = np.random.default_rng(0).choice([-1, 1], (2, len(golden), 3))
+    here = Classifier.open(open_bundle(str(sealed_bundle))).predict([probe["text"] for probe in golden])
+    for number, found in enumerate(here):
+        fp32 = found.logits + 0.2 * sides[0, number]
+        golden[number]["logits"] = {"fp32": fp32.tolist(), "int8": (fp32 + sealed_noise * sides[1, number]).tolist()}
+    (tiny_bundle / "golden.json").write_bytes(msgspec.json.encode(golden))
+    seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))
+    bundle = open_bundle(str(tiny_bundle))
+    if opens:
+        assert Classifier.open(bundle).precision == "int8"
+    else:
+        with pytest.raises(BundleError, match=r"answers golden probe \d 0\.25 off its logits \(at most 0\.1\)"):
+            Classifier.open(bundle)
+    with pytest.raises(BundleError, match=r"model\.onnx answers golden probe \d .* \(at most 0\.001\)"):
+        Classifier.open(bundle, "fp32")
 
 
 def test_a_graph_with_other_inputs_is_refused(tiny_bundle: Path) -> None:
