@@ -31,6 +31,7 @@ from typing import Any
 from benchmarks.serving.hostile_requests import by_hypothesis, by_schemathesis, corpus, mutants, quoted
 from benchmarks.serving.overload import REQUESTS, stalls_over
 from benchmarks.serving.served import Connection, Served, percentile, served
+from tqdm import tqdm
 
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError
@@ -176,6 +177,7 @@ async def open_and_wait(port: int, sockets: int) -> tuple[float, float | None]:
 def requests_for(server: Served, count: int, seed: int) -> Iterable[bytes]:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/openapi.json", timeout=20) as answer:
         document = json.load(answer)
+    say("generating requests, some minutes for 100,000")
     told = by_schemathesis(document, min(12_000, count // 4), seed)
     drawn = by_hypothesis(min(12_000, count // 4), seed)
     known = corpus()
@@ -189,7 +191,7 @@ async def send_all(port: int, requests: Iterable[bytes]) -> dict[str, Any]:
     allowance = Allowance(ON_THEIR_WAY)
     statuses: Counter[str] = Counter()
     odd: list[str] = []
-    waiting = iter(requests)
+    waiting = iter(tqdm(requests, desc="requests", unit="request", mininterval=1))
 
     async def send_next() -> None:
         for request in waiting:
@@ -243,7 +245,7 @@ async def send(port: int, request: bytes, patience_s: float = PATIENCE_S) -> byt
     found = b""
     with contextlib.suppress(TimeoutError, ConnectionError):
         writer.write(request)
-        while not is_whole(found):
+        while not is_whole(found, request):
             async with asyncio.timeout(patience_s if not found else 5.0):
                 part = await reader.read(65536)
             if not part:
@@ -253,10 +255,11 @@ async def send(port: int, request: bytes, patience_s: float = PATIENCE_S) -> byt
     return found.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def is_whole(answer: bytes) -> bool:
+def is_whole(answer: bytes, request: bytes) -> bool:
+    """The answer to a HEAD has the length of a body that does not come."""
     head, found, body = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
     length = head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
-    return bool(found) and len(body) >= int(length or 0)
+    return bool(found) and (request.startswith(b"HEAD ") or len(body) >= int(length or 0))
 
 
 def fault_of(answer: bytes) -> str | None:
