@@ -39,8 +39,8 @@ VIEW_WIDTH = 16  # of the narrowest view; the next ones are twice as wide each
 GOLDEN_DEADLINE_S = 5.0  # the probes take milliseconds; a graph that never ends must not hold up a start or a rollout
 # A probe's logits may differ from the sealing host's by this much.
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8": 0.1}
-# In int8 the last bit of another CPU moves a number by a step, and so all that is computed from it: logits are rounded anew, up
-# to 0.4 away, and on the whole as far from fp32's as they were (0.7 to 1.1 times). They may be this many times as far.
+# In int8 the last bit of another CPU moves a number by a step, and so all that is computed from it: logits are rounded anew, 0.08
+# away or more, and on the whole as far from fp32's as they were (0.7 to 1.1 times). They may be this many times as far.
 GOLDEN_FARTHER = 3
 
 
