@@ -58,7 +58,7 @@ def create_app(
     accounts = Accounts(service.telemetry, tracing)
     stalls = StallWatch(service.telemetry.stall)
     identity = identity_of(settings)
-    access = Access(settings.keys, share=settings.workers, identity=identity)
+    access = Access(settings.keys, share=settings.workers, identity=identity, private=settings.is_private)
     pollers = []
     if identity is not None:
         pollers.append(Poller("issuer", identity.look, settings.poll_s))

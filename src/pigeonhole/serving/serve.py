@@ -94,7 +94,7 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
             address = _address(settings)
             logger.info("serving %s %s at %s (see %s/docs)", manifest.name, manifest.version, address, address)
             if not (settings.keys or settings.oidc_issuer):
-                whom = "this machine" if _is_own(settings.host) else "all who can reach it"
+                whom = "this machine" if settings.is_own else "all who can reach it"
                 logger.info("open to %s; `uv run keys --help` and PIGEONHOLE_KEYS close it", whom)
             settle()
             server.run(app, listener)
@@ -111,18 +111,11 @@ def _leave() -> None:
 
 def require_closed(settings: Settings) -> None:
     """Raises ConfigError where strangers could ask and nobody said that they may; Vertex AI itself lets in none of them."""
-    if not (
-        _is_own(settings.host) or settings.keys or settings.oidc_issuer or settings.predict_route or settings.public == "true"
-    ):
+    if not (settings.is_own or settings.keys or settings.oidc_issuer or settings.predict_route or settings.public == "true"):
         raise ConfigError(
             f"HOST={settings.host!r} is reached from other machines: name PIGEONHOLE_KEYS (uv run keys --help) or "
             "PIGEONHOLE_OIDC_ISSUER, or set PIGEONHOLE_PUBLIC=true where whoever reaches it may ask"
         )
-
-
-def _is_own(host: str) -> bool:
-    """Whether this machine alone reaches it."""
-    return host.startswith("127.") or host in ("localhost", "::1")
 
 
 def _open_beside(settings: Settings) -> "Future[Classifier]":
