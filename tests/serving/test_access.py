@@ -253,8 +253,19 @@ def test_a_page_whose_name_leads_here_is_refused_where_this_machine_alone_may_as
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost:80", "LOCALHOST.", "127.0.0.1", "10.0.0.1:80", "[::1]:80", "[::ffff:127.0.0.1]", "serve:80", "a.localhost"]
-    + ["laptop.local", "host.docker.internal:80", ""],
+    [
+        "localhost:80",
+        "LOCALHOST.",
+        "127.0.0.1",
+        "10.0.0.1:80",
+        "[::1]:80",
+        "[::ffff:127.0.0.1]",
+        "serve:80",
+        "a.localhost",
+        "laptop.local",
+        "host.docker.internal:80",
+        "",
+    ],
 )
 def test_addresses_and_names_that_no_stranger_can_have_lead_here(running_once: Running, host: str) -> None:
     for more in ({}, {"x-unheard-of": "1"}):

@@ -23,7 +23,7 @@ from pigeonhole.serving.routing import Check
 
 MAX_KEY_CHARS = 200
 MAX_TOKEN_CHARS = 8192
-# What nobody on the internet can lead here by a DNS entry of theirs: addresses, names without a dot, and names kept for private use.
+# What nobody on the internet can lead here by a DNS entry: addresses, names without a dot, names kept for private use.
 OWN_HOST = re.compile(r"(\[.*\]|[0-9.]+|[^.]*|.*\.(localhost|local|internal))\.?(:[0-9]*)?", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
