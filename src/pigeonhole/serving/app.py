@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -48,16 +48,28 @@ LINKS = {name: f"/{name}" for name in PATHS}
 
 
 def create_app(
-    settings: Settings, classifier: Classifier, log: LogWriter, feedback: LogWriter, followed: Registry | None = None
+    settings: Settings,
+    classifier: Classifier,
+    log: LogWriter,
+    feedback: LogWriter,
+    followed: Registry | None = None,
+    tell: Callable[[], None] = lambda: None,
 ) -> Starlette:
     """The service over a classifier that has passed its golden answers. The logs stay their maker's to close.
 
-    `followed`: the registry whose production alias decides what answers from now on.
+    `followed`: the registry whose production alias decides what answers from now on. `tell` is called, many times a second, while
+    the event loop turns and the model's worker does not hang.
     """
     tracing = Tracing() if settings.traces == "otlp" else None
     service = Service(settings, classifier, log, feedback, tracing)
     accounts = Accounts(service.telemetry, tracing)
-    stalls = StallWatch(service.telemetry.stall)
+
+    def note(late_s: float) -> None:
+        service.telemetry.stall(late_s)
+        if service.batcher.alive:
+            tell()
+
+    stalls = StallWatch(note)
     identity = identity_of(settings)
     access = Access(settings.keys, share=settings.workers, identity=identity, private=settings.is_private)
     pollers = []
