@@ -94,8 +94,10 @@ def id_of(at: datetime) -> str:
 
 
 def test_a_late_word_is_taken_and_counted(running: Running) -> None:
-    say(running, id_of(datetime.now(UTC) - timedelta(days=40)), "refund")
-    assert outcomes(running) == {"new": 1, "late": 1}
+    long_ago = id_of(datetime.now(UTC) - timedelta(days=40))
+    for label in ("refund", "refund", "billing"):  # the second says nothing new, and is not late either
+        say(running, long_ago, label)
+    assert outcomes(running) == {"new": 1, "repeated": 1, "changed": 1, "late": 2}
 
 
 def test_an_id_from_the_future_is_refused_but_for_a_clock_that_is_a_day_ahead(running: Running) -> None:
