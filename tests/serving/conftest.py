@@ -179,13 +179,19 @@ Start = Callable[..., "contextlib.AbstractContextManager[Running]"]
 
 
 @contextlib.contextmanager
-def run_service(classifier: Classifier, log: Path, settings: Settings, followed: Registry | None = None) -> Iterator[Running]:
+def run_service(
+    classifier: Classifier,
+    log: Path,
+    settings: Settings,
+    followed: Registry | None = None,
+    tell: Callable[[], None] = lambda: None,
+) -> Iterator[Running]:
     with (
         bind("127.0.0.1", 0) as listener,
         LogWriter(str(log), interval_s=0.2, durability=settings.level, when_full=settings.spool_full) as writer,
         LogWriter(str(log), "feedback", interval_s=0.2, durability=settings.level, when_full=settings.spool_full) as feedback,
     ):
-        server = make_server(create_app(settings, classifier, writer, feedback, followed))
+        server = make_server(create_app(settings, classifier, writer, feedback, followed, tell))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -206,9 +212,12 @@ def start(classifier: Classifier, tmp_path: Path) -> Start:
     """Start a service over `classifier`, or over another one, with other settings."""
 
     def start_service(
-        other: Classifier | None = None, followed: Registry | None = None, **settings: object
+        other: Classifier | None = None,
+        followed: Registry | None = None,
+        tell: Callable[[], None] = lambda: None,
+        **settings: object,
     ) -> "contextlib.AbstractContextManager[Running]":
-        return run_service(other or classifier, tmp_path / "log", Settings(**settings), followed)  # type: ignore[arg-type]
+        return run_service(other or classifier, tmp_path / "log", Settings(**settings), followed, tell)  # type: ignore[arg-type]
 
     return start_service
 

@@ -226,3 +226,56 @@ def test_processes_that_share_a_port_share_a_keys_rate(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="rate_limited") as refused:
         access.admit(headers, "predict")
     assert refused.value.detail == "at most 8 requests a second with this key"
+
+
+OPEN_ROUTES = [
+    ("POST", "/predict", {"text": "parcel"}),
+    ("POST", "/explain", {"text": "parcel"}),
+    ("POST", "/feedback", {"prediction_id": new_id(), "label": "refund", "source": "agent"}),
+    ("GET", "/model", None),
+    ("GET", "/metrics", None),
+    ("GET", "/history", None),
+]
+
+
+@pytest.mark.parametrize(
+    "host", ["a.example", "a.example:8080", "A.Example.", "127.0.0.1.a.example", "localhost.a.example", "local.example:80"]
+)
+def test_a_page_whose_name_leads_here_is_refused_where_this_machine_alone_may_ask(running_once: Running, host: str) -> None:
+    """DNS rebinding: to the browser the answers are of the page's own site, which may read them and send JSON."""
+    for method, route, body in OPEN_ROUTES:
+        for more in ({}, {"x-unheard-of": "1"}):  # the short way and the long one
+            answer = running_once.http.request(method, route, json=body, headers={"host": host, **more})
+            assert (answer.status_code, answer.json()["code"]) == (403, "foreign_host")
+            assert "example" not in answer.text
+    assert running_once.http.get("/ready", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost:80",
+        "LOCALHOST.",
+        "127.0.0.1",
+        "10.0.0.1:80",
+        "[::1]:80",
+        "[::ffff:127.0.0.1]",
+        "serve:80",
+        "a.localhost",
+        "laptop.local",
+        "host.docker.internal:80",
+        "",
+    ],
+)
+def test_addresses_and_names_that_no_stranger_can_have_lead_here(running_once: Running, host: str) -> None:
+    for more in ({}, {"x-unheard-of": "1"}):
+        answer = running_once.http.post("/predict", json={"text": "parcel"}, headers={"host": host, **more})
+        assert answer.status_code == 200
+
+
+def test_any_name_leads_to_a_service_that_is_public_or_asks_for_keys(closed: Closed, start: Start) -> None:
+    assert closed.status("/predict", [("host", "a.example"), ("x-api-key", "{predict}")]) == (200, "")
+    with start(public="true") as service:
+        assert service.http.post("/predict", json={"text": "parcel"}, headers={"host": "a.example"}).status_code == 200
+    with start(host="0.0.0.0") as service:
+        assert service.http.post("/predict", json={"text": "parcel"}, headers={"host": "a.example"}).status_code == 200

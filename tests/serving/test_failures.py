@@ -246,15 +246,20 @@ def test_a_dead_worker_fails_all_who_wait_at_once_and_is_replaced(start: Start, 
 
 def test_a_worker_that_hangs_is_no_life(start: Start, classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pigeonhole.serving.batcher.STUCK_S", 0.1)
-    held = Held(classifier)
-    with start(held) as service, ThreadPoolExecutor(1) as pool:
+    held, rings = Held(classifier), "pigeonhole_event_loop_stall_seconds_count{}"
+    told: list[bool] = []
+    with start(held, tell=lambda: told.append(True)) as service, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(service.http.post, "/predict", json={"text": "parcel"})
         assert held.entered.wait(5)
         time.sleep(0.2)
         assert service.http.get("/health").json()["code"] == "not_alive"
+        before, rung = len(told), samples(service)[rings]
+        wait_until(lambda: samples(service)[rings] > rung + 3)
+        assert len(told) == before > 0  # of several workers, the parent hears no more of this one
         held.let_go.set()
         assert waiting.result().status_code == 200
         assert service.http.get("/health").status_code == 200
+        wait_until(lambda: len(told) > before)
 
 
 def test_clients_that_leave_in_the_middle_hurt_nobody(running: Running) -> None:

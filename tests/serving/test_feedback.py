@@ -1,17 +1,25 @@
 """What becomes of the words on predictions."""
 
+import asyncio
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import msgspec
 import pytest
 from tests.serving.conftest import Running, Start
 
+from pigeonhole.classifier import Classifier
 from pigeonhole.errors import LogError
-from pigeonhole.prediction_log import moment_of, new_id, read_window
+from pigeonhole.prediction_log import LogWriter, moment_of, new_id, read_window
 from pigeonhole.prediction_log.spool import Appended, Spool
 from pigeonhole.serving import feedback
+from pigeonhole.serving.feedback import FeedbackDesk
 from pigeonhole.serving.replies import Replies
+from pigeonhole.serving.schemas import FeedbackRequest
+from pigeonhole.serving.telemetry import Telemetry
 
 
 def outcomes(service: Running) -> dict[str, int]:
@@ -94,8 +102,10 @@ def id_of(at: datetime) -> str:
 
 
 def test_a_late_word_is_taken_and_counted(running: Running) -> None:
-    say(running, id_of(datetime.now(UTC) - timedelta(days=40)), "refund")
-    assert outcomes(running) == {"new": 1, "late": 1}
+    long_ago = id_of(datetime.now(UTC) - timedelta(days=40))
+    for label in ("refund", "refund", "billing"):  # the second says nothing new, and is not late either
+        say(running, long_ago, label)
+    assert outcomes(running) == {"new": 1, "repeated": 1, "changed": 1, "late": 2}
 
 
 def test_an_id_from_the_future_is_refused_but_for_a_clock_that_is_a_day_ahead(running: Running) -> None:
@@ -149,3 +159,13 @@ def test_only_the_latest_words_are_remembered(start: Start, monkeypatch: pytest.
         for prediction_id in (first, others[0], first, others[1], first, others[0]):
             say(running, prediction_id, "refund")
         assert outcomes(running) == {"new": 4, "repeated": 2}  # the first was spoken of again in time
+
+
+def test_a_version_with_one_label_leaves_the_predictions_before_it_their_several(classifier: Classifier, tmp_path: Path) -> None:
+    one = classifier.manifest
+    several = msgspec.structs.replace(one, task="multi_label", accept_score=0.4)
+    given = FeedbackRequest(prediction_id=new_id(), labels=["billing", "refund"], source="agent")
+    with LogWriter(str(tmp_path / "log"), "feedback") as log:
+        desk = FeedbackDesk(several, log, Replies(), Telemetry(several, log.backlog))
+        desk.add(one)
+        assert json.loads(asyncio.run(desk.take(given)))["labels"] == ["billing", "refund"]

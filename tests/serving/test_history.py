@@ -31,7 +31,7 @@ def counts(step: HistoryStep) -> tuple[int, int, int, int]:
 
 def test_each_minute_holds_what_became_of_its_questions(at: Callable[[float], None]) -> None:
     found = History()
-    for minute, status in ((0.1, 200), (0.9, 201), (1, 422), (1.5, 500), (2, 503), (2, 499)):
+    for minute, status in ((0.1, 200), (0.9, 399), (1, 400), (1.5, 500), (2, 503), (2, 499)):
         at(minute)
         found.count(status)
     found.count(503, overloaded=True)
@@ -46,13 +46,14 @@ def test_a_ring_forgets_what_is_a_week_old_and_nothing_else(at: Callable[[float]
     found = History()
     for minute in range(MINUTES + 10):
         at(minute)
-        found.count(200)
+        for status in (200, 400, 500):
+            found.count(status)
+        found.count(503, overloaded=True)
     at(MINUTES + 9.5)
     whole = found.told(Span(hours=168, steps=7))
-    assert sum(step.answered for step in whole.steps) == MINUTES
-    assert [step.answered for step in whole.steps] == [1440] * 7
+    assert [counts(step) for step in whole.steps] == [(1440,) * 4] * 7
     at(3 * MINUTES)
-    assert not any(step.answered for step in found.told(Span(hours=168, steps=7)).steps)
+    assert {counts(step) for step in found.told(Span(hours=168, steps=7)).steps} == {(0, 0, 0, 0)}
 
 
 def test_processes_of_one_folder_are_added_up_and_a_dead_one_still_counts(

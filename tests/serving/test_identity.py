@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.serving.conftest import Running, Start, wait_until
 
 from pigeonhole.errors import ConfigError
+from pigeonhole.serving.access import UnknownCaller
 from pigeonhole.serving.app import identity_of
 from pigeonhole.serving.identity import Identity
 from pigeonhole.serving.settings import Settings
@@ -247,6 +248,30 @@ def test_while_the_issuer_is_away_the_known_keys_hold(issuer: Issuer, monkeypatc
     assert identity.verify(token(claims(issuer, sub="robot-7"))) == "robot-7"
 
 
+def test_a_key_that_the_issuer_has_taken_back_holds_no_longer_than_keys_are_fresh(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = Identity(issuer.url, AUDIENCE, "robot-7", ("predict",), 10)
+    right = token(claims(issuer, sub="robot-7"))
+    monkeypatch.setattr(issuer, "keys", [public(NEXT_RSA, "r2")])
+    identity.look()
+    assert identity.verify(right) == "robot-7"
+    monkeypatch.setattr("pigeonhole.serving.identity.FRESH_S", 0.0)
+    identity.look()
+    with pytest.raises(UnknownCaller):
+        identity.verify(right)
+
+
+def test_a_stranger_costs_one_reading_and_not_one_a_look_from_then_on(issuer: Issuer) -> None:
+    identity = Identity(issuer.url, AUDIENCE, "robot-7", ("predict",), 10)
+    with pytest.raises(UnknownCaller):
+        identity.verify(token(claims(issuer), ATTACKER, kid="unheard-of"))
+    reads = issuer.reads
+    for _ in range(3):
+        identity.look()
+    assert issuer.reads == reads + 1
+
+
 def test_googles_issuer_is_known_with_and_without_its_scheme(issuer: Issuer) -> None:
     identity = Identity(issuer.url, AUDIENCE, "robot-7", ("predict",), 10)
     identity._issuer = "https://accounts.google.com"
@@ -257,7 +282,8 @@ def test_googles_issuer_is_known_with_and_without_its_scheme(issuer: Issuer) -> 
 def test_an_issuer_whose_name_ends_with_a_slash_is_known_by_it(issuer: Issuer) -> None:
     """As Auth0's do."""
     identity = Identity(f"{issuer.url}/", AUDIENCE, "robot-7", ("predict",), 10)
-    assert identity.verify(token(claims(issuer, iss=f"{issuer.url}/", sub="robot-7"))) == "robot-7"
+    for name in (issuer.url, f"{issuer.url}/"):
+        assert identity.verify(token(claims(issuer, iss=name, sub="robot-7"))) == "robot-7"
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from tests.serving.conftest import Running
+from tests.serving.conftest import Running, Start, wait_until
+from tests.serving.test_telemetry import samples
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from pigeonhole.serving.door import Door
 from pigeonhole.serving.plain import Answer, Plain, PlainCycle, is_half_a_head, read
+from pigeonhole.serving.protocol import Protocol
 
 HEADERS = {"Host": "localhost", "Content-Type": "application/json", "Accept": "*/*", "Connection": "keep-alive"}
 
@@ -167,3 +169,36 @@ def test_a_long_and_a_short_way_take_turns_on_one_connection(connection: socket.
     for path in ("/predict", "/explain", "/v1/predict", "/predict"):
         connection.sendall(request(b'{"text": "where is my parcel"}', path=path))
         assert answer(connection)[0] == 200
+
+
+def test_no_answer_is_written_behind_one_that_the_client_has_not_taken(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the answers to whoever sends and never reads would fill the memory."""
+    left_over: list[int] = []
+    begin = Protocol.connection_made
+
+    def begin_with_a_small_buffer(protocol: Protocol, transport: asyncio.Transport) -> None:
+        begin(protocol, transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        write = transport.write
+
+        def noting(data: bytes) -> None:
+            left_over.append(transport.get_write_buffer_size())
+            write(data)
+
+        monkeypatch.setattr(transport, "write", noting)
+
+    with start() as service, socket.socket() as slow:
+        monkeypatch.setattr(Protocol, "connection_made", begin_with_a_small_buffer)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(10)
+        slow.connect(("127.0.0.1", service.port))
+        for answered in (100, 200):  # 25 KB for each hundred
+            slow.sendall(request(json.dumps({"texts": ["parcel"] * 100}).encode()))
+            wait_until(lambda: samples(service).get("pigeonhole_answered_total{role=production}", 0) == answered)  # noqa: B023
+        assert service.http.post("/predict", json={"text": "refund"}).status_code == 200  # its turn comes after the second's
+        with slow.makefile("rb") as stream:
+            for _ in range(2):
+                head = list(iter(stream.readline, b"\r\n"))
+                length = next(int(line.split()[1]) for line in head if line.startswith(b"content-length: "))
+                assert len(json.loads(stream.read(length))["predictions"]) == 100
+    assert set(left_over) == {0}

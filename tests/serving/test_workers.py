@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.test_serve import free_port, records, wait_for_child
 
 from pigeonhole.serving.settings import read_settings
-from pigeonhole.serving.workers import PATIENCE_S, RESTART_S, Workers, _Worker
+from pigeonhole.serving.workers import LOOK_S, PATIENCE_S, RESTART_S, Workers, _Worker
 
 PROGRAM = "from pigeonhole.serving.serve import main; main()"
 
@@ -83,8 +83,7 @@ def one_worker(bundle: Path, folder: Path) -> Workers:
 
 def close(pool: Workers) -> None:
     for worker in pool._workers:
-        assert worker.process.stdin
-        worker.process.stdin.close()
+        worker.line.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
@@ -243,5 +242,79 @@ def test_a_worker_that_ends_at_once_is_counted_out_and_started_again_after_a_pau
     assert pool._workers[0].process.pid != first.process.pid
     pool._workers[0].process.wait()
     close(pool)
-    assert first.process.stdin
-    first.process.stdin.close()
+
+
+def lives(process: int) -> bool:
+    """An orphan that has ended may wait for ever to be told of."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def look(pool: Workers) -> None:
+    """As `run` does every LOOK_S."""
+    pool._kill_the_hanging()
+    pool._replace_the_dead()
+    time.sleep(LOOK_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_a_worker_that_hangs_is_killed_and_replaced(
+    words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = one_worker(words_bundle, tmp_path)
+    first = pool._start()
+    pool._workers.append(first)
+    until = time.monotonic() + 30
+    while first.silent_s < 0:
+        assert time.monotonic() < until
+        look(pool)
+    look(pool)
+    while first.silent_s > 0:  # it is heard again and again
+        assert time.monotonic() < until
+        look(pool)
+    monkeypatch.setattr("pigeonhole.serving.workers.SILENT_S", 0.5)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    while pool._workers == [first]:
+        assert time.monotonic() < until
+        look(pool)
+    assert caplog.messages == [
+        f"worker {first.process.pid} has hung for 0.5 s and is killed",
+        f"worker {first.process.pid} ended with -9; a new one is started",
+    ]
+    pool._stop(signal.SIGTERM, None)
+    assert pool._end() == 0
+    close(pool)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections")
+def test_a_worker_that_takes_long_to_begin_is_waited_for(
+    words_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pigeonhole.serving.workers.WORKER", "import time; time.sleep(60)")
+    monkeypatch.setattr("pigeonhole.serving.workers.SILENT_S", 0.0)
+    pool = one_worker(words_bundle, tmp_path)
+    worker = pool._start()
+    pool._workers.append(worker)
+    for _ in range(3):
+        look(pool)
+    assert pool._workers == [worker]
+    assert worker.process.poll() is None
+    worker.process.kill()
+    worker.process.wait()
+    close(pool)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the kernel shares out the connections, and /proc")
+def test_workers_end_with_a_parent_that_is_killed_whatever_it_has_not_heard(words_bundle: Path, tmp_path: Path) -> None:
+    with pool(words_bundle, tmp_path) as running:
+        workers = running.workers()
+        os.kill(running.process.pid, signal.SIGSTOP)
+        running.ask(10)  # which takes longer than a beat
+        os.kill(running.process.pid, signal.SIGKILL)
+        until = time.monotonic() + 20
+        while any(map(lives, workers)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    assert len({record.prediction_id for record in records(tmp_path / "log")}) == 10

@@ -1,4 +1,5 @@
-"""Who may ask what, and how often: API keys with scopes, a rate and an end, or ID tokens. Without either the service is open.
+"""Who may ask what, and how often: API keys with scopes, a rate and an end, or ID tokens. Without either the service is open,
+to all or to this machine alone.
 
 All keys are compared with the one that came, in constant time; what is wrong with a key that is refused is not told.
 """
@@ -7,6 +8,7 @@ import datetime
 import hmac
 import logging
 import math
+import re
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +23,8 @@ from pigeonhole.serving.routing import Check
 
 MAX_KEY_CHARS = 200
 MAX_TOKEN_CHARS = 8192
+# What nobody on the internet can lead here by a DNS entry: addresses, names without a dot, names kept for private use.
+OWN_HOST = re.compile(r"(\[.*\]|[0-9.]+|[^.]*|.*\.(localhost|local|internal))\.?(:[0-9]*)?", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +72,15 @@ class _Person:
 class Access:
     """Asked on the event loop; `look` may run anywhere."""
 
-    def __init__(self, url: str | None, share: int = 1, identity: Identity | None = None) -> None:
-        """Raises ConfigError, StorageError for a list that cannot be read. `share`: how many processes share a key's rate."""
+    def __init__(self, url: str | None, share: int = 1, identity: Identity | None = None, private: bool = False) -> None:
+        """Raises ConfigError, StorageError for a list that cannot be read. `share`: how many processes share a key's rate.
+
+        `private`: without keys and tokens it is open to this machine alone.
+        """
         self._identity = identity
         self._url = url
         self._share = share
+        self._is_private = private and url is None and identity is None
         self._keys = read_keys(url).keys if url else ()
         self._unreadable = False
         self._buckets: dict[str, _Bucket] = {}
@@ -92,7 +100,7 @@ class Access:
     @property
     def is_open(self) -> bool:
         """Whether everybody may ask everything."""
-        return self._url is None and self._identity is None
+        return self._url is None and self._identity is None and not self._is_private
 
     def needs(self, scope: Scope) -> Check:
         """A route's check: its requests are admitted before their bodies are read."""
@@ -103,10 +111,12 @@ class Access:
         return check
 
     def admit(self, headers: Headers, scope: Scope) -> None:
-        """Raises Problem: 401 without a key that holds, 403 without the scope, 429 above the rate."""
+        """Raises Problem: 401 without a key that holds, 403 without the scope or from another site, 429 above the rate."""
         if self.is_open:
             return
         caller = self._caller(headers, scope)
+        if caller is None:
+            return
         now = time.monotonic()
         wait_s = self._buckets.setdefault(caller.id, _Bucket(now)).take(caller.rate_per_s / self._share, now)
         if wait_s > 0:
@@ -121,7 +131,11 @@ class Access:
             return False
         return True
 
-    def _caller(self, headers: Headers, scope: Scope) -> "Key | _Person":
+    def _caller(self, headers: Headers, scope: Scope) -> "Key | _Person | None":
+        """None: somebody on this machine."""
+        if self._is_private:
+            _check_host(headers.get("host", ""))
+            return None
         caller = self._named(_given(headers))
         if scope not in caller.scopes:
             raise Problem(403, "missing_scope", f"this key has not the scope {scope}")
@@ -148,6 +162,13 @@ class Access:
 def caller_of(headers: Headers) -> str:
     """Tells callers apart, without keeping their keys."""
     return digest_of(" ".join([*headers.getlist("x-api-key"), *headers.getlist("authorization")]))
+
+
+def _check_host(host: str) -> None:
+    """A page of the web may have a name that its DNS leads to this machine (DNS rebinding): to a browser it is the page's own."""
+    if not OWN_HOST.fullmatch(host):
+        detail = "open to this machine alone, and host is a name of the internet; use localhost or set PIGEONHOLE_PUBLIC=true"
+        raise Problem(403, "foreign_host", detail)
 
 
 def _given(headers: Headers) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from pigeonhole.serving.poller import Poller
 from pigeonhole.serving.problem import Problem
 from pigeonhole.serving.protocol import Clocks
 from pigeonhole.serving.quick import Quick
+from pigeonhole.serving.replies import Reply
 from pigeonhole.serving.rollout import Canary, Production, Rollout, Seat, Shadowed
 from pigeonhole.serving.routing import Routes
 from pigeonhole.serving.schemas import MAX_CHARS, MAX_TEXTS, read_explain, read_feedback, read_question
@@ -47,18 +48,30 @@ LINKS = {name: f"/{name}" for name in PATHS}
 
 
 def create_app(
-    settings: Settings, classifier: Classifier, log: LogWriter, feedback: LogWriter, followed: Registry | None = None
+    settings: Settings,
+    classifier: Classifier,
+    log: LogWriter,
+    feedback: LogWriter,
+    followed: Registry | None = None,
+    tell: Callable[[], None] = lambda: None,
 ) -> Starlette:
     """The service over a classifier that has passed its golden answers. The logs stay their maker's to close.
 
-    `followed`: the registry whose production alias decides what answers from now on.
+    `followed`: the registry whose production alias decides what answers from now on. `tell` is called, many times a second, while
+    the event loop turns and the model's worker does not hang.
     """
     tracing = Tracing() if settings.traces == "otlp" else None
     service = Service(settings, classifier, log, feedback, tracing)
     accounts = Accounts(service.telemetry, tracing)
-    stalls = StallWatch(service.telemetry.stall)
+
+    def note(late_s: float) -> None:
+        service.telemetry.stall(late_s)
+        if service.batcher.alive:
+            tell()
+
+    stalls = StallWatch(note)
     identity = identity_of(settings)
-    access = Access(settings.keys, share=settings.workers, identity=identity)
+    access = Access(settings.keys, share=settings.workers, identity=identity, private=settings.is_private)
     pollers = []
     if identity is not None:
         pollers.append(Poller("issuer", identity.look, settings.poll_s))
@@ -134,21 +147,19 @@ def _add_predict(routes: Routes, service: Service, settings: Settings, access: A
         body = await request.body()
         question = read_question(body)
 
-        async def answer() -> bytes:
-            """Behind a line with the level of its records: who asks again is told of those, and not of today's."""
+        async def answer() -> Reply:
             dropped = service.dropped()
             found = await service.answer(
                 question, request.state.request_id, request.state.began, until - time.monotonic(), canary_key
             )
-            return service.kept_since(dropped, settings.sample).encode() + b"\n" + found
+            return Reply(found, service.kept_since(dropped, settings.sample))
 
         if key is None:
             reply = await answer()
         else:
             whose = f"predict {caller_of(request.headers)} {key}"
             reply = await service.replies.once(whose, hashlib.sha256(body).digest(), answer, until)
-        level, _, answered = reply.partition(b"\n")
-        return _logged(answered, level.decode())
+        return _logged(reply)
 
     routes.alias("/predict/batch", routes.at("/predict"))
 
@@ -169,7 +180,7 @@ def _add_feedback(routes: Routes, service: Service, access: Access) -> None:
         check_content(request.headers)
         dropped = service.dropped()
         reply = await service.feedback.take(read_feedback(await request.body()))
-        return _logged(reply, service.kept_since(dropped))
+        return _logged(Reply(reply, service.kept_since(dropped)))
 
 
 def _vertex(routes: Routes, settings: Settings) -> Routes:
@@ -265,9 +276,9 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _logged(body: bytes, level: str) -> Response:
+def _logged(reply: Reply) -> Response:
     """The answer names how safe its records are: what they survive, as PIGEONHOLE_DURABILITY says."""
-    return Response(body, media_type="application/json", headers={"x-log-durability": level})
+    return Response(reply.body, media_type="application/json", headers={"x-log-durability": reply.level})
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

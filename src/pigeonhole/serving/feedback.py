@@ -15,7 +15,7 @@ from pigeonhole.bundle import Manifest
 from pigeonhole.errors import LogError
 from pigeonhole.prediction_log import Feedback, LogWriter, moment_of
 from pigeonhole.serving.problem import Problem
-from pigeonhole.serving.replies import Replies
+from pigeonhole.serving.replies import Replies, Reply
 from pigeonhole.serving.schemas import FeedbackReply, FeedbackRequest
 from pigeonhole.serving.telemetry import Telemetry
 
@@ -65,7 +65,7 @@ class FeedbackDesk:
             body = _reply(feedback_id, given)  # it is in the log
         else:
             try:
-                body = await self._replies.once(f"feedback {feedback_id}", b"", lambda: self._write(feedback_id, given, now))
+                body, _ = await self._replies.once(f"feedback {feedback_id}", b"", lambda: self._write(feedback_id, given, now))
             except _DroppedError:
                 body, is_kept = _reply(feedback_id, given), False
         if is_kept:
@@ -75,7 +75,7 @@ class FeedbackDesk:
             self._telemetry.feedback_outcomes.labels("late").inc()
         return body
 
-    async def _write(self, feedback_id: str, given: FeedbackRequest, now: datetime) -> bytes:
+    async def _write(self, feedback_id: str, given: FeedbackRequest, now: datetime) -> Reply:
         word = Feedback(
             feedback_id=feedback_id,
             at=now,
@@ -93,7 +93,7 @@ class FeedbackDesk:
             raise _DroppedError
         for label in given.given:
             self._telemetry.feedback.labels(label).inc()
-        return _reply(feedback_id, given)
+        return Reply(_reply(feedback_id, given))
 
     def _remember(self, key: tuple[str, str], word: tuple[tuple[str, ...], str]) -> None:
         self._latest[key] = word

@@ -24,7 +24,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meanings = {
         400: "Not JSON, or not HTTP as it should be",
         401: "No API key that holds, where the service is not open",
-        403: "The key has not the scope",
+        403: "The key has not the scope; or the service is open to this machine alone, and the host is a name of the internet",
         413: f"The body has more than {MAX_BODY_BYTES} bytes",
         415: "The body is not plain JSON",
         422: "JSON, but not a question; the detail names the field and the limit. A body has at most "

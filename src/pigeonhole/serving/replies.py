@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pigeonhole.serving.problem import LATE_CODE, Problem, too_late
 
@@ -14,10 +15,17 @@ MAX_BYTES = 16 << 20
 OVERHEAD_BYTES = 512  # of an entry, whatever its reply is
 
 
+class Reply(NamedTuple):
+    """The body of an answer, and how safe its records are: who asks again is told of those, and not of today's."""
+
+    body: bytes
+    level: str = ""
+
+
 @dataclass(eq=False)
 class _Kept:
     fingerprint: bytes
-    reply: "asyncio.Future[bytes]"
+    reply: "asyncio.Future[Reply]"
     until: float  # time.monotonic()
     size_bytes: int = OVERHEAD_BYTES
 
@@ -35,7 +43,7 @@ class Replies:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._size_bytes = 0
 
-    async def once(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]], until: float = math.inf) -> bytes:
+    async def once(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[Reply]], until: float = math.inf) -> Reply:
         """The reply of the first request with this key, while it is kept; a failure is not kept.
 
         It is waited for until `until` (time.monotonic()); where its own deadline comes before that, this request is the first.
@@ -49,7 +57,7 @@ class Replies:
                 if time.monotonic() >= until:
                     raise too_late() from error
 
-    async def _once(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]], until: float) -> bytes:
+    async def _once(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[Reply]], until: float) -> Reply:
         self._forget()
         found = self._kept.get(key)
         if found is None:
@@ -67,23 +75,23 @@ class Replies:
                 raise _FirstWasLateError from problem
             raise
 
-    async def _make(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[bytes]]) -> bytes:
-        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    async def _make(self, key: str, fingerprint: bytes, make: Callable[[], Awaitable[Reply]]) -> Reply:
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         entry = self._kept[key] = _Kept(fingerprint, reply, time.monotonic() + self._keep_s)
         self._size_bytes += entry.size_bytes
         try:
-            body = await make()
+            made = await make()
         except BaseException as error:
             self._remove(key)
             cut_off = Problem(503, "cut_off", "the first request with this idempotency-key was cut off", {"retry-after": "1"})
             reply.set_exception(error if isinstance(error, Exception) else cut_off)
             reply.exception()  # nobody may be waiting for it
             raise
-        entry.size_bytes += len(body)
-        self._size_bytes += len(body)
-        reply.set_result(body)
+        entry.size_bytes += len(made.body)
+        self._size_bytes += len(made.body)
+        reply.set_result(made)
         self._forget()
-        return body
+        return made
 
     def _forget(self) -> None:
         """The outdated, then the oldest that are too many; never those that are still being made."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -68,14 +68,17 @@ def run_worker(arguments: list[str]) -> None:
     journal.begin(settings.stderr)
     from pigeonhole.serving.workers import follow_parent
 
-    follow_parent()
+    tell = follow_parent()
     with journal.to_the_end(settings.stderr):
-        serve(settings, os.environ)
+        serve(settings, os.environ, tell)
     _leave()
 
 
-def serve(settings: Settings, environment: Mapping[str, str]) -> None:
-    """Until SIGTERM or SIGINT. Raises ConfigError, BundleError, RegistryError, StorageError before the port is opened."""
+def serve(settings: Settings, environment: Mapping[str, str], tell: Callable[[], None] = lambda: None) -> None:
+    """Until SIGTERM or SIGINT; `tell` is called many times a second while all is well.
+
+    Raises ConfigError, BundleError, RegistryError, StorageError before the port is opened.
+    """
     require_closed(settings)
     sys.setswitchinterval(SWITCH_S)
     for name in unknown_variables(environment):
@@ -89,12 +92,12 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
         storage.exists(settings.log)  # a mistyped scheme or a missing role is told now, not after a day of unshipped records
         with open_log(settings, "predictions") as log, open_log(settings, "feedback") as feedback:
             followed = None if settings.bundle else Registry(settings.registry)
-            app = create_app(settings, opening.result(), log, feedback, followed)
+            app = create_app(settings, opening.result(), log, feedback, followed, tell)
             del opening  # the app alone holds the model, so that a rollout can let go of it
             address = _address(settings)
             logger.info("serving %s %s at %s (see %s/docs)", manifest.name, manifest.version, address, address)
             if not (settings.keys or settings.oidc_issuer):
-                whom = "this machine" if _is_own(settings.host) else "all who can reach it"
+                whom = "this machine" if settings.is_own else "all who can reach it"
                 logger.info("open to %s; `uv run keys --help` and PIGEONHOLE_KEYS close it", whom)
             settle()
             server.run(app, listener)
@@ -111,18 +114,11 @@ def _leave() -> None:
 
 def require_closed(settings: Settings) -> None:
     """Raises ConfigError where strangers could ask and nobody said that they may; Vertex AI itself lets in none of them."""
-    if not (
-        _is_own(settings.host) or settings.keys or settings.oidc_issuer or settings.predict_route or settings.public == "true"
-    ):
+    if not (settings.is_own or settings.keys or settings.oidc_issuer or settings.predict_route or settings.public == "true"):
         raise ConfigError(
             f"HOST={settings.host!r} is reached from other machines: name PIGEONHOLE_KEYS (uv run keys --help) or "
             "PIGEONHOLE_OIDC_ISSUER, or set PIGEONHOLE_PUBLIC=true where whoever reaches it may ask"
         )
-
-
-def _is_own(host: str) -> bool:
-    """Whether this machine alone reaches it."""
-    return host.startswith("127.") or host in ("localhost", "::1")
 
 
 def _open_beside(settings: Settings) -> "Future[Classifier]":

@@ -100,6 +100,16 @@ class Settings:
     def level(self) -> Durability:
         return "remote" if self.strict == "yes" else self.durability
 
+    @property
+    def is_private(self) -> bool:
+        """Whether this machine alone reaches it, and nobody said that others may."""
+        return self.is_own and self.public == "false"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this machine alone reaches it."""
+        return self.host.startswith("127.") or self.host in ("localhost", "::1")
+
     oidc_issuer: str | None = variable(
         "PIGEONHOLE_OIDC_ISSUER", None, "whose ID tokens open the service too, such as https://accounts.google.com"
     )

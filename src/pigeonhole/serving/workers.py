@@ -2,10 +2,13 @@
 
 Each worker has its own session, queue, spool and event loop; the kernel shares out the connections (SO_REUSEPORT). /metrics of
 any of them tells of all: prometheus_client keeps the numbers in files of one folder, so that a killed worker's counts stay.
-The parent holds no model and imports none of what serves; a worker that loses its parent stops as if asked to.
+The parent holds no model and imports none of what serves; a worker that loses its parent stops as if asked to, and one that the
+parent hears no more from, after it has begun to serve, is killed and replaced.
 """
 
+import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
@@ -32,6 +35,7 @@ WORKER = "from pigeonhole.serving.serve import work; work()"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOK_S = 0.1
 RESTART_S = 1.0  # at least between two starts of a worker
+SILENT_S = 30.0  # no turn of an event loop takes so long; a batch that hangs has its minute (batcher.py) before that
 PATIENCE_S = 9.5  # from SIGTERM to SIGKILL; Cloud Run has ten
 
 logger = logging.getLogger(__name__)
@@ -46,14 +50,24 @@ def become_parent(workers: int) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-c", "from pigeonhole.serving.workers import main; main()"])  # noqa: S606
 
 
-def follow_parent() -> None:
-    """In a worker: end as SIGTERM does when the parent is gone, which holds the other end of stdin."""
+def follow_parent() -> Callable[[], None]:
+    """In a worker: end as SIGTERM does when the parent is gone, which holds the other end of stdin.
+
+    Gives what tells the parent that all is well; it never waits.
+    """
+    parent = socket.socket(fileno=0)  # not sys.stdin, whose lock would be held when the interpreter ends
 
     def wait() -> None:
-        os.read(0, 1)  # not through sys.stdin, whose lock would be held when the interpreter ends
+        with contextlib.suppress(ConnectionError):  # it went before it had heard all
+            parent.recv(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def tell() -> None:
+        with contextlib.suppress(OSError):  # it does not listen now, or is gone
+            parent.send(b".", socket.MSG_DONTWAIT)
+
     threading.Thread(target=wait, name="parent", daemon=True).start()
+    return tell
 
 
 def run(arguments: list[str]) -> None:
@@ -73,7 +87,18 @@ def run(arguments: list[str]) -> None:
 @dataclass
 class _Worker:
     process: "subprocess.Popen[bytes]"
+    line: socket.socket  # to its stdin
     began: float  # time.monotonic()
+    silent_s: float = -math.inf  # since it was last heard; it may take as long as it likes before it serves
+
+    def hangs(self) -> bool:
+        """Asked every LOOK_S, which is the clock here: while the machine, or all of a container, stood still, nobody asked."""
+        try:
+            heard = bool(self.line.recv(1 << 16, socket.MSG_DONTWAIT))
+        except OSError:
+            heard = False
+        self.silent_s = 0.0 if heard else self.silent_s + LOOK_S
+        return self.silent_s > SILENT_S
 
 
 class Workers:
@@ -101,6 +126,7 @@ class Workers:
         while len(self._workers) < self._settings.workers and self._stop_by is None:
             self._workers.append(self._start())
         while self._stop_by is None:
+            self._kill_the_hanging()
             self._replace_the_dead()
             time.sleep(LOOK_S)
         return self._end()
@@ -108,8 +134,10 @@ class Workers:
     def _start(self) -> _Worker:
         command = [sys.executable, "-c", WORKER]
         # A terminal's Ctrl-C goes to the whole group of processes: here it is the parent alone that tells the workers.
-        process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, process_group=0)
-        return _Worker(process, time.monotonic())
+        line, stdin = socket.socketpair()
+        with stdin:
+            process = subprocess.Popen(command, env=self._environment, stdin=stdin, process_group=0)
+        return _Worker(process, line, time.monotonic())
 
     def _answers(self) -> bool:
         host = self._settings.host
@@ -120,6 +148,13 @@ class Workers:
             return False
         return True
 
+    def _kill_the_hanging(self) -> None:
+        for worker in self._workers:
+            if worker.hangs():
+                logger.error("worker %d has hung for %g s and is killed", worker.process.pid, SILENT_S)
+                worker.process.kill()
+                worker.silent_s = -math.inf
+
     def _replace_the_dead(self) -> None:
         for number, worker in enumerate(self._workers):
             code = worker.process.poll()
@@ -128,6 +163,7 @@ class Workers:
             multiprocess.mark_process_dead(worker.process.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
             if time.monotonic() - worker.began >= RESTART_S:
                 logger.error("worker %d ended with %d; a new one is started", worker.process.pid, code)
+                worker.line.close()
                 self._workers[number] = self._start()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
