@@ -14,10 +14,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_rows, train_arguments, write_rows
 from tests.serving.conftest import make_bundle
+from transformers import MPNetConfig, MPNetForSequenceClassification
 
 from pigeonhole.bundle import open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.configuration import compose
+from pigeonhole.dataset import check_data
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import BundleError, ConfigError, DataError, NotFoundError, StoppedError
@@ -27,6 +29,8 @@ from pigeonhole.training import corridor
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.corridor import make_recipe, publish, validate
+from pigeonhole.training.distillation import open_teacher
+from pigeonhole.training.model import SCRATCH, Pretrained, load_tokenizer
 from pigeonhole.training.train import run
 
 
@@ -222,19 +226,76 @@ def test_what_else_a_run_reads_is_looked_at_before_anything_is_fitted(
         run([*train_arguments(tmp_path, tiny_data), argument.format(other=other)])
 
 
+@pytest.fixture(scope="module")
+def mpnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder whose attention has names of its own."""
+    folder = tmp_path_factory.mktemp("mpnet")
+    size: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
+    MPNetForSequenceClassification(MPNetConfig(num_hidden_layers=2, num_attention_heads=2, **size)).save_pretrained(folder)
+    load_tokenizer(Pretrained(SCRATCH, local=True), [text for text, _ in tiny_rows()]).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("trainer.frozen_layers=2", "trainer.frozen_layers=2: this encoder has 2 layers"),
         ("model.max_length=4 model.windowing=mean model.window_overlap=2", "model.window_overlap=2: .* holds 2 tokens of a text"),
+        ("model.max_length=600", "model.max_length=600: this encoder reads at most 512 tokens"),
+        ("model.layers=3", "model.layers=3: this encoder has 2 layers"),
+        ("model.keep_head=true", "model.keep_head=true: model.pretrained=scratch is no folder"),
+        ("model.pretrained={mpnet} model.averaging_layer=true", "model.averaging_layer=true: .* this one is mpnet"),
+        (
+            "model.pretrained={mpnet} trainer.lora_rank=4",
+            "trainer.lora_rank=4: MPNetForSequenceClassification has none of .* adapters, query, .*; it has dense, k, o, q, v; ",
+        ),
     ],
 )
-def test_what_does_not_fit_the_encoder_is_told_before_its_head_is_fitted(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+def test_what_does_not_fit_the_encoder_is_told_before_a_run_folder_is_opened(
+    tiny_data: Path, tmp_path: Path, mpnet: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
 ) -> None:
-    monkeypatch.setattr(corridor, "fit_head", lambda *_: pytest.fail("the head was fitted first"))
+    monkeypatch.setattr(corridor, "open_run_folder", lambda *_, **__: pytest.fail("a run was begun first"))
+    given = argument.format(mpnet=mpnet).split()
     with pytest.raises(ConfigError, match=message):
-        run([*train_arguments(tmp_path, tiny_data), "model.averaging_layer=false", *argument.split()])
+        run([*train_arguments(tmp_path, tiny_data), "model.averaging_layer=false", *given])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("trainer.teacher=registry", "trainer.teacher=registry: is for fine-tuning; with trainer.epochs=0 leave it out"),
+        ("trainer.lora_rank=4", "trainer.lora_rank=4: is for fine-tuning; with trainer.epochs=0 leave it out"),
+        ("trainer.fit_head_first=false", "trainer.epochs=0 with trainer.fit_head_first=false: nothing would be learned"),
+    ],
+)
+def test_what_fine_tuning_alone_reads_is_refused_where_there_is_none(tmp_path: Path, argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run([*train_arguments(tmp_path, tmp_path / "nothing.csv"), "trainer.epochs=0", argument])
+
+
+def test_too_few_rows_for_what_is_asked_are_told_at_once_in_the_words_of_check_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    visits = ["a shop in the old town opens late", "is the museum closed on sundays", "what does a ticket for the zoo cost"]
+    data = write_rows(tmp_path / "rows.csv", [*tiny_rows(), *((text, "visit") for text in visits)])
+    listing = "train + validation + test: 'visit' has 1 + 1 + 1"
+    few = f"3 rows have a label with one row or none in a split, where luck decides ({listing})"
+    check_data.run([f"data={data}", "data.trigger_words=report", "data.val=0.2", "data.test=0.2"])
+    assert f"suspicious: {few} (lines 152, 153, 154)\n" in capsys.readouterr().err
+    config = compose(TrainConfig, "train", [*train_arguments(tmp_path, data), "decision.precision=0.9"])
+    monkeypatch.setattr(corridor, "open_run_folder", lambda *_, **__: pytest.fail("a run was begun first"))
+    with pytest.raises(pytest.fail.Exception):
+        corridor.train(config)
+    told = capsys.readouterr().err
+    assert f"warning: {few}\n" in told
+    assert "warning: decision.precision=0.9: 31 validation rows cannot show it, 44 or more could; all is going to be for" in told
+
+
+def test_a_teacher_that_gives_several_labels_is_refused(tmp_path: Path) -> None:
+    manifest = make_bundle(tmp_path / "teacher", "words", "v1")
+    seal(tmp_path / "teacher", msgspec.structs.replace(manifest, task="multi_label", accept_score=0.5))
+    with pytest.raises(ConfigError, match="is a multi_label bundle; give one with one label for each text"):
+        open_teacher(str(tmp_path / "teacher"), manifest.labels)
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:
