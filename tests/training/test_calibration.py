@@ -58,6 +58,13 @@ def test_a_vector_wins_where_labels_are_wrong_each_in_its_own_way() -> None:
     assert -np.log(found.held_out[np.arange(3000), label_ids]).mean() == pytest.approx(found.nll_vector)
 
 
+def test_no_vector_takes_back_that_labels_were_made_to_weigh_alike() -> None:
+    assert calibrate(*drawn(1000, [0.4, 1.0, 1.6, 1.0], [0.5, -1.5, 0.0, 1.0]), seed=0).vector is not None
+    found = calibrate(*drawn(1000, [0.4, 1.0, 1.6, 1.0], [0.5, -1.5, 0.0, 1.0]), seed=0, by_label=False)
+    assert found.vector is None
+    assert found.held_out.max(axis=1).mean() > 0.5
+
+
 def test_the_temperature_alone_stays_where_a_vector_gains_nothing() -> None:
     found = calibrate(*drawn(300, [0.7] * 4, [0.0] * 4), seed=0)
     assert found.vector is None

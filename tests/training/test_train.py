@@ -125,6 +125,17 @@ def test_a_slice_that_is_no_pattern_is_told_before_the_data_are_read(
         run([*train_arguments(tmp_path, tiny_data), "data.slices='numbers=('"])
 
 
+def test_a_compiler_that_is_not_there_is_told_before_the_data_are_read(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corridor, "load_dataset", lambda _: pytest.fail("the data were read first"))
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    with pytest.raises(
+        ConfigError, match=r"trainer.compile=true: torch.compile needs a C\+\+ compiler, and there is no /.*g\+\+;"
+    ):
+        run([*train_arguments(tmp_path, tiny_data), "trainer.compile=true"])
+
+
 def test_a_file_with_a_long_name_gives_the_model_a_shorter_one(tmp_path: Path) -> None:
     data = write_rows(tmp_path / f"{'a' * 99}-{'b' * 120}.csv", tiny_rows())
     arguments = [argument for argument in train_arguments(tmp_path, data) if not argument.startswith("name=")]

@@ -282,6 +282,8 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     name = _model_name(config)
     pretrained = replace(locate(config.model.pretrained, config.model.sha256), revision=config.model.revision)
     require_run_folder(config.out)
+    if config.trainer.compile and config.model.pretrained != TFIDF:
+        trainer.require_compiler()
     read_patterns(config.data.slices)  # needed only at the end, where a mistake would cost the training
     threads = trainer.set_determinism(config.seed, config.trainer.threads)
     dataset = load_dataset(config.data)
