@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from scipy.special import expit, softmax
+from scipy.optimize import approx_fprime
+from scipy.special import expit, log_softmax, softmax
 
 from pigeonhole.metrics import expected_calibration_error
 from pigeonhole.training.calibration import _fit_vector, calibrate, fit_label_thresholds, fit_temperature
@@ -56,6 +57,21 @@ def test_a_vector_wins_where_labels_are_wrong_each_in_its_own_way() -> None:
     assert np.array(found.vector.bias) - np.mean(found.vector.bias) == pytest.approx(np.array(bias) - np.mean(bias), abs=0.25)
     assert found.held_out.sum(axis=1) == pytest.approx(np.ones(3000))
     assert -np.log(found.held_out[np.arange(3000), label_ids]).mean() == pytest.approx(found.nll_vector)
+
+
+def test_scale_and_bias_are_where_the_penalised_likelihood_has_no_slope() -> None:
+    """Rows and 1 / n of a wrong one each, and a pull of one row towards the temperature; slopes by differences."""
+    logits, label_ids = drawn(40, [0.4, 1.0, 1.6, 1.0], [0.5, -1.5, 0.0, 1.0])
+    scale, bias = _fit_vector(logits, label_ids, 1.5)
+    others = np.where(np.eye(4)[label_ids] == 1, -np.inf, logits).argmax(axis=1)
+
+    def loss(parameters: np.ndarray) -> float:
+        likelihood = log_softmax(logits / 1.5 * parameters[:4] + parameters[4:], axis=1)
+        fit = likelihood[np.arange(40), label_ids].sum() + likelihood[np.arange(40), others].mean()
+        return float(-fit + ((parameters[:4] - 1) ** 2).sum() + (parameters[4:] ** 2).sum())
+
+    slopes = approx_fprime(np.concatenate([scale * 1.5, bias]), loss, 1e-6)
+    assert slopes == pytest.approx(np.zeros(8), abs=0.01)
 
 
 def test_no_vector_takes_back_that_labels_were_made_to_weigh_alike() -> None:

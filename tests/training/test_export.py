@@ -1,14 +1,15 @@
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from pigeonhole.bundle import Bundle, Precision, Windowing
+from pigeonhole.bundle import Bundle, Precision, Windowing, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import ParityError
-from pigeonhole.training.export import Parity, compare_logits, draft, require_parity, why_not_int8
+from pigeonhole.training.export import Parity, compare, compare_logits, draft, given_by, require_parity, why_not_int8
 from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer
 
 
@@ -66,6 +67,24 @@ def test_the_comparison_counts_flips_and_differences() -> None:
     assert found.int8_agreement_with_fp32 == pytest.approx(2 / 3)
     assert found.int8_company_difference == 0.5
     assert compare_logits(trained, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None
+
+
+def test_what_is_compared_is_each_text_alone_with_the_same_one_among_others(sealed_bundle: Path) -> None:
+    classifier, texts = Classifier.open(open_bundle(str(sealed_bundle)), "fp32"), ["my invoice looks wrong", "hello", "no parcel"]
+    found = classifier.predict(texts)
+    logits = np.stack([each.logits for each in found])
+    assert compare(logits, {"fp32": classifier}, {"fp32": found}, texts).fp32_company_difference == 0
+    found[1] = msgspec.structs.replace(found[1], logits=logits[1] + np.float32([0, -0.25, 0]))
+    assert compare(logits, {"fp32": classifier}, {"fp32": found}, texts).fp32_company_difference == pytest.approx(0.25)
+
+
+def test_a_flip_is_of_what_a_bundle_gives_under_its_thresholds(sealed_bundle: Path) -> None:
+    manifest = open_bundle(str(sealed_bundle)).manifest
+    logits = np.log(np.array([[0.6, 0.3, 0.2], [0.1, 0.2, 0.9]]) / (1 - np.array([[0.6, 0.3, 0.2], [0.1, 0.2, 0.9]])))
+    assert given_by(manifest, logits).tolist() == [0, 2]
+    thresholds = dict(zip(manifest.labels, (0.5, 0.25, 0.95), strict=True))
+    several = msgspec.structs.replace(manifest, task="multi_label", thresholds=thresholds, temperature=1.0, vector_scaling=None)
+    assert given_by(several, logits).tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
 def test_int8_alone_answers_otherwise_for_what_is_usual(tmp_path: Path) -> None:

@@ -3,14 +3,16 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_rows, train_arguments, write_rows
 from tests.serving.conftest import make_bundle
@@ -25,12 +27,16 @@ from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import BundleError, ConfigError, DataError, NotFoundError, StoppedError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
-from pigeonhole.training import corridor
+from pigeonhole.training import corridor, export
+from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.corridor import make_recipe, publish, validate
-from pigeonhole.training.distillation import open_teacher
-from pigeonhole.training.model import SCRATCH, Pretrained, load_tokenizer
+from pigeonhole.training.distillation import Distillation, open_teacher
+from pigeonhole.training.export import Parity
+from pigeonhole.training.lora import add_adapters
+from pigeonhole.training.loss import LabelLoss
+from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_tokenizer
 from pigeonhole.training.train import run
 
 
@@ -149,6 +155,60 @@ def test_every_number_of_the_recipe_follows_its_key() -> None:
     keys += ["trainer.average_decay=0.7", "trainer.layer_decay=0.7", "trainer.frozen_layers=7"]
     plain, changed = (asdict(make_recipe(compose(TrainConfig, "train", given))) for given in ([], keys))
     assert not [name for name in plain if plain[name] == changed[name]]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_every_number_of_the_loss_follows_its_key(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["trainer.label_smoothing=0.2", "trainer.focal_gamma=3", "trainer.class_weights=balanced"]
+    keys += [f"trainer.loss={loss}", "trainer.teacher_share=0.4", "trainer.teacher_temperature=5"]
+    config, label_ids = compose(TrainConfig, "train", keys), np.array([0, 0, 0, 1])
+    random = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(4, 2, generator=random), torch.randn(4, 2, generator=random)
+    monkeypatch.setattr(corridor, "teacher_logits", lambda *_: teacher.numpy())
+    rows, dataset = TokenizedRows([[2, 3]] * 4, label_ids), SimpleNamespace(labels=["a", "b"], split=SimpleNamespace(train=[]))
+    own = LabelLoss(0.2, np.array([4 / 6, 2.0]), 3.0 if loss == "focal" else 0.0)
+    for bundle, expected in ((None, own), (object(), Distillation(own, 0.4, 5.0))):
+        begun: Any = SimpleNamespace(dataset=dataset, folder=None, threads=1, teacher=bundle)
+        learned, criterion = corridor._targets(config, begun, rows)
+        targets = torch.from_numpy(learned.label_ids)
+        assert criterion(logits, targets).item() == pytest.approx(expected(logits, targets).item(), rel=1e-6)
+
+
+def test_a_run_with_adapters_leaves_an_ordinary_encoder_and_their_numbers_follow_the_keys(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[Any] = []
+
+    def add(model: TextClassifier, *numbers: Any) -> None:
+        noted.append(numbers)
+        add_adapters(model, *numbers)
+
+    monkeypatch.setattr(corridor, "add_adapters", add)
+    keys = ["trainer.epochs=1", "trainer.lora_rank=2", "trainer.lora_alpha=3", "trainer.lora_dropout=0.2"]
+    found = run([*train_arguments(tmp_path, tiny_data), *keys, "export.min_agreement=0"])
+    assert noted == [(2, 3, 0.2)]
+    assert found["parity"]["fp32_max_logit_difference"] < 1e-4
+    left = load_file(tmp_path / "run/model/model.safetensors")
+    assert not [name for name in left if "lora" in name or "base_layer" in name]
+    assert {len(left[name]) for name in left if name.endswith("attention.self.query.weight")} == {32}
+
+
+def test_what_is_sealed_follows_the_keys_of_export_and_serve(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = export.compare
+
+    def off(*asked: Any) -> Parity:
+        return replace(compare(*asked), fp32_max_logit_difference=0.4, int8_agreement_with_fp32=0.95)
+
+    monkeypatch.setattr(export, "compare", off)
+    keys = ["trainer.epochs=0", "export.tolerance=0.5", "export.min_agreement=0.96", "serve.threshold=0.7"]
+    found = run([*train_arguments(tmp_path, tiny_data), *keys])
+    assert "int8 and fp32 agree on 0.9500 of" in capsys.readouterr().err
+    manifest = open_bundle(found["bundle"]).manifest
+    assert (manifest.served, manifest.models) == ("fp32", {"fp32": "model.onnx"})
+    assert not [name for name in manifest.files if "int8" in name]
+    assert set(manifest.thresholds.values()) == {0.7}
 
 
 def stop_in_second_epoch(epoch: Epoch) -> None:
