@@ -4,7 +4,7 @@ from scipy.optimize import approx_fprime
 from scipy.special import expit, log_softmax, softmax
 
 from pigeonhole.metrics import expected_calibration_error
-from pigeonhole.training.calibration import _fit_vector, calibrate, fit_label_thresholds, fit_temperature
+from pigeonhole.training.calibration import _fit_vector, calibrate, calibrate_labels, fit_label_thresholds, fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -37,6 +37,14 @@ def test_the_same_for_sigmoids() -> None:
     logits = 24.0 * label_ids - 12
     scores = expit(np.abs(logits) / fit_temperature(logits, label_ids))
     assert 1 - scores.mean() == pytest.approx(1 / 201, rel=0.01)
+
+
+def test_thresholds_of_several_labels_are_fitted_on_what_the_temperature_makes_of_logits() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(500, 3)) * 2
+    found = calibrate_labels(4 * logits, (random.uniform(size=(500, 3)) < expit(logits)).astype(np.int64))
+    assert found.temperature == pytest.approx(4, rel=0.2)
+    assert found.held_out == pytest.approx(expit(4 * logits / found.temperature))
 
 
 def drawn(n: int, scale: list[float], bias: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +106,11 @@ def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken() -> None:
     """The first label has an F1 of 2/3 above 0.85 and above nothing; no row has the second one."""
     probabilities = np.array([[0.9, 0.9], [0.85, 0.8], [0.8, 0.2], [0.6, 0.1]])
     assert fit_label_thresholds(probabilities, np.array([[1, 0], [0, 0], [0, 0], [1, 0]])).tolist() == [0.5, 0.5]
+
+
+def test_rows_with_one_probability_are_given_a_label_together() -> None:
+    """Two rows at 0.9, of which one has the label: no threshold gives it to that one alone."""
+    assert fit_label_thresholds(np.array([[0.9], [0.9], [0.2]]), np.array([[1], [0], [0]])).tolist() == [0.5]
 
 
 def test_a_label_with_few_rows_stays_near_the_temperature() -> None:
