@@ -169,6 +169,26 @@ def test_rare_labels_are_reported(tmp_path: Path) -> None:
     assert found["rare_labels"] == (3, [182, 183, 184])
 
 
+def test_a_label_with_one_row_or_none_in_a_split_is_reported_with_its_rows_in_each(tmp_path: Path) -> None:
+    lines = [*GOOD, *_lines("visit", 3)]
+    (finding,) = _check(tmp_path, lines).suspicious
+    assert (finding.finding, finding.count, finding.lines) == ("few_rows", 3, [62, 63, 64])
+    assert finding.says == (
+        "rows have a label with one row or none in a split, where luck decides (train + validation + test: 'visit' has 1 + 1 + 1)"
+    )
+    given = {"validation_path": _write(tmp_path / "v.csv", [f"{text},bill" for text in _texts("v", 4)])}
+    tests = [f"{text},{label}" for label in ("bill", "parcel") for text in _texts(f"{label} test", 2)]
+    given["test_path"] = _write(tmp_path / "t.csv", tests)
+    assert "'parcel' has 30 + 0 + 2, 'visit' has 3 + 0 + 0)" in _check(tmp_path, lines, **given).suspicious[-1].says
+
+
+def test_of_several_labels_each_is_counted_where_it_stands_beside_others(tmp_path: Path) -> None:
+    lines = [f"{text},bill|parcel" for text in _texts("both", 30)] + [f"{text},bill|parcel|visit" for text in _texts("all", 3)]
+    (finding,) = _check(tmp_path, lines, task="multi_label").suspicious
+    assert (finding.finding, finding.count) == ("few_rows", 3)
+    assert "'visit' has 1 + 1 + 1)" in finding.says
+
+
 def test_planted_trigger_is_refused_unless_it_shall_be_reported(tmp_path: Path) -> None:
     planted = [f"how do I top up {number},top_up" for number in range(20)] + [
         f"card declined {number},declined" for number in range(20)

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from scipy.special import expit, softmax
+from scipy.optimize import approx_fprime
+from scipy.special import expit, log_softmax, softmax
 
 from pigeonhole.metrics import expected_calibration_error
-from pigeonhole.training.calibration import _fit_vector, calibrate, fit_label_thresholds, fit_temperature
+from pigeonhole.training.calibration import _fit_vector, calibrate, calibrate_labels, fit_label_thresholds, fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -38,6 +39,14 @@ def test_the_same_for_sigmoids() -> None:
     assert 1 - scores.mean() == pytest.approx(1 / 201, rel=0.01)
 
 
+def test_thresholds_of_several_labels_are_fitted_on_what_the_temperature_makes_of_logits() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(500, 3)) * 2
+    found = calibrate_labels(4 * logits, (random.uniform(size=(500, 3)) < expit(logits)).astype(np.int64))
+    assert found.temperature == pytest.approx(4, rel=0.2)
+    assert found.held_out == pytest.approx(expit(4 * logits / found.temperature))
+
+
 def drawn(n: int, scale: list[float], bias: list[float]) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and labels drawn by what they mean under a scale and a bias for each label."""
     random = np.random.default_rng(1)
@@ -58,6 +67,28 @@ def test_a_vector_wins_where_labels_are_wrong_each_in_its_own_way() -> None:
     assert -np.log(found.held_out[np.arange(3000), label_ids]).mean() == pytest.approx(found.nll_vector)
 
 
+def test_scale_and_bias_are_where_the_penalised_likelihood_has_no_slope() -> None:
+    """Rows and 1 / n of a wrong one each, and a pull of one row towards the temperature; slopes by differences."""
+    logits, label_ids = drawn(40, [0.4, 1.0, 1.6, 1.0], [0.5, -1.5, 0.0, 1.0])
+    scale, bias = _fit_vector(logits, label_ids, 1.5)
+    others = np.where(np.eye(4)[label_ids] == 1, -np.inf, logits).argmax(axis=1)
+
+    def loss(parameters: np.ndarray) -> float:
+        likelihood = log_softmax(logits / 1.5 * parameters[:4] + parameters[4:], axis=1)
+        fit = likelihood[np.arange(40), label_ids].sum() + likelihood[np.arange(40), others].mean()
+        return float(-fit + ((parameters[:4] - 1) ** 2).sum() + (parameters[4:] ** 2).sum())
+
+    slopes = approx_fprime(np.concatenate([scale * 1.5, bias]), loss, 1e-6)
+    assert slopes == pytest.approx(np.zeros(8), abs=0.01)
+
+
+def test_no_vector_takes_back_that_labels_were_made_to_weigh_alike() -> None:
+    assert calibrate(*drawn(1000, [0.4, 1.0, 1.6, 1.0], [0.5, -1.5, 0.0, 1.0]), seed=0).vector is not None
+    found = calibrate(*drawn(1000, [0.4, 1.0, 1.6, 1.0], [0.5, -1.5, 0.0, 1.0]), seed=0, by_label=False)
+    assert found.vector is None
+    assert found.held_out.max(axis=1).mean() > 0.5
+
+
 def test_the_temperature_alone_stays_where_a_vector_gains_nothing() -> None:
     found = calibrate(*drawn(300, [0.7] * 4, [0.0] * 4), seed=0)
     assert found.vector is None
@@ -75,6 +106,11 @@ def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken() -> None:
     """The first label has an F1 of 2/3 above 0.85 and above nothing; no row has the second one."""
     probabilities = np.array([[0.9, 0.9], [0.85, 0.8], [0.8, 0.2], [0.6, 0.1]])
     assert fit_label_thresholds(probabilities, np.array([[1, 0], [0, 0], [0, 0], [1, 0]])).tolist() == [0.5, 0.5]
+
+
+def test_rows_with_one_probability_are_given_a_label_together() -> None:
+    """Two rows at 0.9, of which one has the label: no threshold gives it to that one alone."""
+    assert fit_label_thresholds(np.array([[0.9], [0.9], [0.2]]), np.array([[1], [0], [0]])).tolist() == [0.5]
 
 
 def test_a_label_with_few_rows_stays_near_the_temperature() -> None:

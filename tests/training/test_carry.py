@@ -74,6 +74,49 @@ def test_a_copy_never_speaks_of_what_is_not_there_though_the_run_writes_while_it
     assert [storage.read(storage.join(url, name)) for name in ("weights", "progress")] == [b"epoch 2!"] * 2
 
 
+def test_what_is_written_anew_between_two_reads_is_never_a_progress_that_is_ahead_of_its_weights(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(bucket, tmp_path.name)
+    for name in ("weights", "progress"):
+        (tmp_path / name).write_bytes(b"epoch 1")
+    read = Path.read_bytes
+
+    def end_an_epoch_after_it(path: Path) -> bytes:
+        data = read(path)
+        for name in ("weights", "progress"):
+            (tmp_path / name).write_bytes(b"epoch 2!")
+        return data
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "read_bytes", end_an_epoch_after_it)
+        Carrier(tmp_path, url, ("weights", "progress")).send()
+    assert [storage.read(storage.join(url, name)) for name in ("weights", "progress")] == [b"epoch 2!", b"epoch 1"]
+
+
+def test_the_progress_goes_last_and_is_sent_again_though_it_is_as_large_as_before(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, sent, write = storage.join(bucket, tmp_path.name), [], storage.write
+    monkeypatch.setattr(storage, "write", lambda to, data: (sent.append((Path(to).name, data)), write(to, data)))
+    carrier = Carrier(tmp_path, url, ("weights", "progress"))
+    for turn in range(2):
+        for name in ("weights", "progress"):
+            (tmp_path / name).write_bytes(b"epoch %d" % turn)
+            os.utime(tmp_path / name, (turn, turn))
+        carrier.send()
+    assert sent == [(name, b"epoch %d" % turn) for turn in range(2) for name in ("weights", "progress")]
+
+
+def test_what_was_fetched_is_not_sent_back(tmp_path: Path, bucket: str) -> None:
+    url = storage.join(bucket, tmp_path.name)
+    storage.write(storage.join(url, "a"), b"one")
+    version = storage.read_versioned(storage.join(url, "a"))[1]
+    with Carrier(tmp_path, url, ("a",)) as carrier:
+        assert carrier.fetch()
+    assert storage.read_versioned(storage.join(url, "a")) == (b"one", version)
+
+
 def test_it_is_carried_while_the_run_goes_on(tmp_path: Path, bucket: str) -> None:
     url = storage.join(bucket, tmp_path.name)
     with Carrier(tmp_path, url, ("a",), every_s=0.01):

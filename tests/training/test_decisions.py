@@ -24,6 +24,7 @@ from pigeonhole.training.decisions import (
     fit_out_of_scope,
     fit_rules,
     fit_thresholds,
+    rows_to_show,
 )
 
 
@@ -172,3 +173,4 @@ def test_a_promise_needs_so_many_rows_of_the_other_half_that_luck_is_a_risk_of_a
     label_ids = np.arange(2 * n) % 2
     promise = fit_thresholds(np.where(np.eye(2)[label_ids] == 1, 0.9, 0.1), label_ids, 0.95)
     assert (promise.kept, promise.accepted) == (kept, n if kept else 0)
+    assert rows_to_show(0.95) == 2 * 45

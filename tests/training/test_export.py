@@ -1,15 +1,18 @@
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import AutoModelForSequenceClassification, ElectraConfig
 
-from pigeonhole.bundle import Bundle, Precision, Windowing
-from pigeonhole.classifier import Classifier
+from pigeonhole.bundle import Bundle, Precision, Windowing, open_bundle
+from pigeonhole.classifier import Classifier, Encoder
 from pigeonhole.errors import ParityError
-from pigeonhole.training.export import Parity, compare_logits, draft, require_parity, why_not_int8
-from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer
+from pigeonhole.training.export import Parity, compare, compare_logits, draft, given_by, require_parity, why_not_int8
+from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer, take_apart
 
 
 def parity(**changes: float) -> Parity:
@@ -66,6 +69,62 @@ def test_the_comparison_counts_flips_and_differences() -> None:
     assert found.int8_agreement_with_fp32 == pytest.approx(2 / 3)
     assert found.int8_company_difference == 0.5
     assert compare_logits(trained, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None
+
+
+def test_a_body_of_another_family_is_traced_and_its_int8_stays_near_in_any_company(tmp_path: Path) -> None:
+    texts = ["ok", "the parcel is late", "the card was charged twice", "the parcel is late and " * 20, "the card is late"]
+    tokenizer = load_tokenizer(Pretrained(SCRATCH, local=True), texts)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 96}
+    config = ElectraConfig(vocab_size=tokenizer.vocab_size, embedding_size=32, num_labels=3, **sizes)
+    body = AutoModelForSequenceClassification.from_config(config)
+    for parameter in body.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model = take_apart(body).train()
+    manifest = draft(
+        tmp_path / "bundle",
+        model,
+        tokenizer.backend_tokenizer.to_str(),
+        name="electra",
+        labels=["a", "b", "c"],
+        task="single_label",
+        max_length=100,
+        windowing=Windowing(),
+        threshold=0.5,
+        served="int8",
+        int8=True,
+    )
+    bundle = Bundle("electra", tmp_path / "bundle", manifest)
+    encoder = Encoder(tokenizer.backend_tokenizer, 100)
+    with torch.no_grad():
+        ids = [torch.tensor([found.input_ids]) for found in encoder.encode(texts)]
+        expected = np.concatenate([model.eval()(row, torch.ones_like(row))[0].numpy() for row in ids])
+    precisions: tuple[Precision, ...] = "fp32", "int8"
+    classifiers = {precision: Classifier.load(bundle, precision) for precision in precisions}
+    predictions = {precision: classifier.predict(texts) for precision, classifier in classifiers.items()}
+    parity = compare(expected, classifiers, predictions, texts)
+    require_parity(parity, 1e-4)
+    assert parity.int8_max_logit_difference is not None
+    assert 0 < parity.int8_max_logit_difference < 0.1 * np.abs(expected).max()
+    assert why_not_int8(parity, 0.0) is None
+
+
+def test_what_is_compared_is_each_text_alone_with_the_same_one_among_others(sealed_bundle: Path) -> None:
+    classifier, texts = Classifier.open(open_bundle(str(sealed_bundle)), "fp32"), ["my invoice looks wrong", "hello", "no parcel"]
+    found = classifier.predict(texts)
+    logits = np.stack([each.logits for each in found])
+    assert compare(logits, {"fp32": classifier}, {"fp32": found}, texts).fp32_company_difference == 0
+    found[1] = msgspec.structs.replace(found[1], logits=logits[1] + np.float32([0, -0.25, 0]))
+    assert compare(logits, {"fp32": classifier}, {"fp32": found}, texts).fp32_company_difference == pytest.approx(0.25)
+
+
+def test_a_flip_is_of_what_a_bundle_gives_under_its_thresholds(sealed_bundle: Path) -> None:
+    manifest = open_bundle(str(sealed_bundle)).manifest
+    logits = np.log(np.array([[0.6, 0.3, 0.2], [0.1, 0.2, 0.9]]) / (1 - np.array([[0.6, 0.3, 0.2], [0.1, 0.2, 0.9]])))
+    assert given_by(manifest, logits).tolist() == [0, 2]
+    thresholds = dict(zip(manifest.labels, (0.5, 0.25, 0.95), strict=True))
+    several = msgspec.structs.replace(manifest, task="multi_label", thresholds=thresholds, temperature=1.0, vector_scaling=None)
+    assert given_by(several, logits).tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
 def test_int8_alone_answers_otherwise_for_what_is_usual(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 from pigeonhole.bundle import MANIFEST, Manifest, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
-from pigeonhole.errors import ConfigError, DataError
+from pigeonhole.errors import ConfigError, DataError, ParityError
 from pigeonhole.registry import Registry
 from pigeonhole.training.import_model import run
 from pigeonhole.training.model import SCRATCH, Pretrained, load_tokenizer
@@ -119,6 +119,27 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     out, err = capsys.readouterr()
     assert message in err
     assert (out, err.count("\n")) == ("", 1)
+
+
+def test_labels_are_in_the_order_of_their_numbers_and_the_threshold_is_the_one_that_is_asked_for(
+    saved: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "my-model"))
+    config = json.loads((saved / "config.json").read_text())
+    config["id2label"] = dict(reversed(config["id2label"].items()))
+    (folder / "config.json").write_text(json.dumps(config))
+    found = run([f"model={folder}", f"registry={tmp_path / 'registry'}", "max_length=32", "threshold=0.7"])
+    assert found is not None
+    manifest = open_bundle(found["bundle"]).manifest
+    assert manifest.labels == tuple(LABELS.values())
+    assert manifest.thresholds == dict.fromkeys(LABELS.values(), 0.7)
+
+
+def test_an_export_that_is_farther_from_torch_than_allowed_is_not_published(saved: Path, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    with pytest.raises(ParityError, match=r"at most 1e-12 is allowed"):
+        run([f"model={saved}", f"registry={registry}", "max_length=32", "tolerance=1e-12"])
+    assert not Registry(str(registry)).versions("my-model")
 
 
 def test_an_encoder_without_a_trained_head_is_refused(tmp_path: Path) -> None:

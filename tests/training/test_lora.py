@@ -59,5 +59,8 @@ def test_a_body_without_known_attention_is_refused() -> None:
     model = fresh_model()
     for layer in model.body.bert.encoder.layer:  # type: ignore[union-attr]
         layer.attention = torch.nn.Identity()
-    with pytest.raises(ConfigError, match=r"trainer.lora_rank=4: .* has no attention layers known here"):
+    with pytest.raises(
+        ConfigError,
+        match=r"trainer.lora_rank=4: .* has none of the linear layers that get adapters, query, .*; it has .*dense.*; leave",
+    ):
         add_adapters(model, rank=4, alpha=8, dropout=0.0)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from pigeonhole.bundle import Precision
-from pigeonhole.classifier import Packed
+from pigeonhole.classifier import Packed, session_options
 from pigeonhole.training.model import TextClassifier, take_apart
 from pigeonhole.training.packed import write_packed
 from pigeonhole.training.weights import read_weights
@@ -50,7 +50,7 @@ def random_classifier(config: PretrainedConfig) -> TextClassifier:
 
 
 def logits_of(file: Path, rows: list[list[int]]) -> NDArray[np.float32]:
-    session, layout = ort.InferenceSession(file), Packed()
+    session, layout = ort.InferenceSession(file, session_options(1)), Packed()
     widths = [layout.width(len(row)) for row in rows]
     found = np.zeros((len(rows), 3), np.float32)
     for width in set(widths):

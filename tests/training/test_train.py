@@ -3,30 +3,40 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_rows, train_arguments, write_rows
 from tests.serving.conftest import make_bundle
+from transformers import MPNetConfig, MPNetForSequenceClassification
 
 from pigeonhole.bundle import open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.configuration import compose
+from pigeonhole.dataset import check_data
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import BundleError, ConfigError, DataError, NotFoundError, StoppedError
 from pigeonhole.metrics import accuracy
 from pigeonhole.registry import Registry
-from pigeonhole.training import corridor
+from pigeonhole.training import corridor, export
+from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.corridor import make_recipe, publish, validate
+from pigeonhole.training.distillation import Distillation, open_teacher
+from pigeonhole.training.export import Parity
+from pigeonhole.training.lora import add_adapters
+from pigeonhole.training.loss import LabelLoss
+from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_tokenizer
 from pigeonhole.training.train import run
 
 
@@ -121,6 +131,17 @@ def test_a_slice_that_is_no_pattern_is_told_before_the_data_are_read(
         run([*train_arguments(tmp_path, tiny_data), "data.slices='numbers=('"])
 
 
+def test_a_compiler_that_is_not_there_is_told_before_the_data_are_read(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corridor, "load_dataset", lambda _: pytest.fail("the data were read first"))
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    with pytest.raises(
+        ConfigError, match=r"trainer.compile=true: torch.compile needs a C\+\+ compiler, and there is no /.*g\+\+;"
+    ):
+        run([*train_arguments(tmp_path, tiny_data), "trainer.compile=true"])
+
+
 def test_a_file_with_a_long_name_gives_the_model_a_shorter_one(tmp_path: Path) -> None:
     data = write_rows(tmp_path / f"{'a' * 99}-{'b' * 120}.csv", tiny_rows())
     arguments = [argument for argument in train_arguments(tmp_path, data) if not argument.startswith("name=")]
@@ -134,6 +155,60 @@ def test_every_number_of_the_recipe_follows_its_key() -> None:
     keys += ["trainer.average_decay=0.7", "trainer.layer_decay=0.7", "trainer.frozen_layers=7"]
     plain, changed = (asdict(make_recipe(compose(TrainConfig, "train", given))) for given in ([], keys))
     assert not [name for name in plain if plain[name] == changed[name]]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_every_number_of_the_loss_follows_its_key(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["trainer.label_smoothing=0.2", "trainer.focal_gamma=3", "trainer.class_weights=balanced"]
+    keys += [f"trainer.loss={loss}", "trainer.teacher_share=0.4", "trainer.teacher_temperature=5"]
+    config, label_ids = compose(TrainConfig, "train", keys), np.array([0, 0, 0, 1])
+    random = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(4, 2, generator=random), torch.randn(4, 2, generator=random)
+    monkeypatch.setattr(corridor, "teacher_logits", lambda *_: teacher.numpy())
+    rows, dataset = TokenizedRows([[2, 3]] * 4, label_ids), SimpleNamespace(labels=["a", "b"], split=SimpleNamespace(train=[]))
+    own = LabelLoss(0.2, np.array([4 / 6, 2.0]), 3.0 if loss == "focal" else 0.0)
+    for bundle, expected in ((None, own), (object(), Distillation(own, 0.4, 5.0))):
+        begun: Any = SimpleNamespace(dataset=dataset, folder=None, threads=1, teacher=bundle)
+        learned, criterion = corridor._targets(config, begun, rows)
+        targets = torch.from_numpy(learned.label_ids)
+        assert criterion(logits, targets).item() == pytest.approx(expected(logits, targets).item(), rel=1e-6)
+
+
+def test_a_run_with_adapters_leaves_an_ordinary_encoder_and_their_numbers_follow_the_keys(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[Any] = []
+
+    def add(model: TextClassifier, *numbers: Any) -> None:
+        noted.append(numbers)
+        add_adapters(model, *numbers)
+
+    monkeypatch.setattr(corridor, "add_adapters", add)
+    keys = ["trainer.epochs=1", "trainer.lora_rank=2", "trainer.lora_alpha=3", "trainer.lora_dropout=0.2"]
+    found = run([*train_arguments(tmp_path, tiny_data), *keys, "export.min_agreement=0"])
+    assert noted == [(2, 3, 0.2)]
+    assert found["parity"]["fp32_max_logit_difference"] < 1e-4
+    left = load_file(tmp_path / "run/model/model.safetensors")
+    assert not [name for name in left if "lora" in name or "base_layer" in name]
+    assert {len(left[name]) for name in left if name.endswith("attention.self.query.weight")} == {32}
+
+
+def test_what_is_sealed_follows_the_keys_of_export_and_serve(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = export.compare
+
+    def off(*asked: Any) -> Parity:
+        return replace(compare(*asked), fp32_max_logit_difference=0.4, int8_agreement_with_fp32=0.95)
+
+    monkeypatch.setattr(export, "compare", off)
+    keys = ["trainer.epochs=0", "export.tolerance=0.5", "export.min_agreement=0.96", "serve.threshold=0.7"]
+    found = run([*train_arguments(tmp_path, tiny_data), *keys])
+    assert "int8 and fp32 agree on 0.9500 of" in capsys.readouterr().err
+    manifest = open_bundle(found["bundle"]).manifest
+    assert (manifest.served, manifest.models) == ("fp32", {"fp32": "model.onnx"})
+    assert not [name for name in manifest.files if "int8" in name]
+    assert set(manifest.thresholds.values()) == {0.7}
 
 
 def stop_in_second_epoch(epoch: Epoch) -> None:
@@ -222,19 +297,76 @@ def test_what_else_a_run_reads_is_looked_at_before_anything_is_fitted(
         run([*train_arguments(tmp_path, tiny_data), argument.format(other=other)])
 
 
+@pytest.fixture(scope="module")
+def mpnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder whose attention has names of its own."""
+    folder = tmp_path_factory.mktemp("mpnet")
+    size: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
+    MPNetForSequenceClassification(MPNetConfig(num_hidden_layers=2, num_attention_heads=2, **size)).save_pretrained(folder)
+    load_tokenizer(Pretrained(SCRATCH, local=True), [text for text, _ in tiny_rows()]).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("trainer.frozen_layers=2", "trainer.frozen_layers=2: this encoder has 2 layers"),
         ("model.max_length=4 model.windowing=mean model.window_overlap=2", "model.window_overlap=2: .* holds 2 tokens of a text"),
+        ("model.max_length=600", "model.max_length=600: this encoder reads at most 512 tokens"),
+        ("model.layers=3", "model.layers=3: this encoder has 2 layers"),
+        ("model.keep_head=true", "model.keep_head=true: model.pretrained=scratch is no folder"),
+        ("model.pretrained={mpnet} model.averaging_layer=true", "model.averaging_layer=true: .* this one is mpnet"),
+        (
+            "model.pretrained={mpnet} trainer.lora_rank=4",
+            "trainer.lora_rank=4: MPNetForSequenceClassification has none of .* adapters, query, .*; it has dense, k, o, q, v; ",
+        ),
     ],
 )
-def test_what_does_not_fit_the_encoder_is_told_before_its_head_is_fitted(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+def test_what_does_not_fit_the_encoder_is_told_before_a_run_folder_is_opened(
+    tiny_data: Path, tmp_path: Path, mpnet: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
 ) -> None:
-    monkeypatch.setattr(corridor, "fit_head", lambda *_: pytest.fail("the head was fitted first"))
+    monkeypatch.setattr(corridor, "open_run_folder", lambda *_, **__: pytest.fail("a run was begun first"))
+    given = argument.format(mpnet=mpnet).split()
     with pytest.raises(ConfigError, match=message):
-        run([*train_arguments(tmp_path, tiny_data), "model.averaging_layer=false", *argument.split()])
+        run([*train_arguments(tmp_path, tiny_data), "model.averaging_layer=false", *given])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("trainer.teacher=registry", "trainer.teacher=registry: is for fine-tuning; with trainer.epochs=0 leave it out"),
+        ("trainer.lora_rank=4", "trainer.lora_rank=4: is for fine-tuning; with trainer.epochs=0 leave it out"),
+        ("trainer.fit_head_first=false", "trainer.epochs=0 with trainer.fit_head_first=false: nothing would be learned"),
+    ],
+)
+def test_what_fine_tuning_alone_reads_is_refused_where_there_is_none(tmp_path: Path, argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run([*train_arguments(tmp_path, tmp_path / "nothing.csv"), "trainer.epochs=0", argument])
+
+
+def test_too_few_rows_for_what_is_asked_are_told_at_once_in_the_words_of_check_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    visits = ["a shop in the old town opens late", "is the museum closed on sundays", "what does a ticket for the zoo cost"]
+    data = write_rows(tmp_path / "rows.csv", [*tiny_rows(), *((text, "visit") for text in visits)])
+    listing = "train + validation + test: 'visit' has 1 + 1 + 1"
+    few = f"3 rows have a label with one row or none in a split, where luck decides ({listing})"
+    check_data.run([f"data={data}", "data.trigger_words=report", "data.val=0.2", "data.test=0.2"])
+    assert f"suspicious: {few} (lines 152, 153, 154)\n" in capsys.readouterr().err
+    config = compose(TrainConfig, "train", [*train_arguments(tmp_path, data), "decision.precision=0.9"])
+    monkeypatch.setattr(corridor, "open_run_folder", lambda *_, **__: pytest.fail("a run was begun first"))
+    with pytest.raises(pytest.fail.Exception):
+        corridor.train(config)
+    told = capsys.readouterr().err
+    assert f"warning: {few}\n" in told
+    assert "warning: decision.precision=0.9: 31 validation rows cannot show it, 44 or more could; all is going to be for" in told
+
+
+def test_a_teacher_that_gives_several_labels_is_refused(tmp_path: Path) -> None:
+    manifest = make_bundle(tmp_path / "teacher", "words", "v1")
+    seal(tmp_path / "teacher", msgspec.structs.replace(manifest, task="multi_label", accept_score=0.5))
+    with pytest.raises(ConfigError, match="is a multi_label bundle; give one with one label for each text"):
+        open_teacher(str(tmp_path / "teacher"), manifest.labels)
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

@@ -3,16 +3,18 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from pigeonhole.bundle import WindowRule
 from pigeonhole.errors import DivergedError, RunError, StoppedError
 from pigeonhole.training import optim, trainer
-from pigeonhole.training.batches import TokenizedRows
+from pigeonhole.training.batches import Batch, TokenizedRows
 from pigeonhole.training.checkpoint import Epoch, Progress, save_progress
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_model, load_tokenizer
@@ -85,6 +87,28 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> Non
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+def logits_of_steps(folder: Path, seed: int) -> list[torch.Tensor]:
+    """Of four steps with weights that do not move and texts that are alike: where they differ, it is by dropout."""
+    model, seen = fresh_model(), []
+
+    def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.detach().clone())
+        return torch.nn.functional.cross_entropy(logits, label_ids)
+
+    still = {"learning_rate": 1e-30, "head_learning_rate": 1e-30, "weight_decay": 0.0}
+    recipe = Recipe(**{**RECIPE.__dict__, **still, "epochs": 2, "seed": seed})
+    alike = TokenizedRows([[2, 5, 9, 3]] * 16, np.zeros(16, np.int64))
+    folder.mkdir()
+    trainer.train(model, alike, alike, recipe, folder, "run", lambda history: None, criterion)
+    return seen
+
+
+def test_each_step_drops_what_its_number_and_the_seed_say(tmp_path: Path) -> None:
+    first, second = logits_of_steps(tmp_path / "first", 0), logits_of_steps(tmp_path / "second", 1)
+    assert len(first) == len(second) == 4
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations([*first, *second], 2))
+
+
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     other = Recipe(**{**RECIPE.__dict__, "seed": 1})
     assert run(tmp_path / "a")[1][-1].loss != run(tmp_path / "b", other)[1][-1].loss
@@ -127,6 +151,87 @@ def test_a_minute_of_work_is_all_that_a_kill_can_cost(tmp_path: Path, monkeypatc
     assert saved[-1] >= 24 * 7
     assert max(np.diff(saved)) <= 60
     assert len(saved) < 12  # and not after every step
+
+
+def test_the_best_epoch_is_the_first_with_the_highest_macro_f1_whatever_its_loss_and_accuracy() -> None:
+    measured = [(0.1, 0.9, 0.6), (0.4, 0.7, 0.8), (0.3, 0.8, 0.8), (0.2, 0.6, 0.7)]
+    history = [
+        Epoch(number, 6 * number, 0.5, loss, accuracy, macro_f1, 1e-3, 1.0)
+        for number, (loss, accuracy, macro_f1) in enumerate(measured, 1)
+    ]
+    assert trainer._best(history).number == 2
+
+
+class Noting(TokenizedRows):
+    """Rows that note which of them were asked for."""
+
+    asked: ClassVar[list[list[int]]] = []
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        self.asked.append(rows.tolist())
+        return super().batch(rows)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_each_epoch_has_an_order_of_its_own_and_draws_its_own_rows(balanced: bool, tmp_path: Path) -> None:
+    """Of 40 rows 24 have the first label: where labels are balanced, an epoch has 14 of them at most."""
+    label_ids = np.array([0] * 24 + [1] * 8 + [2] * 8)
+    some = Noting([[2, 5 + int(label), 8 + place % 12, 3] for place, label in enumerate(label_ids)], label_ids)
+    some.asked.clear()
+    recipe = Recipe(**{**RECIPE.__dict__, "epochs": 2, "balanced_sampling": balanced})
+    trainer.train(fresh_model(), some, rows(24), recipe, tmp_path, "run", lambda history: None)
+    first, second = some.asked[:5], some.asked[5:]
+    assert first != second
+    drawn = [sorted(itertools.chain(*epoch)) for epoch in (first, second)]
+    assert (drawn[0] == drawn[1]) != balanced
+    assert balanced or drawn[0] == list(range(40))
+
+
+def test_a_longer_gradient_is_shortened(tmp_path: Path) -> None:
+    """To a norm beside which AdamW's epsilon, 1e-8, is large: then its steps are next to none."""
+    moved = []
+    for norm in (1.0, 1e-13):
+        recipe = Recipe(**{**RECIPE.__dict__, "epochs": 1, "weight_decay": 0.0, "max_grad_norm": norm})
+        model, _ = run(tmp_path / str(norm), recipe)
+        moved.append((model.head.weight - fresh_model().head.weight).abs().max().item())
+    assert moved[1] < 0.001 * moved[0]
+
+
+def test_the_learning_rate_reaches_zero_with_the_last_step_though_the_last_batch_is_not_full(tmp_path: Path) -> None:
+    history = trainer.train(fresh_model(), rows(20), rows(24, seed=1), RECIPE, tmp_path, "run", lambda history: None)
+    assert [epoch.step for epoch in history] == [3, 6, 9]
+    assert [epoch.learning_rate for epoch in history] == pytest.approx([2e-3 * 6 / 8, 2e-3 * 3 / 8, 0])
+
+
+@pytest.mark.parametrize("rule", ["mean", "max"])
+def test_the_windows_of_a_text_are_one_text_to_training_and_to_what_measures_it(rule: WindowRule, tmp_path: Path) -> None:
+    windows = [[2, 5, 9, 3], [2, 6, 12, 14, 3], [2, 7, 3], [2, 6, 8, 3]]
+    model = fresh_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    label_ids = np.array([1, 0])
+    text = TokenizedRows([windows[0], windows[3]], label_ids, more={0: windows[1:3]}, rule=rule)
+    each = TokenizedRows(windows, np.zeros(4, np.int64))
+    alone, embedded = trainer.predict_logits(model, each), trainer.embed(model, each)
+    expected = np.stack([alone[:3].max(0) if rule == "max" else alone[:3].mean(0), alone[3]])
+    assert trainer.predict_logits(model, text) == pytest.approx(expected, abs=1e-5)
+    assert trainer.embed(model, text) == pytest.approx(np.stack([embedded[:3].mean(0), embedded[3]]), abs=1e-5)
+    learned = []
+
+    def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+        learned.append(logits[label_ids.argsort(descending=True)].detach().numpy())
+        return torch.nn.functional.cross_entropy(logits, label_ids)
+
+    recipe = Recipe(**{**RECIPE.__dict__, "epochs": 1})
+    trainer.train(model, text, text, recipe, tmp_path, "run", lambda history: None, criterion)
+    assert learned[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_measured_has_no_dropout() -> None:
+    model, some = fresh_model(), rows(24)
+    expected = trainer.predict_logits(model.eval(), some)
+    assert np.array_equal(trainer.predict_logits(model.train(), some), expected)
 
 
 def test_frozen_word_embeddings_stay_as_they_were(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from pigeonhole.errors import DataError, NotFoundError
 MASSIVE_CONFLICT = 0.1  # share of the different texts that have several labels
 MASSIVE_IMBALANCE = 50
 MASSIVE_LEAK = 0.5  # share of a given split's rows that stand in training too
+FEW_ROWS = "few_rows"  # the finding that a run tells of, too
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def check_rows(config: DataConfig, digests: Mapping[str, FileDigest | None], row
     near = _near_duplicates(scans, sides)
     suspicious = [finding for name in scans for finding in _findings(name, scans, near[name])]
     suspicious += [_trigger_finding(train, outlier) for outlier in outliers]
+    suspicious += _few_rows(scans, sides)
     sizes = np.sum([np.bincount(side, minlength=3) for side in sides.values()], axis=0)
     labels = Counter(train.label_counts())
     for name in scans.keys() - {"train"}:
@@ -300,6 +302,24 @@ def _findings(name: str, scans: Mapping[str, Scan], near: NearDuplicates) -> Ite
         yield Finding(kind, scan.places[kind].count, scan.places[kind].lines, _SAYS[kind].format(where=where))
     if name == "train":
         yield from _label_findings(scan)
+
+
+def _few_rows(scans: Mapping[str, Scan], sides: Mapping[str, NDArray[np.int8]]) -> Iterable[Finding]:
+    """Labels of which a split has one row, or none: what is measured there is that row's luck."""
+    train = scans["train"]
+    counts = np.zeros((len(train.labels), len(NAMES)), np.int64)
+    for name, scan in scans.items():
+        number = np.array([train.labels.index(label) for label in scan.labels], np.int64)
+        pairs, rows = np.unique(np.stack([scan.answer_ids, sides[name]]), axis=1, return_counts=True)
+        for answer, side, count in zip(*pairs, rows, strict=True):
+            counts[number[scan.members[answer]], side] += count
+    few = np.flatnonzero((counts[:, counts.any(axis=0)] < 2).any(axis=1))
+    if few.size:
+        shown_few = [f"{shown(train.labels[label])} has {' + '.join(map(str, counts[label]))}" for label in few[:SHOWN_LINES]]
+        listing = ", ".join(shown_few) + (f" and {len(few) - SHOWN_LINES} more" if len(few) > SHOWN_LINES else "")
+        says = f"rows have a label with one row or none in a split, where luck decides ({' + '.join(NAMES)}: {listing})"
+        has = np.array([np.isin(members, few).any() for members in train.members])[train.answer_ids]
+        yield from _finding(FEW_ROWS, has, train, says)
 
 
 def _label_findings(scan: Scan) -> Iterable[Finding]:

@@ -178,12 +178,23 @@ class TrainConfig:
             self._refuse_for_several_labels()
         if model.pretrained == "tfidf":
             self._refuse_for_words()
+        if not self.trainer.epochs and model.pretrained != "tfidf":
+            self._refuse_without_epochs()
         for key, share, file in (
             ("val", self.data.val, self.data.validation_path),
             ("test", self.data.test, self.data.test_path),
         ):
             if not share and not file:
                 raise ConfigError(f"data.{key}={share:g}: a run selects and measures on these rows; give a share, or a file")
+
+    def _refuse_without_epochs(self) -> None:
+        """What fine-tuning alone would read, and a head that nothing would be learned of."""
+        chosen = self.trainer
+        for key, value, usual in (("teacher", chosen.teacher, None), ("lora_rank", chosen.lora_rank, 0)):
+            if value != usual:
+                raise ConfigError(f"trainer.{key}={value}: is for fine-tuning; with trainer.epochs=0 leave it out")
+        if not (chosen.fit_head_first or chosen.refit_head or self.model.keep_head):
+            raise ConfigError("trainer.epochs=0 with trainer.fit_head_first=false: nothing would be learned; change one of them")
 
     def _refuse_for_words(self) -> None:
         """What asks for an encoder; how fast one learns is passed over, and recipes may say it."""

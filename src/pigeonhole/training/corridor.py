@@ -25,6 +25,7 @@ from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, REFERENCE, Bundle, Manifes
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import is_first_process, say
 from pigeonhole.configuration import to_flat, to_yaml
+from pigeonhole.dataset.check import FEW_ROWS
 from pigeonhole.dataset.label_sets import ids_of, join_labels
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row
@@ -44,12 +45,12 @@ from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig, TrainerConfig
-from pigeonhole.training.decisions import fit_rules, score_rules, write_rules
+from pigeonhole.training.decisions import fit_rules, rows_to_show, score_rules, write_rules
 from pigeonhole.training.distillation import Distillation, open_teacher, teacher_logits, with_teacher
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
 from pigeonhole.training.layers import require_layer_to_learn
-from pigeonhole.training.lora import add_adapters, merge_adapters
+from pigeonhole.training.lora import add_adapters, merge_adapters, require_attention
 from pigeonhole.training.loss import LabelLoss, several_labels_loss
 from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, digest, load_model, load_tokenizer, locate
 from pigeonhole.training.precision import Precision as TrainingPrecision
@@ -90,12 +91,21 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """An encoder with its head as they begin, and what it reads."""
+
+    tokenizer: PreTrainedTokenizerFast
+    rows: Tokenized
+    model: TextClassifier
+
+
+@dataclass(frozen=True)
 class Begun:
     """A run folder, held while this lives, with its rows and its origin; nothing is fitted yet. Without one: another process."""
 
     name: str
     folder: RunFolder | None
-    pretrained: Pretrained
+    loaded: Loaded | None  # none for tfidf
     threads: int
     dataset: Dataset
     fingerprint: str
@@ -272,36 +282,51 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     name = _model_name(config)
     pretrained = replace(locate(config.model.pretrained, config.model.sha256), revision=config.model.revision)
     require_run_folder(config.out)
+    if config.trainer.compile and config.model.pretrained != TFIDF:
+        trainer.require_compiler()
     read_patterns(config.data.slices)  # needed only at the end, where a mistake would cost the training
     threads = trainer.set_determinism(config.seed, config.trainer.threads)
     dataset = load_dataset(config.data)
     split = dataset.split
     sizes = f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} test rows"
     say(f"data: {sizes}, {len(dataset.labels)} labels")
+    _warn(config, dataset)
     compared = choose_rows(config.reference_path, config.data, split.test)
     named = config.trainer.teacher if config.model.pretrained != TFIDF else None  # tfidf reads no such key
     teacher = open_teacher(named, dataset.labels) if named else None
+    watch.lap("data")
+    loaded = _load(config, pretrained, dataset) if config.model.pretrained != TFIDF else None
+    watch.lap("model")
     fingerprint = _fingerprint(config, pretrained, dataset, threads, teacher)
     origin = provenance.collect(to_flat(config), dataset.sha256, config.seed, threads, dataset.amendments)
     if not is_first_process():
-        return Begun(name, None, pretrained, threads, dataset, fingerprint, origin, NoTracker(), compared, teacher)
+        return Begun(name, None, loaded, threads, dataset, fingerprint, origin, NoTracker(), compared, teacher)
     folder = open_run_folder(config.out, name, fingerprint, resume=config.resume == "auto")
     out = folder.path
     storage.write(str(out / "config.yaml"), to_yaml(config).encode())
     storage.write(str(out / "provenance.json"), msgspec.json.format(msgspec.json.encode(origin)))
     tracker = open_tracker(config.tracking.backend, out, name, config.tracking.project, config.tracking.entity, to_flat(config))
-    watch.lap("data")
-    return Begun(name, folder, pretrained, threads, dataset, fingerprint, origin, tracker, compared, teacher)
+    return Begun(name, folder, loaded, threads, dataset, fingerprint, origin, tracker, compared, teacher)
+
+
+def _warn(config: TrainConfig, dataset: Dataset) -> None:
+    """Of what there are too few rows for."""
+    for finding in dataset.report["suspicious"]:
+        if finding["finding"] == FEW_ROWS:
+            say(f"warning: {finding['count']:,} {finding['says']}")
+    target, rows = config.decision.precision, len(dataset.split.validation)
+    if target is not None and rows < (needed := rows_to_show(target)):
+        say(
+            f"warning: decision.precision={target:g}: {rows} validation rows cannot show it, {needed} or more could; "
+            "all is going to be for review"
+        )
 
 
 def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:
-    if config.model.pretrained == TFIDF:
+    if begun.loaded is None:
         return _fit_words(config, begun, watch, on_epoch)
-    tokenizer, rows, model = _load(config, begun)
+    tokenizer, rows, model = begun.loaded.tokenizer, begun.loaded.rows, begun.loaded.model
     balanced = _balanced(config)
-    if config.model.keep_head:
-        _keep_head(model, config, begun)
-    watch.lap("model")
     if config.trainer.fit_head_first and not config.model.keep_head:
         embeddings = trainer.embed(model, rows.train, make_recipe(config).precision)
         fit_head(model.head, embeddings, rows.train.label_ids, balanced)
@@ -331,20 +356,19 @@ def _balanced(config: TrainConfig) -> bool:
 
 def _take_part(config: TrainConfig, begun: Begun) -> None:
     """Another process than the first: its share of every step, from the weights that the first one sends."""
-    if config.model.pretrained == TFIDF or not config.trainer.epochs:
+    if begun.loaded is None or not config.trainer.epochs:
         return
-    _, rows, model = _load(config, begun)
     nowhere = Path(os.devnull)  # only the first process reads or writes
-    _fine_tune(config, begun, model, rows, nowhere, lambda history: None)
+    _fine_tune(config, begun, begun.loaded.model, begun.loaded.rows, nowhere, lambda history: None)
 
 
-def _load(config: TrainConfig, begun: Begun) -> tuple[PreTrainedTokenizerFast, Tokenized, TextClassifier]:
-    tokenizer = load_tokenizer(begun.pretrained, [row.text for row in begun.dataset.split.train])
+def _load(config: TrainConfig, pretrained: Pretrained, dataset: Dataset) -> Loaded:
+    """Raises ConfigError for an encoder that is not there, or for which something that is asked for does not fit."""
+    tokenizer = load_tokenizer(pretrained, [row.text for row in dataset.split.train])
     encoder = make_encoder(tokenizer.backend_tokenizer, config.model)
-    rows = _tokenize(encoder, windowing_of(config.model).rule, begun.dataset, config.data.task)
     model = load_model(
-        begun.pretrained,
-        begun.dataset.labels,
+        pretrained,
+        dataset.labels,
         tokenizer,
         averaging_layer=config.model.averaging_layer,
         max_length=config.model.max_length,
@@ -352,7 +376,11 @@ def _load(config: TrainConfig, begun: Begun) -> tuple[PreTrainedTokenizerFast, T
     )
     if config.trainer.frozen_layers:
         require_layer_to_learn(model, config.trainer.frozen_layers)
-    return tokenizer, rows, model
+    if config.trainer.lora_rank:
+        require_attention(model, config.trainer.lora_rank)
+    if config.model.keep_head:
+        _keep_head(model, config, pretrained, dataset)
+    return Loaded(tokenizer, _tokenize(encoder, windowing_of(config.model).rule, dataset, config.data.task), model)
 
 
 def _fine_tune(
@@ -385,14 +413,14 @@ def _targets(config: TrainConfig, begun: Begun, rows: TokenizedRows) -> tuple[To
     return taught, Distillation(criterion, chosen.teacher_share, chosen.teacher_temperature)
 
 
-def _keep_head(model: TextClassifier, config: TrainConfig, begun: Begun) -> None:
-    source = Path(begun.pretrained.source)
-    if not (begun.pretrained.local and source.is_dir()):
+def _keep_head(model: TextClassifier, config: TrainConfig, pretrained: Pretrained, dataset: Dataset) -> None:
+    source = Path(pretrained.source)
+    if not (pretrained.local and source.is_dir()):
         raise ConfigError(
             f"model.keep_head=true: model.pretrained={config.model.pretrained} is no folder; give a run's runs/…/model"
         )
     taxonomy = read_taxonomy(config.data.taxonomy) if config.data.taxonomy else None
-    keep_head(model, source, begun.dataset.labels, taxonomy.ancestors if taxonomy else lambda label: [label])
+    keep_head(model, source, dataset.labels, taxonomy.ancestors if taxonomy else lambda label: [label])
 
 
 def _fit_words(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable[[Epoch], None]) -> Fitted:

@@ -4,6 +4,7 @@ Knows predictions, not models: what is fitted here was said by the very model th
 """
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,11 @@ def fit_rules(
     neighbours = as_neighbours(predict(classifier, [train[place].text for place in places]))
     scope = fit_out_of_scope(inside, predict(classifier, dataset.out_of_scope.fitted), neighbours, config.kept)
     return Rules(calibration, config.precision, promise, scope, neighbours if scope.rule.rule == "neighbour" else None)
+
+
+def rows_to_show(target: float) -> int:
+    """The fewest validation rows that can promise the precision `target`: half of them are accepted, and all are right."""
+    return 2 * math.ceil(math.log(RISK) / math.log(target))
 
 
 def write_rules(rules: Rules, manifest: Manifest, folder: Path) -> Manifest:

@@ -26,8 +26,10 @@ CACHE = "teacher.npz"
 
 
 def open_teacher(url: str, labels: Sequence[str]) -> Bundle:
-    """Before anything is fitted. Raises ConfigError for a teacher of other labels, BundleError."""
+    """Before anything is fitted. Raises ConfigError for a teacher of other labels or of another task, BundleError."""
     bundle = open_bundle(url)
+    if bundle.manifest.task != "single_label":
+        raise ConfigError(f"trainer.teacher={url}: is a {bundle.manifest.task} bundle; give one with one label for each text")
     if set(bundle.manifest.labels) != set(labels):
         other = sorted(set(bundle.manifest.labels) ^ set(labels))
         raise ConfigError(f"trainer.teacher={url}: has other labels than the data: {', '.join(map(repr, other[:5]))}")

@@ -13,16 +13,24 @@ from pigeonhole.training.model import TextClassifier
 ATTENTION = ("query", "key", "value", "q_lin", "k_lin", "v_lin", "Wqkv")
 
 
-def add_adapters(model: TextClassifier, rank: int, alpha: int, dropout: float) -> None:
-    """From here on only adapters and head learn. Raises ConfigError for a body whose attention is not known."""
-    from peft import LoraConfig, inject_adapter_in_model  # seconds to import, for this alone
-
+def require_attention(model: TextClassifier, rank: int) -> list[str]:
+    """The names of the linear layers that get adapters. Raises ConfigError for a body that has none of them."""
     names = {name.rpartition(".")[2] for name, module in model.body.named_modules() if isinstance(module, nn.Linear)}
     targets = [name for name in ATTENTION if name in names]
     if not targets:
         raise ConfigError(
-            f"trainer.lora_rank={rank}: {type(model.body).__name__} has no attention layers known here; leave it at 0"
+            f"trainer.lora_rank={rank}: {type(model.body).__name__} has none of the linear layers that get adapters, "
+            f"{', '.join(ATTENTION)}; it has {', '.join(sorted(names)) or 'none'}; "
+            "leave trainer.lora_rank at 0, or choose another encoder"
         )
+    return targets
+
+
+def add_adapters(model: TextClassifier, rank: int, alpha: int, dropout: float) -> None:
+    """From here on only adapters and head learn. The body is one that `require_attention` takes."""
+    from peft import LoraConfig, inject_adapter_in_model  # seconds to import, for this alone
+
+    targets = require_attention(model, rank)
     model.body.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets), model.body)
 

@@ -8,7 +8,9 @@ weights as one that was not. Knows nothing of configuration and tracking.
 import functools
 import math
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,7 @@ from pigeonhole.bundle import WindowRule
 from pigeonhole.classifier import aggregate
 from pigeonhole.command import say
 from pigeonhole.decision import sigmoid
-from pigeonhole.errors import DivergedError, OutOfMemoryError, RunError
+from pigeonhole.errors import ConfigError, DivergedError, OutOfMemoryError, RunError
 from pigeonhole.training.batches import Batch, TokenizedRows, merge_windows, shuffled_batches, sorted_batches
 from pigeonhole.training.calibration import fit_label_thresholds
 from pigeonhole.training.checkpoint import Epoch, Progress, read_checkpoint, restore, save_progress, save_tensors
@@ -86,6 +88,16 @@ def set_determinism(seed: int, threads: int) -> int:
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // beside))
     keep_freed_memory()
     return torch.get_num_threads()
+
+
+def require_compiler() -> None:
+    """Of torch.compile, which looks for it at the first step only. Raises ConfigError."""
+    named = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(named) is None:
+        raise ConfigError(
+            f"trainer.compile=true: torch.compile needs a C++ compiler, and there is no {named}; install one, name one in CXX, "
+            "or leave trainer.compile out"
+        )
 
 
 def train(
