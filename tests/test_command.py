@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pigeonhole.command import call, command
+from pigeonhole.command import call, command, wrap
 from pigeonhole.errors import ConfigError, GateError, PigeonholeError, RunError
 
 
@@ -108,3 +108,57 @@ def test_an_entry_point_reads_the_arguments_and_exits(
         command(lambda arguments: arguments)()
     assert end.value.code == 0
     assert capsys.readouterr().out == '["seed=1"]\n'
+
+
+def test_help_fits_a_terminal_and_a_result_is_never_wrapped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(arguments: list[str]) -> dict[str, str] | None:
+        if "--help" not in arguments:
+            return {"words": "word " * 100}
+        print("word " * 100)
+        raise SystemExit(0)  # as Hydra's commands leave
+
+    for columns, widest in (("60", 60), ("400", 100)):
+        monkeypatch.setenv("COLUMNS", columns)
+        with pytest.raises(SystemExit):
+            call(show, ["--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert widest - len("word ") <= max(map(len, lines)) <= widest
+        assert " ".join(lines).split() == ["word"] * 100
+    assert call(show, []) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_longer_line_goes_on_under_its_last_column_and_a_paragraph_stays_one() -> None:
+    given = """\
+usage: command [key=value]
+
+This is a paragraph of prose whose lines
+are longer than the terminal is wide.
+
+keys:
+  key=a|very|long|list|of|words|to|choose|from
+      what the key is for, in several words (int)
+  VARIABLE   default   what it means in several words
+  SHORT      2         two
+"""
+    assert (
+        wrap(given, 36)
+        == """\
+usage: command [key=value]
+
+This is a paragraph of prose whose
+lines are longer than the terminal
+is wide.
+
+keys:
+  key=a|very|long|list|of|words|to|choose|from
+      what the key is for, in
+      several words (int)
+  VARIABLE   default   what it means
+                       in several
+                       words
+  SHORT      2         two
+"""
+    )
