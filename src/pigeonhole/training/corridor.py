@@ -124,8 +124,8 @@ class Fitted:
         return trainer.predict_logits(self.model, rows)
 
 
-def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> float:
-    """Fit, and the macro-F1 of what leaves on the validation split: a trial of a sweep. No test row is looked at.
+def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None], split: str = "validation") -> float:
+    """Fit, and the macro-F1 of what leaves on a split: a trial of a sweep. Test rows are looked at where it is "test" alone.
 
     `on_epoch` may raise to end it. A folder that was left in the middle is gone on with, as `train` does.
     """
@@ -133,8 +133,9 @@ def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> float:
         raise ConfigError("trainer.epochs=0: a trial is measured after each epoch; give one at least")
     watch = Stopwatch()
     fitted = _fit(config, _begin(config, watch), watch, on_epoch)
-    if config.trainer.refit_head and config.model.pretrained != TFIDF:  # no epoch has seen this head
-        rows = fitted.rows.validation
+    # No epoch has seen the test rows, nor a head that was refitted.
+    if split == "test" or (config.trainer.refit_head and config.model.pretrained != TFIDF):
+        rows = fitted.rows.test if split == "test" else fitted.rows.validation
         return trainer.scores(fitted.predict_logits(rows), rows.label_ids)[1]
     return max(epoch.validation_macro_f1 for epoch in fitted.history)
 

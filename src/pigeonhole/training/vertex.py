@@ -117,9 +117,9 @@ def job_around(project: Project, config: VertexConfig, name: str, container: Job
     }
     job: Job = {"displayName": name, "labels": {"app": "pigeonhole", "machine": config.machine}}
     if config.machine == "sweep":
-        space = read_space(config.sweep)
-        trials = config.trials or space.trials
-        job |= {"studySpec": to_vertex(space), "maxTrialCount": trials, "parallelTrialCount": min(config.parallel, trials)}
+        space = read_space(config.sweep, config.trials)
+        parallel = min(config.parallel, space.trials)
+        job |= {"studySpec": to_vertex(space), "maxTrialCount": space.trials, "parallelTrialCount": parallel}
         return {**job, "trialJobSpec": spec}
     return {**job, "jobSpec": spec}
 
