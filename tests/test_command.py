@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pigeonhole.command import call, command, wrap
+from pigeonhole.command import call, command, say, wrap
 from pigeonhole.errors import ConfigError, GateError, PigeonholeError, RunError
 
 
@@ -87,6 +87,31 @@ def test_a_full_disk_under_any_library_is_one_line_and_a_run_that_failed(capsys:
     assert capsys.readouterr() == ("", said)
     with pytest.raises(ConnectionResetError):
         call(raising(OSError(errno.ECONNRESET, "an error of ours")), [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_quota_and_a_limit_of_file_sizes_are_full_disks_too(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(raising(OSError(number, "said")), []) == 3
+    assert capsys.readouterr().err.endswith("; make room, then give the same command again\n")
+
+
+def test_of_several_processes_the_first_one_alone_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(arguments: list[str]) -> dict[str, int]:
+        ran.append("ran")
+        say("a line for a person")
+        return {"a": 1}
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.setenv("RANK", "1")
+    for together, times in ((False, 0), (True, 1)):
+        with pytest.raises(SystemExit) as end:
+            command(run, together=together)()
+        assert (end.value.code, len(ran)) == (0, times)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_error_of_ours_is_not_hidden() -> None:

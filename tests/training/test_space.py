@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
@@ -42,6 +43,8 @@ def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
             "trainer.learning_rat: no key that a sweep can vary; did you mean trainer.learning_rate",
         ),
         ("data.val: [0.1, 0.2]", "data.val: no key that a sweep can vary"),
+        ("export.int8: [true, false]", "export.int8: no key that a sweep can vary"),
+        ("tracking.backend: [wandb, none]", "tracking.backend: no key that a sweep can vary"),
         ("trainer.learning_rate: {low: 0.1, high: 2}", r"trainer.learning_rate: 2.0 is not allowed; expected float > 0 and <= 1"),
         ("trainer.learning_rate: {low: 0.2, high: 0.1}", "expected low < high"),
         ("trainer.weight_decay: {low: 0, high: 0.1, scale: log}", "low > 0 on a log scale"),
@@ -90,6 +93,10 @@ def test_one_definition_gives_wandb_and_vertex_the_same_space() -> None:
         },
     )
     wandb = yaml.safe_load(to_wandb(space, ["experiment=fast"]))
+    assert wandb["run_cap"] == 5
+    assert wandb["early_terminate"]["type"] == "hyperband"
+    assert "early_terminate" not in yaml.safe_load(to_wandb(msgspec.structs.replace(space, pruning=False), []))
+    assert to_vertex(space)["metrics"] == [{"metricId": "validation_macro_f1", "goal": "MAXIMIZE"}]
     assert wandb["metric"] == {"name": "validation_macro_f1", "goal": "maximize"}
     assert wandb["command"] == ["${env}", "uv", "run", "train", "experiment=fast", "tracking=wandb", "${args_no_hyphens}"]
     assert wandb["parameters"] == {

@@ -14,7 +14,7 @@ from tests.conftest import train_arguments
 
 from pigeonhole.configuration import compose
 from pigeonhole.errors import ConfigError, DivergedError, OutOfMemoryError, RunError, StoppedError
-from pigeonhole.training import study, sweep, train
+from pigeonhole.training import study, study_plots, sweep, train
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.corridor import validate
 from pigeonhole.training.space import Range, Space, read_space
@@ -328,3 +328,19 @@ def test_a_seed_that_diverges_is_told_and_not_in_the_mean_and_one_alone_has_no_s
     assert "no seed is chosen" in said
     with pytest.raises(RunError, match="of 2 seeds, 1 came to its end; a spread takes two"):
         study.search(read_space("seeds", 2), [], tmp_path / "two", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "heights"),
+    [
+        ([1e-4, 1e-2, 1e-3], True, [0, 1, 0.5]),
+        ([1, 3, 2], False, [0, 1, 0.5]),
+        ([True, False, True], False, [1, 0, 1]),
+        (["mean", "truncate", "max"], False, [0.5, 1, 0]),
+        ([7, 7], False, [0.5, 0.5]),
+    ],
+)
+def test_a_picture_has_a_keys_values_between_its_smallest_and_its_largest(
+    values: list[Any], log: bool, heights: list[float]
+) -> None:
+    assert study_plots._heights(values, log).tolist() == pytest.approx(heights)
