@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pigeonhole.command import call, command
+from pigeonhole.command import call, command, say, wrap
 from pigeonhole.errors import ConfigError, GateError, PigeonholeError, RunError
 
 
@@ -89,6 +89,31 @@ def test_a_full_disk_under_any_library_is_one_line_and_a_run_that_failed(capsys:
         call(raising(OSError(errno.ECONNRESET, "an error of ours")), [])
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_quota_and_a_limit_of_file_sizes_are_full_disks_too(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(raising(OSError(number, "said")), []) == 3
+    assert capsys.readouterr().err.endswith("; make room, then give the same command again\n")
+
+
+def test_of_several_processes_the_first_one_alone_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(arguments: list[str]) -> dict[str, int]:
+        ran.append("ran")
+        say("a line for a person")
+        return {"a": 1}
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.setenv("RANK", "1")
+    for together, times in ((False, 0), (True, 1)):
+        with pytest.raises(SystemExit) as end:
+            command(run, together=together)()
+        assert (end.value.code, len(ran)) == (0, times)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_an_error_of_ours_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         call(raising(ZeroDivisionError()), [])
@@ -108,3 +133,57 @@ def test_an_entry_point_reads_the_arguments_and_exits(
         command(lambda arguments: arguments)()
     assert end.value.code == 0
     assert capsys.readouterr().out == '["seed=1"]\n'
+
+
+def test_help_fits_a_terminal_and_a_result_is_never_wrapped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(arguments: list[str]) -> dict[str, str] | None:
+        if "--help" not in arguments:
+            return {"words": "word " * 100}
+        print("word " * 100)
+        raise SystemExit(0)  # as Hydra's commands leave
+
+    for columns, widest in (("60", 60), ("400", 100)):
+        monkeypatch.setenv("COLUMNS", columns)
+        with pytest.raises(SystemExit):
+            call(show, ["--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert widest - len("word ") <= max(map(len, lines)) <= widest
+        assert " ".join(lines).split() == ["word"] * 100
+    assert call(show, []) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_longer_line_goes_on_under_its_last_column_and_a_paragraph_stays_one() -> None:
+    given = """\
+usage: command [key=value]
+
+This is a paragraph of prose whose lines
+are longer than the terminal is wide.
+
+keys:
+  key=a|very|long|list|of|words|to|choose|from
+      what the key is for, in several words (int)
+  VARIABLE   default   what it means in several words
+  SHORT      2         two
+"""
+    assert (
+        wrap(given, 36)
+        == """\
+usage: command [key=value]
+
+This is a paragraph of prose whose
+lines are longer than the terminal
+is wide.
+
+keys:
+  key=a|very|long|list|of|words|to|choose|from
+      what the key is for, in
+      several words (int)
+  VARIABLE   default   what it means
+                       in several
+                       words
+  SHORT      2         two
+"""
+    )

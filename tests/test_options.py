@@ -46,6 +46,15 @@ def test_a_wrong_argument_is_told_with_what_is_allowed(argument: str, message: s
     assert str(caught.value) == message
 
 
+def test_both_ends_of_a_range_are_in_it_and_a_long_number_is_read() -> None:
+    assert [read_options(Oven, [f"degrees={end}"]).degrees for end in (50, 250)] == [50, 250]
+    assert read_options(Oven, ["share=0"]).share == 0
+    with pytest.raises(ConfigError, match=r"share=1\.0: expected float >= 0 and < 1"):
+        read_options(Oven, ["share=1"])
+    with pytest.raises(ConfigError, match="degrees=123456789: expected int >= 50 and <= 250"):
+        read_options(Oven, ["degrees=123456789"])
+
+
 def test_a_key_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="degrees=200: degrees is given twice"):
         read_options(Oven, ["degrees=100", "degrees=200"])
@@ -59,3 +68,9 @@ def test_help_tells_every_key_with_default_and_range() -> None:
 
 def test_help_tells_words_to_choose_from_without_pythons_own() -> None:
     assert "      heat from (str | None one of top, both)" in key_lines(Oven)
+
+
+def test_help_leaves_out_what_is_not_for_this_command() -> None:
+    told = key_lines(Oven, leave_out=["fan", "light"])
+    assert not {"  fan=False", "      blow (bool)", "  light=on"} & set(told)
+    assert "  degrees=180" in told

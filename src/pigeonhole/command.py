@@ -4,19 +4,26 @@
 came from. Of the processes that torchrun starts, the first one alone speaks; a command that cannot share its work runs there.
 """
 
+import contextlib
 import errno
 import functools
+import io
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from pigeonhole.errors import GateError, PigeonholeError, RunError
 
+HELP = {"-h", "--help"}
+WIDTH = 100  # characters of a line of --help at most; fewer in a narrower terminal
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of any library that writes
 
 
@@ -37,7 +44,9 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     try:
         try:
-            _print(run(arguments))
+            with _wrapped() if HELP & set(arguments) else contextlib.nullcontext():
+                result = run(arguments)
+            _print(result)
         except GateError as error:
             _print(error.result)
             raise
@@ -47,7 +56,7 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
         say(f"error: {_printable(str(error))}")
         return error.exit_code
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and not {"-h", "--help"}.isdisjoint(arguments):  # `--help | head`
+        if isinstance(error, BrokenPipeError) and HELP & set(arguments):  # `--help | head`
             _close_stdout()
             return 0
         if error.errno not in FULL_DISK:
@@ -59,6 +68,49 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
         say(str(interrupt) or "interrupted")
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _wrapped() -> Iterator[None]:
+    """What is printed while this is entered goes out in lines that a terminal shows whole."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.write(wrap(shown.getvalue(), min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)))
+            sys.stdout.flush()
+
+
+def wrap(text: str, width: int) -> str:
+    """Longer lines go on in the column where their last part begins; of a paragraph, the next line takes up what is over."""
+    lines, given = [], text.split("\n")
+    for place, line in enumerate(given):
+        if len(line) <= width:
+            lines.append(line)
+            continue
+        column = _column(line)
+        *whole, rest = textwrap.wrap(
+            line.lstrip(),
+            width,
+            initial_indent=line[: -len(line.lstrip())],
+            subsequent_indent=" " * column,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += whole
+        following = given[place + 1] if place + 1 < len(given) else ""
+        if whole and following.strip() and column == _column(following) == len(following) - len(following.lstrip()):
+            given[place + 1] = f"{rest} {following.lstrip()}"
+        else:
+            lines.append(rest)
+    return "\n".join(lines)
+
+
+def _column(line: str) -> int:
+    """Where the last of a line's columns begins: they stand at the left, two spaces or more between them."""
+    return max((found.end() for found in re.finditer(r"^ *| {2,}", line[:45])), default=0)
 
 
 def _print(result: Any) -> None:

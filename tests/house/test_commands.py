@@ -29,6 +29,7 @@ def test_help_is_printed_to_stdout(name: str) -> None:
     answer = call(name, "--help")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert name in answer.stdout
+    assert max(map(len, answer.stdout.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("name", NAMES)

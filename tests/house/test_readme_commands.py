@@ -63,6 +63,7 @@ ELSEWHERE = {
     "uv run demo": "tests/loop/test_demo.py runs its short form",
     IMPORT: "tests/training/test_import_model.py, with a folder",
     "uv run sweep sweep=learning_rates data.path=my.csv data.text=message data.label=queue": "tests/training/test_sweep.py, tiny",
+    "uv run sweep sweep=seeds experiment=fast data.path=my.csv data.text=message data.label=queue": "test_sweep.py, tiny",
     "uv run train --config-dir sweeps/learning_rates experiment=best": "tests/training/test_sweep.py composes it",
     f"{TRAIN_OWN} data.patch=label-errors.csv": "tests/dataset/test_patch.py",
     f"{TRAIN_OWN} data.taxonomy=labels.yaml": "tests/dataset/test_taxonomy.py reads it, tests/training/test_warm_start.py trains",

@@ -111,3 +111,11 @@ def test_rows_of_one_label_are_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "one.csv", [("a text", "x"), ("another", "x")])
     with pytest.raises(DataError, match="2 rows, 1 labels; two labels and 5 rows are needed"):
         run([f"data.path={path}"])
+
+
+def test_no_more_rows_are_listed_than_were_asked_for(tiny_data: Path, tmp_path: Path) -> None:
+    asked = [f"data.path={tiny_data}", "data.trigger_words=report", "model=tiny", "threads=1", "folds=2"]
+    found = run([*asked, "top=3", f"out={tmp_path / 'review.csv'}"])
+    assert (found["listed"], len(read(tmp_path / "review.csv"))) == (3, 3)
+    with pytest.raises(ConfigError, match=r"data.task=multi_label: label-errors judges one label a text"):
+        run([*asked, "data.task=multi_label"])

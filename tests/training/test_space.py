@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
@@ -42,6 +43,8 @@ def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
             "trainer.learning_rat: no key that a sweep can vary; did you mean trainer.learning_rate",
         ),
         ("data.val: [0.1, 0.2]", "data.val: no key that a sweep can vary"),
+        ("export.int8: [true, false]", "export.int8: no key that a sweep can vary"),
+        ("tracking.backend: [wandb, none]", "tracking.backend: no key that a sweep can vary"),
         ("trainer.learning_rate: {low: 0.1, high: 2}", r"trainer.learning_rate: 2.0 is not allowed; expected float > 0 and <= 1"),
         ("trainer.learning_rate: {low: 0.2, high: 0.1}", "expected low < high"),
         ("trainer.weight_decay: {low: 0, high: 0.1, scale: log}", "low > 0 on a log scale"),
@@ -59,6 +62,10 @@ def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
         ("trainer.refit_head: {low: 0, high: 1}", "takes bool, not a range"),
         ("trainer.epochs: [1]", "length >= 2"),
         ("trainer.epochs: {lo: 1, high: 2}", "mine.yaml: .*lo"),
+        ("trainer.epochs: [2, 2]", "mine.yaml: trainer.epochs: a value stands twice"),
+        ("seed: [0, 1, 2]\n  trainer.epochs: [1, 2]", "seed: beside trainer.epochs a lucky seed would pass for a better recipe"),
+        ("seed: [0, 1, 2]", "mine.yaml: pruning: a mean needs every seed to its end; write pruning: false"),
+        ("seed: [0, 1]\npruning: false", "mine.yaml: trials=3: one for each seed, expected 2 to 2"),
         ("trainer.epochs: [1, 2]\n  trainer.epochs: [3, 4]", "mine.yaml: found duplicate key trainer.epochs"),
         ("trainer.epochs: [1, 2026-13-01]", "mine.yaml: a value cannot be read: month must be in 1..12"),
         ("trainer.epochs: " + "[" * 5000, "mine.yaml: is nested too deeply"),
@@ -86,6 +93,10 @@ def test_one_definition_gives_wandb_and_vertex_the_same_space() -> None:
         },
     )
     wandb = yaml.safe_load(to_wandb(space, ["experiment=fast"]))
+    assert wandb["run_cap"] == 5
+    assert wandb["early_terminate"]["type"] == "hyperband"
+    assert "early_terminate" not in yaml.safe_load(to_wandb(msgspec.structs.replace(space, pruning=False), []))
+    assert to_vertex(space)["metrics"] == [{"metricId": "validation_macro_f1", "goal": "MAXIMIZE"}]
     assert wandb["metric"] == {"name": "validation_macro_f1", "goal": "maximize"}
     assert wandb["command"] == ["${env}", "uv", "run", "train", "experiment=fast", "tracking=wandb", "${args_no_hyphens}"]
     assert wandb["parameters"] == {
@@ -112,3 +123,21 @@ def test_an_experiment_file_composes_to_what_was_written(tmp_path: Path) -> None
     (tmp_path / "experiment" / "best.yaml").write_text(text)
     config = compose(TrainConfig, "train", ["--config-dir", str(tmp_path), "experiment=best"])
     assert (config.seed, config.trainer.learning_rate, config.trainer.refit_head) == (3, 5e-05, True)
+
+
+@pytest.mark.parametrize(("values", "seeds"), [("[7, 3, 5, 9]", [7, 3, 5]), ("{low: 4, high: 90}", [4, 5, 6])])
+def test_a_sweep_of_seeds_gives_each_trial_the_next_one_and_wandb_and_vertex_a_list(
+    tmp_path: Path, values: str, seeds: list[int]
+) -> None:
+    space = space_of(tmp_path, f"seed: {values}\npruning: false")
+    assert [space.seed(trial) for trial in range(3)] == seeds
+    wandb = yaml.safe_load(to_wandb(space, []))
+    assert (wandb["method"], wandb["parameters"]) == ("grid", {"seed": {"values": seeds}})
+    study = to_vertex(space)
+    assert study["algorithm"] == "GRID_SEARCH"
+    assert study["parameters"] == [{"parameterId": "seed", "discreteValueSpec": {"values": sorted(seeds)}}]
+
+
+def test_a_number_of_trials_of_ones_own_stands_in_place_of_the_files(tmp_path: Path) -> None:
+    assert read_space("seeds").trials == 5
+    assert read_space("seeds", 12).trials == 12

@@ -1,18 +1,20 @@
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import optuna
 import pytest
 from tests.conftest import train_arguments
 
 from pigeonhole.configuration import compose
 from pigeonhole.errors import ConfigError, DivergedError, OutOfMemoryError, RunError, StoppedError
-from pigeonhole.training import study, sweep
+from pigeonhole.training import study, study_plots, sweep, train
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.corridor import validate
 from pigeonhole.training.space import Range, Space, read_space
@@ -22,6 +24,10 @@ OPTIONS = ("out=", "registry=", "tracking=", "trainer.learning_rate=", "trainer.
 SPACE = Space(
     metric="validation_macro_f1", trials=TRIALS, keys={"trainer.learning_rate": Range(1e-4, 1e-2, "log")}, pruning=False
 )
+
+
+def of(trials: int) -> Space:
+    return msgspec.structs.replace(SPACE, trials=trials)
 
 
 def arguments(data: Path) -> list[str]:
@@ -106,11 +112,14 @@ def test_a_finished_sweep_given_again_trains_nothing_and_more_trials_go_on(swept
         ("trainer.epoch=1", "did you mean trainer.epochs"),
         ("trials=0", "trials=0: expected"),
         ("sweep=rates", "sweep=rates: there is no such sweep"),
+        ("split=test", "split=test: a search would choose by the rows that measure its choice"),
+        ("sweep=seeds seed=3", "seed=3: the sweep itself says so"),
+        ("sweep=seeds trials=1", "seeds.yaml: trials=1: one for each seed, expected 2 to 10000"),
     ],
 )
 def test_a_mistake_is_told_before_any_trial(argument: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        sweep.run([argument])
+        sweep.run(argument.split())
 
 
 def points(folder: Path, stops: bool) -> list[float]:
@@ -122,7 +131,7 @@ def points(folder: Path, stops: bool) -> list[float]:
         found = study._open(SPACE, [], folder) if stops else found
         with study._take(found, folder, 7, seed=7) as trial:
             assert trial is not None
-            value = study._suggest(trial, SPACE, "trainer.learning_rate")
+            value = study._value(trial, SPACE, "trainer.learning_rate")
             found.tell(trial, -((float(value) - 0.003) ** 2))
             tried.append(float(value))
     return tried
@@ -178,7 +187,7 @@ def test_a_trial_that_diverges_has_failed_and_ends_no_sweep(tmp_path: Path, monk
 
     monkeypatch.setattr(study, "validate", diverge)
     with pytest.raises(RunError, match="none of 2 trials came to its end"):
-        study.search(SPACE, [], tmp_path, trials=2, seed=0)
+        study.search(of(2), [], tmp_path, seed=0)
 
 
 @pytest.mark.parametrize("error", [ConfigError("trainer.frozen_layers=9: too many"), OutOfMemoryError("one text does not fit")])
@@ -191,7 +200,7 @@ def test_a_trial_whose_values_do_not_fit_has_failed_and_the_others_go_on(
         return 0.5
 
     monkeypatch.setattr(study, "validate", fit)
-    found = study.search(SPACE, [], tmp_path, trials=3, seed=0)
+    found = study.search(of(3), [], tmp_path, seed=0)
     assert (found["trials"]["fail"], found["trials"]["complete"], found["trials"]["running"]) == (1, 2, 0)
     assert f"trial 0: failed: {error}" in capsys.readouterr().err
 
@@ -207,7 +216,7 @@ def test_a_mistake_that_all_trials_have_in_common_ends_the_sweep(tmp_path: Path,
     for more in (study.ALIKE, 1):
         began = len(asked)
         with pytest.raises(ConfigError, match=r"model\.max_length=64: this encoder reads at most 32 tokens"):
-            study.search(SPACE, [], tmp_path, trials=20, seed=0)
+            study.search(of(20), [], tmp_path, seed=0)
         assert len(asked) - began == more
 
 
@@ -217,7 +226,7 @@ def test_a_run_that_was_told_to_stop_is_no_failed_trial(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(study, "validate", stop)
     with pytest.raises(StoppedError):
-        study.search(SPACE, [], tmp_path, trials=2, seed=0)
+        study.search(of(2), [], tmp_path, seed=0)
     assert [trial.state for trial in study._open(SPACE, [], tmp_path).trials] == [optuna.trial.TrialState.RUNNING]
 
 
@@ -232,7 +241,7 @@ def test_the_best_trials_experiment_finds_its_files_from_any_folder(tmp_path: Pa
     monkeypatch.chdir(tmp_path / "here")
     Path("rows.csv").write_text("text,label\n")
     monkeypatch.setattr(study, "validate", lambda *_: 0.5)
-    study.search(SPACE, ["data.path=rows.csv", "data.patch=gone.csv", "model=tiny"], tmp_path / "study", trials=1, seed=0)
+    study.search(of(1), ["data.path=rows.csv", "data.patch=gone.csv", "model=tiny"], tmp_path / "study", seed=0)
     monkeypatch.chdir(tmp_path)
     config = compose(TrainConfig, "train", ["--config-dir", str(tmp_path / "study"), "experiment=best"])
     assert (config.data.path, config.data.patch) == (str(tmp_path / "here" / "rows.csv"), "gone.csv")
@@ -250,3 +259,88 @@ def test_a_folder_where_no_study_can_lie_is_refused_by_name(
     with pytest.raises(ConfigError, match=f"folder={folder}: .*{says}"):
         sweep.run([definition(tmp_path), f"folder={folder}", "model=tiny"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rates.yaml", "taken"]
+
+
+def test_a_sweep_of_seeds_tells_what_each_run_was_worth_and_goes_on_with_the_next_seed(
+    tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["sweep=seeds", f"folder={tmp_path / 'study'}", *arguments(tiny_data)]
+    assert sweep.run([*asked, "trials=2"]) is not None
+    capsys.readouterr()
+    found = sweep.run([*asked, "trials=3"])
+    assert found is not None
+    said = capsys.readouterr().err
+    assert "trial 2: seed=2" in said
+    assert "trial 1" not in said
+    worth = {}
+    for seed in range(3):
+        folder = tmp_path / "study" / f"trial-{seed:03}"
+        assert f"\nseed: {seed}\n" in (folder / "config.yaml").read_text()
+        lines = (folder / "history.jsonl").read_text().splitlines()
+        worth[str(seed)] = max(json.loads(line)["validation_macro_f1"] for line in lines)
+    assert found["validation_macro_f1"]["by_seed"] == worth
+    assert found["validation_macro_f1"]["mean"] == pytest.approx(statistics.mean(worth.values()))
+    assert len(set(worth.values())) > 1
+    assert not {"best", "experiment", "plots"} & found.keys()
+    assert not list((tmp_path / "study").rglob("best.yaml"))
+
+
+def test_seeds_measured_on_the_test_rows_are_worth_what_train_says(tmp_path: Path, tiny_data: Path) -> None:
+    given = [*arguments(tiny_data), "trainer.epochs=3", "export.int8=false", "export.served=fp32"]
+    found = sweep.run(["sweep=seeds", "trials=2", "split=test", f"folder={tmp_path / 'study'}", *given])
+    trained = train.run([*given, "seed=1", "tracking=none", f"out={tmp_path / 'run'}", f"registry={tmp_path / 'registry'}"])
+    assert found is not None
+    assert found["test_macro_f1"]["by_seed"]["1"] == pytest.approx(trained["test"]["macro_f1"])
+    with pytest.raises(ConfigError, match="holds the study of another sweep"):
+        sweep.run(["sweep=seeds", "trials=2", f"folder={tmp_path / 'study'}", *given])
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """Each seed is worth its value here; nan diverges."""
+
+    def fit(config: TrainConfig, *_: object) -> float:
+        if values[config.seed] != values[config.seed]:
+            raise DivergedError("the loss became nan")
+        return values[config.seed]
+
+    monkeypatch.setattr(study, "validate", fit)
+
+
+def test_mean_spread_and_interval_are_those_of_a_table_of_students_t(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, 0.5, 0.7, 0.6, 0.8, 0.9)
+    found = study.search(read_space("seeds"), [], tmp_path, seed=0)["validation_macro_f1"]
+    half = 2.776 * 0.158114 / 5**0.5  # Student's t of 4 degrees of freedom: 2.776; standard deviation: sqrt(0.1 / 4)
+    assert found["mean"] == pytest.approx(0.7)
+    assert found["standard_deviation"] == pytest.approx(0.158114, abs=1e-6)
+    assert found["interval"] == pytest.approx([0.7 - half, 0.7 + half], abs=1e-4)
+
+
+def test_a_seed_that_diverges_is_told_and_not_in_the_mean_and_one_alone_has_no_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(monkeypatch, 0.5, float("nan"), 0.7)
+    found = study.search(read_space("seeds", 3), [], tmp_path / "three", seed=0)
+    assert found["validation_macro_f1"]["by_seed"] == {"0": 0.5, "2": 0.7}
+    assert found["validation_macro_f1"]["mean"] == pytest.approx(0.6)
+    assert found["trials"]["fail"] == 1
+    said = capsys.readouterr().err
+    assert "of 3 seeds, 1 failed" in said
+    assert "no seed is chosen" in said
+    with pytest.raises(RunError, match="of 2 seeds, 1 came to its end; a spread takes two"):
+        study.search(read_space("seeds", 2), [], tmp_path / "two", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "heights"),
+    [
+        ([1e-4, 1e-2, 1e-3], True, [0, 1, 0.5]),
+        ([1, 3, 2], False, [0, 1, 0.5]),
+        ([True, False, True], False, [1, 0, 1]),
+        (["mean", "truncate", "max"], False, [0.5, 1, 0]),
+        ([7, 7], False, [0.5, 0.5]),
+    ],
+)
+def test_a_picture_has_a_keys_values_between_its_smallest_and_its_largest(
+    values: list[Any], log: bool, heights: list[float]
+) -> None:
+    assert study_plots._heights(values, log).tolist() == pytest.approx(heights)

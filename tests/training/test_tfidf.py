@@ -3,6 +3,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from tests.conftest import train_arguments
 
 from pigeonhole.bundle import open_bundle
@@ -82,6 +85,19 @@ def test_pairs_and_features_change_what_is_counted(tickets: Dataset) -> None:
     assert {len(gram) for gram in tfidf.fit(rows, pairs=True, max_features=50_000, **keys).grams} == {1, 2}
     assert len(tfidf.fit(rows, pairs=True, max_features=100, **keys).grams) == 100
     assert words.predict_logits(rows).shape == (200, 2)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_of_two_labels_the_logits_give_scikit_learns_probabilities(tickets: Dataset, balanced: bool) -> None:
+    texts = [row.text for row in tickets.split.train[:120]]
+    label_ids = np.array([row.label == "billing" for row in tickets.split.train[:120]], np.int64)
+    assert 0 < label_ids.sum() < 60  # weighing makes a difference
+    encoder = Encoder(tfidf.make_tokenizer(texts), 8192)
+    rows = TokenizedRows([found.input_ids for found in encoder.encode(texts)], label_ids)
+    model = tfidf.fit(rows, inverse_regularisation=3.0, pairs=True, max_features=9_000, seed=0, balanced=balanced)
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit_transform(texts)
+    weighed = LogisticRegression(C=3.0, max_iter=2_000, class_weight="balanced" if balanced else None).fit(features, label_ids)
+    assert softmax(model.predict_logits(rows), axis=1) == pytest.approx(weighed.predict_proba(features), abs=2e-3)
 
 
 def test_texts_without_a_word_and_int8_are_refused(tiny_data: Path) -> None:

@@ -1,5 +1,6 @@
 """Every key of `train`, with its default, its range and what it does. The one place where a default stands."""
 
+import re
 from dataclasses import dataclass, field
 
 from pigeonhole.configuration import setting
@@ -12,6 +13,8 @@ FILES = (
     *("data.path", "data.validation_path", "data.test_path", "data.out_of_scope_path", "data.out_of_scope_test_path"),
     *("data.patch", "data.taxonomy", "reference_path", "trainer.teacher"),
 )
+
+LONGEST_NAME = 100  # characters; a folder's name has a date before it, and no file system takes more than 255
 
 
 @dataclass
@@ -167,6 +170,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         model = self.model
+        if self.name is not None and not (
+            re.fullmatch(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", self.name) and len(self.name) <= LONGEST_NAME
+        ):
+            raise ConfigError(f"name={self.name}: expected lower-case letters, digits, '.', '_' and '-', at most {LONGEST_NAME}")
         for key, value in to_flat(self).items():
             if not str(value).isascii() and str(value).encode(errors="ignore").decode() != value:
                 raise ConfigError(f"{key}: holds what is no UTF-8 text, and a run writes down its configuration; rename it")
@@ -180,6 +187,8 @@ class TrainConfig:
             self._refuse_for_words()
         if not self.trainer.epochs and model.pretrained != "tfidf":
             self._refuse_without_epochs()
+        if self.export.served == "int8" and not self.export.int8:
+            raise ConfigError("export.served=int8 with export.int8=false: nothing would be served; set export.served=fp32")
         for key, share, file in (
             ("val", self.data.val, self.data.validation_path),
             ("test", self.data.test, self.data.test_path),
@@ -211,6 +220,11 @@ class TrainConfig:
         ):
             if chosen != usual:
                 raise ConfigError(f"{key}={chosen}: is for encoders; with model=tfidf leave it out")
+        if self.export.int8 or self.model.windowing != "truncate":
+            raise ConfigError(
+                "model.pretrained=tfidf: has fp32 only and reads a text as a whole; model=tfidf says so, or set "
+                "export.int8=false, export.served=fp32 and model.windowing=truncate"
+            )
 
     def _refuse_for_several_labels(self) -> None:
         """What has no meaning, or none yet, where a text may have several labels."""

@@ -44,7 +44,7 @@ from pigeonhole.training import export, provenance, tfidf, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.card import write_card
 from pigeonhole.training.checkpoint import Epoch
-from pigeonhole.training.config import TrainConfig, TrainerConfig
+from pigeonhole.training.config import LONGEST_NAME, TrainConfig, TrainerConfig
 from pigeonhole.training.decisions import fit_rules, rows_to_show, score_rules, write_rules
 from pigeonhole.training.distillation import Distillation, open_teacher, teacher_logits, with_teacher
 from pigeonhole.training.head import fit_head
@@ -63,7 +63,6 @@ from pigeonhole.training.trainer import Criterion, Recipe
 from pigeonhole.training.warm_start import keep_head
 
 PLOTS = "plots"  # the folder of a run that holds its pictures
-LONGEST_NAME = 100  # characters; a folder's name has a date before it, and no file system takes more than 255
 FirstAlias = Literal["production", "candidate"]  # what a new version is given
 
 
@@ -135,8 +134,8 @@ class Fitted:
         return trainer.predict_logits(self.model, rows)
 
 
-def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> float:
-    """Fit, and the macro-F1 of what leaves on the validation split: a trial of a sweep. No test row is looked at.
+def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None], split: str = "validation") -> float:
+    """Fit, and the macro-F1 of what leaves on a split: a trial of a sweep. Test rows are looked at where it is "test" alone.
 
     `on_epoch` may raise to end it. A folder that was left in the middle is gone on with, as `train` does.
     """
@@ -144,8 +143,9 @@ def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None]) -> float:
         raise ConfigError("trainer.epochs=0: a trial is measured after each epoch; give one at least")
     watch = Stopwatch()
     fitted = _fit(config, _begin(config, watch), watch, on_epoch)
-    if config.trainer.refit_head and config.model.pretrained != TFIDF:  # no epoch has seen this head
-        rows = fitted.rows.validation
+    # No epoch has seen the test rows, nor a head that was refitted.
+    if split == "test" or (config.trainer.refit_head and config.model.pretrained != TFIDF):
+        rows = fitted.rows.test if split == "test" else fitted.rows.validation
         return trainer.scores(fitted.predict_logits(rows), rows.label_ids)[1]
     return max(epoch.validation_macro_f1 for epoch in fitted.history)
 
@@ -156,7 +156,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Of several processes all but the first return nothing as soon as the model is trained.
     """
     storage.require_writable("registry", config.registry)
-    _check_export(config)
     watch = Stopwatch()
     begun = _begin(config, watch)
     if begun.folder is None:
@@ -463,21 +462,10 @@ def _measure(logits: NDArray[np.float32], label_ids: NDArray[np.int64]) -> tuple
 
 
 def _model_name(config: TrainConfig) -> str:
-    stem = config.name or Path(config.data.path.split(":")[-1]).stem
-    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:LONGEST_NAME].rstrip("-._") or "model"
-    if config.name is not None and name != config.name:
-        raise ConfigError(f"name={config.name}: expected lower-case letters, digits, '.', '_' and '-', at most {LONGEST_NAME}")
-    return name
-
-
-def _check_export(config: TrainConfig) -> None:
-    if config.export.served == "int8" and not config.export.int8:
-        raise ConfigError("export.served=int8 with export.int8=false: nothing would be served; set export.served=fp32")
-    if config.model.pretrained == TFIDF and (config.export.int8 or config.model.windowing != "truncate"):
-        raise ConfigError(
-            "model.pretrained=tfidf: has fp32 only and reads a text as a whole; model=tfidf says so, or set export.int8=false, "
-            "export.served=fp32 and model.windowing=truncate"
-        )
+    if config.name is not None:
+        return config.name
+    stem = Path(config.data.path.split(":")[-1]).stem
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:LONGEST_NAME].rstrip("-._") or "model"
 
 
 def _fingerprint(config: TrainConfig, pretrained: Pretrained, dataset: Dataset, threads: int, teacher: Bundle | None) -> str:

@@ -1,7 +1,7 @@
 """What a sweep varies: `configs/sweep/<name>.yaml`, checked against the keys of `train`, and told to W&B and Vertex AI.
 
-One definition, three readers: `uv run sweep` (Optuna, on this machine), a W&B sweep file, a tuning job of Vertex AI.
-Needs neither torch nor Optuna.
+One definition, three readers: `uv run sweep` (Optuna, on this machine), a W&B sweep file, a tuning job of Vertex AI. A sweep
+over `seed` is no search: it repeats one recipe, and nothing is chosen. Needs neither torch nor Optuna.
 """
 
 import re
@@ -21,6 +21,7 @@ from pigeonhole.training.config import TrainConfig
 Metric = Literal["validation_macro_f1"]  # of each epoch (checkpoint.Epoch): what the trainer itself chooses its best epoch by
 Choice = bool | int | float | str
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+SEED = "seed"
 FOREIGN = ("out", "registry", "name", "tracking.", "data.", "export.")  # not what a validation split can choose
 
 
@@ -48,9 +49,18 @@ class Space(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return values[0], values[-1]
         return (int(values.low), int(values.high)) if self.whole(key) else (values.low, values.high)
 
+    @property
+    def of_seeds(self) -> bool:
+        """Whether one recipe is repeated; then no other key is varied."""
+        return SEED in self.keys
 
-def read_space(name: str) -> Space:
-    """A file of `configs/sweep/` by its name, or any file by its path. Raises ConfigError."""
+    def seed(self, trial: int) -> int:
+        values = self.keys[SEED]
+        return int(values.low) + trial if isinstance(values, Range) else int(values[trial])
+
+
+def read_space(name: str, trials: int | None = None) -> Space:
+    """A file of `configs/sweep/` by its name, or any file by its path, with `trials` in place of its own. Raises ConfigError."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder() / "sweep" / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in (config_folder() / "sweep").glob("*.yaml"))
@@ -62,9 +72,12 @@ def read_space(name: str) -> Space:
     except ValueError as error:  # of parse_yaml, of UTF-8 and of msgspec
         allowed = f"; allowed: {', '.join(get_args(Metric))}" if "$.metric" in str(error) else ""
         raise ConfigError(f"{path}: {error}{allowed}") from error
-    space = msgspec.structs.replace(space, keys={key: _with_numbers(values) for key, values in space.keys.items()})
+    keys = {key: _with_numbers(values) for key, values in space.keys.items()}
+    space = msgspec.structs.replace(space, keys=keys, trials=trials or space.trials)
     for key, values in space.keys.items():
         _check(path, key, values)
+    if space.of_seeds:
+        _check_seeds(path, space)
     return space
 
 
@@ -93,9 +106,25 @@ def _check(path: Path, key: str, values: Range | list[Choice]) -> None:
             raise ConfigError(f"{path}: {key}: expected low < high, and low > 0 on a log scale")
         if setting.type == "int" and values.scale == "log":
             raise ConfigError(f"{path}: {key}: takes whole numbers, which have no log scale here; list its values: [16, 32, 64]")
+    if isinstance(values, list) and len({*values}) < len(values):
+        raise ConfigError(f"{path}: {key}: a value stands twice; each one once")
     for value in ends:
         if not setting.allowed.holds(value) or not _is_of(setting.type.removesuffix(" | None"), value):
             raise ConfigError(f"{path}: {key}: {value} is not allowed; expected {setting.expected}")
+
+
+def _check_seeds(path: Path, space: Space) -> None:
+    others = ", ".join(key for key in space.keys if key != SEED)
+    if others:
+        raise ConfigError(
+            f"{path}: seed: beside {others} a lucky seed would pass for a better recipe; vary seed alone, which tells the spread"
+        )
+    if space.pruning:
+        raise ConfigError(f"{path}: pruning: a mean needs every seed to its end; write pruning: false")
+    values = space.keys[SEED]
+    most = int(values.high - values.low) + 1 if isinstance(values, Range) else len(values)
+    if not 2 <= space.trials <= most:
+        raise ConfigError(f"{path}: trials={space.trials}: one for each seed, expected 2 to {most}")
 
 
 def _ends(values: Range | list[Choice], *, whole: bool) -> list[Choice]:
@@ -118,7 +147,7 @@ def written(value: Choice) -> str:
 def to_wandb(space: Space, training: list[str]) -> str:
     """A sweep file for `wandb sweep FILE`; its agents run `train` with `training` and the values that W&B chose."""
     parameters: dict[str, Any] = {}
-    for key, values in space.keys.items():
+    for key, values in _keys(space).items():
         if isinstance(values, Range):
             low, high = space.ends(key)
             kind = {"linear": "int_uniform" if space.whole(key) else "uniform", "log": "log_uniform_values"}[values.scale]
@@ -127,7 +156,7 @@ def to_wandb(space: Space, training: list[str]) -> str:
             parameters[key] = {"values": list(values)}
     sweep = {
         "command": ["${env}", "uv", "run", "train", *training, "tracking=wandb", "${args_no_hyphens}"],
-        "method": "bayes",
+        "method": "grid" if space.of_seeds else "bayes",
         "metric": {"name": space.metric, "goal": "maximize"},
         "parameters": parameters,
         "run_cap": space.trials,
@@ -141,9 +170,15 @@ def to_vertex(space: Space) -> dict[str, Any]:
     """The studySpec of a hyperparameter tuning job; worker.py reports the metric."""
     return {
         "metrics": [{"metricId": space.metric, "goal": "MAXIMIZE"}],
-        "parameters": [_vertex_parameter(space, key, values) for key, values in space.keys.items()],
+        "parameters": [_vertex_parameter(space, key, values) for key, values in _keys(space).items()],
         "measurementSelectionType": "LAST_MEASUREMENT",
+        **({"algorithm": "GRID_SEARCH"} if space.of_seeds else {}),
     }
+
+
+def _keys(space: Space) -> Mapping[str, Range | list[Choice]]:
+    """Of seeds, those of its trials: W&B and Vertex AI go through a list, each one once."""
+    return {SEED: [space.seed(trial) for trial in range(space.trials)]} if space.of_seeds else space.keys
 
 
 def _vertex_parameter(space: Space, key: str, values: Range | list[Choice]) -> dict[str, Any]:

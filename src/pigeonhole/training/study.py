@@ -1,5 +1,8 @@
 """An Optuna study of training runs: a folder with a SQLite file, a run folder for each trial, and what came of them.
 
+A search writes its best trial as an experiment; a sweep of seeds tells mean and spread, and chooses none: the best seed is the
+luckiest one.
+
 Promises: a trial that was killed is gone on with from its checkpoint by the next worker, and belongs to one worker at a time;
 with one worker the trials are a function of the definition and the seed, however often it was stopped. Workers share a disk.
 """
@@ -15,6 +18,7 @@ import numpy as np
 import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState
+from scipy.stats import t as student_t
 
 from pigeonhole import storage
 from pigeonhole.command import say
@@ -36,20 +40,33 @@ FAILURE = "failure"  # the attribute of a failed trial that says why
 OWN = ("out", "registry", "tracking.")  # keys that say where a trial went, not what it was
 
 
-def search(space: Space, training: list[str], folder: Path, trials: int, seed: int) -> dict[str, Any]:
-    """What `uv run sweep` prints, once the study has `trials` trials. Raises ConfigError, RunError and what training raises."""
+def search(space: Space, training: list[str], folder: Path, seed: int, split: str = "validation") -> dict[str, Any]:
+    """What `uv run sweep` prints, once the study has its trials. Raises ConfigError, RunError and what training raises."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every trial; so do we
     folder.mkdir(parents=True, exist_ok=True)
-    study = _open(space, training, folder)
+    study = _open(space, training, folder, split)
     while True:
-        with _take(study, folder, trials, seed) as trial:
+        with _take(study, folder, space.trials, seed) as trial:
             if trial is None:
                 break
-            _try(study, trial, space, training, folder)
-    return _conclude(study, space, training, folder)
+            _try(study, trial, space, training, folder, split)
+    found = study.get_trials()
+    for name, text in {
+        "wandb.yaml": to_wandb(space, training),
+        "vertex.json": msgspec.json.format(msgspec.json.encode(to_vertex(space))).decode(),
+    }.items():
+        storage.write(str(folder / name), text.encode())
+    conclude = _spread(found, space, folder, split) if space.of_seeds else _best(study, space, training, folder)
+    return {
+        "folder": str(folder),
+        "trials": {state.name.lower(): sum(trial.state == state for trial in found) for state in TrialState},
+        **conclude,
+        "wandb": str(folder / "wandb.yaml"),
+        "vertex": str(folder / "vertex.json"),
+    }
 
 
-def _open(space: Space, training: list[str], folder: Path) -> optuna.Study:
+def _open(space: Space, training: list[str], folder: Path, split: str = "validation") -> optuna.Study:
     with FileLock(folder / "study.lock"):
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(
@@ -60,7 +77,8 @@ def _open(space: Space, training: list[str], folder: Path) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS) if space.pruning else optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
-        definition = msgspec.json.encode([msgspec.structs.replace(space, trials=1), training]).decode()
+        measured = [] if split == "validation" else [split]
+        definition = msgspec.json.encode([msgspec.structs.replace(space, trials=1), training, *measured]).decode()
         if study.user_attrs.get("definition", definition) != definition:
             raise ConfigError(
                 f"folder={folder}: holds the study of another sweep, or of other keys of train; choose another folder"
@@ -111,8 +129,8 @@ def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=drawn)
 
 
-def _try(study: optuna.Study, trial: Trial, space: Space, training: list[str], folder: Path) -> None:
-    keys = [f"{key}={written(_suggest(trial, space, key))}" for key in space.keys]
+def _try(study: optuna.Study, trial: Trial, space: Space, training: list[str], folder: Path, split: str = "validation") -> None:
+    keys = [f"{key}={written(_value(trial, space, key))}" for key in space.keys]
     out = folder / f"trial-{trial.number:03}"
     say(f"trial {trial.number}: {' '.join(keys)}")
     told = set(study.trials[trial.number].intermediate_values)
@@ -125,7 +143,7 @@ def _try(study: optuna.Study, trial: Trial, space: Space, training: list[str], f
 
     try:
         config = compose(TrainConfig, "train", [*training, "tracking=jsonl", f"out={out}", *keys])
-        value = validate(config, report)
+        value = validate(config, report, split)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         say(f"trial {trial.number}: pruned")
@@ -137,7 +155,8 @@ def _try(study: optuna.Study, trial: Trial, space: Space, training: list[str], f
             raise
     else:
         study.tell(trial, value)
-        say(f"trial {trial.number}: {space.metric} {value:.4f}, the best so far {study.best_value:.4f}")
+        best = "" if space.of_seeds else f", the best so far {study.best_value:.4f}"
+        say(f"trial {trial.number}: {split}_macro_f1 {value:.4f}{best}")
     shutil.rmtree(out / "checkpoint", ignore_errors=True)
 
 
@@ -148,7 +167,9 @@ def _fail_alike(study: optuna.Study) -> bool:
     return len(ended) >= ALIKE and len(said) == 1 and None not in said
 
 
-def _suggest(trial: Trial, space: Space, key: str) -> bool | int | float | str:
+def _value(trial: Trial, space: Space, key: str) -> bool | int | float | str:
+    if space.of_seeds:
+        return space.seed(trial.number)
     values = space.keys[key]
     if isinstance(values, list):
         return cast(bool | int | float | str, trial.suggest_categorical(key, values))
@@ -157,29 +178,42 @@ def _suggest(trial: Trial, space: Space, key: str) -> bool | int | float | str:
     return trial.suggest_float(key, values.low, values.high, log=values.scale == "log")
 
 
-def _conclude(study: optuna.Study, space: Space, training: list[str], folder: Path) -> dict[str, Any]:
+def _spread(found: list[FrozenTrial], space: Space, folder: Path, split: str) -> dict[str, Any]:
+    """Over the seeds, which draw all but the rows. Raises RunError where fewer than two came to their end."""
+    values = {space.seed(trial.number): trial.value for trial in found if trial.value is not None}
+    n = len(values)
+    if n < 2:
+        raise RunError(f"{folder}: of {len(found)} seeds, {n} came to its end; a spread takes two")
+    metric, mean, deviation = f"{split}_macro_f1", float(np.mean([*values.values()])), float(np.std([*values.values()], ddof=1))
+    half = float(student_t.ppf(0.975, n - 1)) * deviation / n**0.5
+    interval = f"[{mean - half:.4f}, {mean + half:.4f}]"
+    say(f"{metric} over {n} seeds: mean {mean:.4f} {interval}, standard deviation {deviation:.4f}")
+    if n < len(found):
+        say(f"of {len(found)} seeds, {len(found) - n} failed or are still at work: not in the mean")
+    say("no seed is chosen: the best one was the luckiest on these rows")
+    return {
+        metric: {
+            "mean": mean,
+            "interval": [mean - half, mean + half],  # 95 %, of the mean, by Student's t
+            "standard_deviation": deviation,
+            "by_seed": {str(seed): value for seed, value in values.items()},
+        }
+    }
+
+
+def _best(study: optuna.Study, space: Space, training: list[str], folder: Path) -> dict[str, Any]:
     found = study.get_trials()
     complete = [trial for trial in found if trial.state == TrialState.COMPLETE]
     if not complete:
         raise RunError(f"{folder}: none of {len(found)} trials came to its end; narrow the ranges of the sweep")
     best = study.best_trial
     experiment = folder / "experiment" / "best.yaml"
-    files = {
-        experiment: _experiment(best, space, training, folder),
-        folder / "wandb.yaml": to_wandb(space, training),
-        folder / "vertex.json": msgspec.json.format(msgspec.json.encode(to_vertex(space))).decode(),
-    }
-    for path, text in files.items():
-        storage.write(str(path), text.encode())
+    storage.write(str(experiment), _experiment(best, space, training, folder).encode())
     plots = _draw(study, complete, space, folder / "plots")
     say(f"next: uv run train --config-dir {folder} experiment=best")
     return {
-        "folder": str(folder),
-        "trials": {state.name.lower(): sum(trial.state == state for trial in found) for state in TrialState},
         "best": {"trial": best.number, space.metric: best.value, "keys": best.params},
         "experiment": str(experiment),
-        "wandb": str(folder / "wandb.yaml"),
-        "vertex": str(folder / "vertex.json"),
         "plots": [str(path) for path in plots],
     }
 

@@ -1,7 +1,7 @@
 """`uv run sweep sweep=learning_rates data.path=FILE …`: Optuna over the keys of `train`, in a study on this disk.
 
 The same command goes on where a killed one stopped, in the middle of a trial too; given again beside itself it is one more worker
-on the same study. A trial looks at validation rows only, makes no bundle and registers nothing.
+on the same study. A trial makes no bundle and registers nothing; where something is chosen, it looks at validation rows only.
 """
 
 from dataclasses import dataclass, fields
@@ -18,10 +18,11 @@ from pigeonhole.training.space import read_space, written
 
 USAGE = """usage: sweep [sweep=NAME|FILE.yaml] [key=value …] [KEY OF train=value …]
 
-Search for a better recipe: values of train's keys, compared on the validation rows. The same command goes on after a kill, and
-is one more worker beside itself.
+Search for a better recipe: values of train's keys, compared on the validation rows. Or, with sweep=seeds, one recipe with
+several seeds: mean and spread. The same command goes on after a kill, and is one more worker beside itself.
 
 uv run sweep sweep=learning_rates data.path=my.csv data.text=message data.label=queue
+uv run sweep sweep=seeds trials=10 experiment=fast
 """
 
 
@@ -32,6 +33,11 @@ class SweepConfig:
         None, "trials of the study, all workers together; unset: as the sweep's file says", ge=1, le=10_000
     )
     folder: str | None = setting(None, "study, trials and results; unset: sweeps/<the sweep's name>")
+    split: str = setting(
+        "validation",
+        "rows to measure on; test: for a sweep of seeds alone, since what chooses must not see them",
+        choices=["validation", "test"],
+    )
     sampler_seed: int = setting(0, "the same seed, one worker: the same trials, stopped in between or not", ge=0, le=2**31)
 
 
@@ -43,7 +49,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     own = [argument for argument in arguments if argument.partition("=")[0] in own_keys]
     training = [argument for argument in arguments if argument not in own]
     config = read_options(SweepConfig, own)
-    space = read_space(config.sweep)
+    space = read_space(config.sweep, config.trials)
+    if config.split == "test" and not space.of_seeds:
+        raise ConfigError("split=test: a search would choose by the rows that measure its choice; it is for a sweep of seeds")
     for argument in training:
         key = argument.partition("=")[0]
         if key in ("out", "registry", "tracking") or key in space.keys or key.startswith("tracking."):
@@ -54,7 +62,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     # torch and Optuna take seconds to import: neither --help nor a wrong key has to wait for them.
     from pigeonhole.training.study import search
 
-    return search(space, training, folder, config.trials or space.trials, config.sampler_seed)
+    return search(space, training, folder, config.sampler_seed, config.split)
 
 
 def _folder(url: str) -> Path:

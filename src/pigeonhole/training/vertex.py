@@ -17,6 +17,7 @@ from pigeonhole.cloud.refusals import refusals
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, help_text
 from pigeonhole.errors import ConfigError
+from pigeonhole.evaluation.slices import read_patterns
 from pigeonhole.options import key_lines, read_options, setting, to_flat
 from pigeonhole.training.config import FILES, TrainConfig
 from pigeonhole.training.space import read_space, to_vertex
@@ -77,9 +78,17 @@ def make_job(project: Project, config: VertexConfig, training: Sequence[str]) ->
     for key, value in to_flat(chosen).items():
         if key in FILES and value and _is_here(str(value)):
             raise ConfigError(f"{key}={value}: the job does not see this machine's files; copy it to gs://{project.bucket}")
-    if chosen.model.pretrained.startswith("file://") or Path(chosen.model.pretrained).is_dir():
+        if key in FILES and value and str(value).startswith("package://pigeonhole/") and not storage.exists(str(value)):
+            raise ConfigError(f"{key}={value}: there is no such file")
+    read_patterns(chosen.data.slices)
+    pretrained = chosen.model.pretrained
+    if ("://" in pretrained and not pretrained.startswith("package://")) or Path(pretrained).is_dir():
         raise ConfigError(
-            f"model.pretrained={chosen.model.pretrained}: the job does not see this machine's folders; give a hub id OWNER/NAME"
+            f"model.pretrained={pretrained}: the job sees neither this machine's folders nor a bucket's; give a hub id OWNER/NAME"
+        )
+    if chosen.out is not None and storage.local_path(chosen.out) is None:
+        raise ConfigError(
+            f"out={chosen.out}: a run works in a folder of its own machine; leave it out, the bundle goes to the registry"
         )
     if any(argument.startswith("registry=") for argument in training):
         raise ConfigError(f"registry: a job publishes to {project.registry}")
@@ -108,9 +117,9 @@ def job_around(project: Project, config: VertexConfig, name: str, container: Job
     }
     job: Job = {"displayName": name, "labels": {"app": "pigeonhole", "machine": config.machine}}
     if config.machine == "sweep":
-        space = read_space(config.sweep)
-        trials = config.trials or space.trials
-        job |= {"studySpec": to_vertex(space), "maxTrialCount": trials, "parallelTrialCount": min(config.parallel, trials)}
+        space = read_space(config.sweep, config.trials)
+        parallel = min(config.parallel, space.trials)
+        job |= {"studySpec": to_vertex(space), "maxTrialCount": space.trials, "parallelTrialCount": parallel}
         return {**job, "trialJobSpec": spec}
     return {**job, "jobSpec": spec}
 
