@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from pigeonhole import storage
 from pigeonhole.dataset.digest import digest_file, verify_file
-from pigeonhole.dataset.read import Row, delimited, shown
+from pigeonhole.dataset.read import Row, shown
+from pigeonhole.dataset.sniff import delimited
 from pigeonhole.errors import DataError
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # what a spreadsheet computes

@@ -1,9 +1,9 @@
 """Rows of text and label from CSV, JSON Lines, Parquet or the Hugging Face hub, streamed under one strict policy.
 
-Promises: UTF-8 only (a BOM is allowed); commas between the columns of a CSV, or, in a header without one, semicolons or tabs;
-every value a string as it stands in the file ("NA" and "null" are texts), every row with as many fields as the header, no row
-without text and label; a message names the line (physical lines, the header is line 1), and never shows a text. Memory does not
-grow with the file.
+Promises: UTF-8 only (a BOM is allowed); between the columns of a CSV stand commas, semicolons or tabs, whichever its header has
+most of; every value is a string as it stands in the file ("NA" and "null" are texts), every row has as many fields as the header,
+no row is without text and label; a message names the line (physical lines, the header is line 1), and never shows a text. Memory
+does not grow with the file.
 
 With data.task=multi_label a row may have any number of labels, also none: a list, or a string with data.label_separator between.
 """
@@ -14,14 +14,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import IO, Any, NoReturn
 
 from pigeonhole import storage
 from pigeonhole.dataset import hub
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.label_sets import SEPARATOR, join_labels
-from pigeonhole.dataset.sniff import HEAD_BYTES, refuse_other_formats
+from pigeonhole.dataset.sniff import DELIMITERS, HEAD_BYTES, delimited, format_of, refuse_other_formats
 from pigeonhole.errors import DataError
 
 TEXT_COLUMNS = ("text", "sentence", "utterance")
@@ -90,26 +90,12 @@ def _csv_values(url: str, columns: Columns) -> Iterator[Values]:
             if not fields:  # a blank line holds no row
                 continue
             if len(fields) != len(header):
-                mark = _DELIMITERS[delimiter]
+                mark = DELIMITERS[delimiter]
                 problem = f"{_count(len(fields), 'field')}, the header has {len(header)}; quote fields with {mark} in them"
                 if len(fields) < len(header) and _is_last(records):
                     problem = f"{problem} (this is the last row: if the file is cut off, its checksum differs from the source's)"
                 _refuse_line(url, line, problem)
             yield fields[text], fields[label], line
-
-
-def delimited(lines: Iterator[str]) -> tuple[Iterator[str], str]:
-    """The same lines, and what stands between their columns: spreadsheets of half of Europe write semicolons."""
-    passed = []
-    for line in lines:
-        passed.append(line)
-        if line.strip():
-            break
-    header = passed[-1] if passed else ""
-    return chain(passed, lines), next((mark for mark in _DELIMITERS if mark in header), ",")
-
-
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def _records(url: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -310,13 +296,6 @@ _READERS: dict[str, Callable[[str, Columns], Iterator[Values]]] = {
     "JSONL": _jsonl_values,
     "Parquet": _parquet_values,
 }
-_SUFFIXES = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL", ".parquet": "Parquet"}
-
-
-def format_of(url: str) -> str:
-    """By the ending of the name; what is not JSONL or Parquet has to be CSV."""
-    dot = url.rfind(".")
-    return _SUFFIXES.get(url[dot:].lower(), "CSV") if dot > url.rfind("/") else "CSV"
 
 
 def _label_set(url: str, found: str | Sequence[str], separator: str, line: int) -> str:
