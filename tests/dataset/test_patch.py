@@ -1,4 +1,6 @@
 import csv
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,32 @@ def test_no_spreadsheet_takes_a_text_of_a_review_file_for_a_formula_and_its_deci
     assert {(line["label"], line["suggestion"], line["new_label"]) for line in lines} == {("'@label", "'=other", "'=other")}
     write_patch(Path(url), *((line["text"], line["label"], "relabel", line["new_label"]) for line in lines))
     assert read_patch(url, None).relabelled == dict.fromkeys([(text, "@label") for text in texts], "=other")
+
+
+def test_nor_a_spreadsheet_that_divides_at_semicolons_and_knows_quotes_at_the_begin_of_a_cell_alone(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    texts = [
+        "foo;=1+1",
+        "foo; =1+1;",
+        'a,"b";"=1+1"',
+        "list:\n- one\r\n- two",
+        "foo\t@x",
+        "a;'=1",
+        "a;''-1",
+        "fine; and\n\n\r\nwell",
+    ]
+    texts += ["x" + "".join(draw.choices("a;=- '\",\t\n\r", k=8)) for _ in range(500)]
+    url = str(tmp_path / "review.csv")
+    write_review(url, [(Row(text, "a;=1", 2), "b;@", 0.5) for text in dict.fromkeys(texts)])
+    content = Path(url).read_bytes().decode("utf-8-sig")
+    cells = [cell.lstrip(' "') for cell in re.split("[;\t\r\n]", content)]
+    assert [cell for cell in cells if cell.startswith(("=", "-", "@"))] == []
+    with open(url, encoding="utf-8-sig", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert next(iter(lines))["text"] == "foo;'=1+1"
+    assert next(line["text"] for line in lines if line["text"].startswith("fine")) == "fine; and\n\n\r\nwell"
+    write_patch(Path(url), *((line["text"], line["label"], "remove", "") for line in lines))
+    assert read_patch(url, None).removed == {(text, "a;=1") for text in texts}
 
 
 def test_a_review_file_is_a_patch_without_decisions(tmp_path: Path) -> None:

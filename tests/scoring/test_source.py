@@ -64,7 +64,14 @@ def test_csv_is_read_as_train_reads_it_whatever_divides_its_columns_and_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, end: str
 ) -> None:
     monkeypatch.setattr(module, "MARK_ROWS", 2)
-    rows = [("text", 'label, or "queue"'), ("a, b", "x"), (f"two{end}lines", "y"), (f"one{mark}cell", "x"), ("c", "y"), ("d", "x")]
+    rows = [
+        ("text", 'label, or "queue"'),
+        ("a, b", "x"),
+        (f"two{end}lines", "y"),
+        (f"one{mark}cell", "x"),
+        ("c", "y"),
+        ("d", "x"),
+    ]
     path = tmp_path / "a.csv"
     with path.open("w", encoding="utf-8-sig", newline="") as stream:
         csv.writer(stream, delimiter=mark, lineterminator=end).writerows(rows)
@@ -255,7 +262,11 @@ def test_files_are_found_by_glob_folder_and_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("none.csv", "no file is there"), ("*.txt", r"none of the 1 files there ends with .parquet, .*; name the file itself"), ("*", "several formats")],
+    [
+        ("none.csv", "no file is there"),
+        ("*.txt", r"none of the 1 files there ends with .parquet, .*; name the file itself"),
+        ("*", "several formats"),
+    ],
 )
 def test_an_input_without_one_table_is_refused(tmp_path: Path, url: str, message: str) -> None:
     for name in ("a.csv", "b.jsonl", "c.txt"):
