@@ -181,7 +181,7 @@ def test_random_csv_files_read_as_the_csv_module_reads_them(tmp_path: Path) -> N
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"\n\n", "blank lines only"),
         ("a.csv", b"text\n", "there are no rows"),
-        ("a.csv", b"body,x\na,b\n", "no column 'text'; found 'body', 'x'"),
+        ("a.csv", b"body,x\na,b\n", "no column 'text'; found 'body', 'x'; name the right one with text="),
         ("a.csv", b"text,text\na,b\n", "stands twice in the header"),
         ("a.csv", b"text,\xff\na,b\n", "the header is not UTF-8"),
         ("a.csv", b'text\n"never closed\n', "line 2: not CSV"),

@@ -198,7 +198,9 @@ def _json_object(url: str, raw: str, line: int) -> dict[str, Any]:
         record = _DECODER.decode(raw)
     except json.JSONDecodeError:
         _refuse_line(url, line, "not JSON (cut off?); one object per line is needed")
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        _refuse_line(url, line, "JSON that is nested too deeply; a text and a label are needed, each a string")
+    except ValueError as error:
         _refuse_line(url, line, str(error).partition("; use sys.")[0])  # of a number with too many digits, for programmers
     if not isinstance(record, dict):
         _refuse_line(url, line, f"a JSON {type(record).__name__}; one object per line is needed, with the columns as its keys")
@@ -351,6 +353,8 @@ def _find_column(url: str, key: str, wanted: str | None, usual: tuple[str, ...],
         name for name in found if name.strip().casefold() in ({wanted.strip().casefold()} if wanted is not None else set(usual))
     ]
     hint = f"did you mean data.{key}={near[0]}?" if near else f"name the right one with data.{key}="
+    if near and near[0] != near[0].strip():
+        hint = f"take the spaces around {shown(near[0])} out of the header"
     raise DataError(f"{url}: no column {expected} for the {key}; found the columns {listed(found)}; {hint}")
 
 
@@ -369,7 +373,7 @@ def _count(number: int, noun: str) -> str:
 
 def _refuse_encoding(url: str, line: int, error: UnicodeDecodeError) -> NoReturn:
     _refuse_line(
-        url, line, f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8 (iconv -f latin1 -t utf-8)"
+        url, line, f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8 (iconv -f cp1252 -t utf-8)"
     )
 
 

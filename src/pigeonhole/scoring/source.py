@@ -135,9 +135,10 @@ def scan(urls: Sequence[str], wanted: Wanted) -> Source:
     format_ = format_of(urls[0])
     with _long_fields():
         source = {"Parquet": _scan_parquet, "CSV": _scan_csv, "JSONL": _scan_jsonl}[format_](urls)
-    for column in filter(None, (wanted.text, wanted.id)):
-        if column not in source.schema.names:
-            raise DataError(f"{urls[0]}: no column {column!r}; found {', '.join(map(repr, source.schema.names[:20])) or 'none'}")
+    for key, column in (("text", wanted.text), ("id", wanted.id)):
+        if column is not None and column not in source.schema.names:
+            found = ", ".join(map(repr, source.schema.names[:20])) or "none"
+            raise DataError(f"{urls[0]}: no column {column!r}; found {found}; name the right one with {key}=")
     if format_ == "JSONL":
         source = _with_text(source, wanted.text)
     if format_ == "Parquet":
