@@ -28,6 +28,7 @@ def _zip() -> bytes:
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page"),
         (b'\xef\xbb\xbf{"text": "a"}', "column names; call the file .jsonl"),
         (b'[{"text": "a"}]', "JSON"),
+        (b"\xef\xbb\xbfsep=;\r\ntext;label\r\n", "tells Excel .* take it out"),
         (gzip.compress(b"text,label\n", mtime=0), "gzip"),  # its time would be another name for each worker
         (bz2.compress(b"text,label\n"), "bzip2"),
         (lzma.compress(b"text,label\n"), "xz"),

@@ -61,6 +61,8 @@ def refuse_other_formats(url: str, head: bytes, wanted: str) -> None:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.lower().startswith(_PAGES):
         raise DataError(f"{url}: a web page stands in place of the data, so there is no column to read; download the file itself")
+    if wanted == "CSV" and start[:4].lower() == b"sep=":
+        raise DataError(f"{url}: the first line tells Excel what divides the columns (sep=); take it out, the next is the header")
     if wanted == "CSV" and start.startswith((b"{", b"[{", b"[\n")):
         raise DataError(f"{url}: JSON stands in place of a header with column names; call the file .jsonl (one object per line)")
     if wanted == "JSONL" and start.startswith(b"["):

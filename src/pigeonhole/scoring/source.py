@@ -116,9 +116,10 @@ class Rows:
         return [str(text) for text in _strings(self.table.column(self.text))]
 
 
-def find_files(url: str) -> list[str]:
-    """The files of a glob, a folder or a URL, sorted. Raises DataError."""
-    found = [name for name in storage.expand(url) if not _is_hidden(name, url)]
+def find_files(url: str, output: str = "") -> list[str]:
+    """The files of a glob, a folder or a URL, sorted; those below the output are none of the input. Raises DataError."""
+    below = f"{storage.to_url(output).rstrip('/')}/" if output else None
+    found = [name for name in storage.expand(url) if not (_is_hidden(name, url) or (below and name.startswith(below)))]
     if not found:
         raise DataError(f"input={url}: no file is there; give a file, a folder or a glob such as folder/*.parquet")
     files = found if found == [storage.to_url(url)] else [name for name in found if suffix_of(name) in TABLES]
