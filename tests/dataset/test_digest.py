@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from pigeonhole.dataset import digest
 from pigeonhole.dataset.digest import digest_file, normalise, text_key, verify_file
 from pigeonhole.errors import DataError, NotFoundError
 
@@ -13,6 +14,17 @@ def test_digest_is_sha256_size_and_lines(tmp_path: Path) -> None:
     found = digest_file(str(path))
     assert (found.sha256, found.size_bytes) == (hashlib.sha256(b"text,label\na,b").hexdigest(), 14)
     assert (found.newlines, found.ends_with_newline, found.head) == (1, False, b"text,label\na,b")
+
+
+def test_digest_of_several_blocks_is_that_of_the_whole_and_its_head_is_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "BLOCK_BYTES", 8)
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text\nlabel\na\nb\r")
+    found = digest_file(str(path))
+    assert (found.sha256, found.size_bytes) == (hashlib.sha256(path.read_bytes()).hexdigest(), 15)
+    assert (found.newlines, found.ends_with_newline, found.head) == (3, True, b"text\nlab")
 
 
 def test_missing_file_is_not_found(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -226,6 +227,17 @@ def test_broken_parquet_is_refused(columns: dict[str, object], said: str, tmp_pa
     with pytest.raises(DataError) as raised:
         list(read_rows(_parquet(tmp_path, columns)))
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_parquet_strings_that_are_no_unicode_are_refused_with_their_row(task: str, tmp_path: Path) -> None:
+    broken = pa.array([b"fine"] * 5000 + [b"caf\xe9"], pa.binary()).view(pa.string())
+    texts, labels = pa.array(["a text"] * 5001), broken
+    if task == "multi_label":
+        labels = pa.ListArray.from_arrays(range(5002), broken)
+    config = replace(_parquet(tmp_path, {"text": texts, "label": labels}), task=task)
+    with pytest.raises(DataError, match=r"data\.parquet: line 5001: column 'label' is not UTF-8"):
+        list(read_rows(config))
 
 
 def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from typing import IO, Any, NoReturn
 
 from pigeonhole import storage
@@ -258,6 +258,7 @@ def _parquet_values(url: str, columns: Columns) -> Iterator[Values]:
                 _refuse_arrow_type(url, name, file.schema_arrow.field(name).type, lists=columns.several and name == label)
             row = 0
             for batch in file.iter_batches(batch_size=4096, columns=[text, label]):
+                _refuse_broken_strings(url, batch, row)
                 for values in zip(*(_arrow_values(batch.column(name)) for name in (text, label)), strict=True):
                     row += 1
                     if None in values or (isinstance(values[1], list) and None in values[1]):
@@ -266,6 +267,21 @@ def _parquet_values(url: str, columns: Columns) -> Iterator[Values]:
                     yield *values, row
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{url}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_broken_strings(url: str, batch: Any, row: int) -> None:
+    """Arrow takes any bytes for a string when it reads them."""
+    import pyarrow as pa
+
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        for place, column in product(range(batch.num_rows), batch.column_names):
+            try:
+                batch.column(column)[place].as_py()
+            except UnicodeDecodeError:
+                _refuse_line(url, row + place + 1, f"column {shown(column)} is not UTF-8; write the file from strings again")
+        raise
 
 
 def _refuse_arrow_type(url: str, column: str, found: Any, *, lists: bool) -> None:
