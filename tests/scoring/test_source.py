@@ -136,6 +136,16 @@ def test_parquet_keeps_its_types_and_finds_bad_rows(tmp_path: Path) -> None:
     ]
 
 
+def test_a_parquet_row_with_broken_bytes_in_another_column_is_a_bad_row(tmp_path: Path) -> None:
+    broken = pa.array([b"fine", b"caf\xe9", b"good"], pa.binary()).view(pa.string())
+    late = pa.array([1, 2, 3], pa.timestamp("ns"))  # with nanoseconds, which Python does not have
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "id": broken, "when": late}), tmp_path / "a.parquet")
+    wanted = Wanted("text", "id", 8192)
+    rows = whole(scanned(tmp_path / "a.parquet", wanted=wanted), wanted)
+    assert rows.texts() == ["a", "c"]
+    assert [(bad.row, bad.id, bad.reason) for bad in rows.bad] == [(2, None, "column 'id' is not UTF-8")]
+
+
 @pytest.mark.parametrize("values", [[1, 2], pa.array(["1", "2"]).dictionary_encode()], ids=["whole numbers", "dictionary"])
 def test_parquet_texts_may_be_whole_numbers_or_a_dictionary(tmp_path: Path, values: object) -> None:
     pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")

@@ -513,19 +513,51 @@ def _read_parquet(source: Source, stream: IO[bytes], span: Span, wanted: Wanted)
         table = pa.Table.from_batches(_row_range(file, span), schema=source.schema)
     if table.num_rows < span.stop - span.start:
         raise DataError(f"{span.url}: has fewer rows than when the job began; put the file back as it was")
-    texts = _strings(table.column(wanted.text))
-    names = table.column(wanted.id).to_pylist() if wanted.id else [None] * len(texts)
+    broken = _broken_rows(table)
     good: list[int] = []
     bad: list[BadRow] = []
-    for number, text in enumerate(texts):
-        problem = problem_of(text, wanted.max_chars)
+    for number, text in enumerate(_strings(table.column(wanted.text))):
+        problem = problem_of(text, wanted.max_chars) or broken.get(number)
         if problem:
-            name = None if names[number] is None else str(names[number])
+            name = _shown(table.column(wanted.id)[number]) if wanted.id else None
             bad.append(BadRow(span.url, span.start + number + 1, None, name, problem))
         else:
             good.append(number)
     places: list[Place] = [(span.url, span.start + number + 1, None) for number in good]
     return Rows(table.take(pa.array(good, pa.int64())) if bad else table, wanted.text, places, bad)
+
+
+def _broken_rows(table: pa.Table) -> dict[int, str]:
+    """Arrow takes any bytes for a string when it reads them. Which rows hold such, and in which column."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        return {
+            number: f"column {name!r} is not UTF-8"
+            for name in table.schema.names
+            for number, value in enumerate(table.column(name))
+            if not _is_readable(value)
+        }
+    return {}
+
+
+def _shown(value: pa.Scalar) -> str | None:
+    """None also for what Python cannot show: bytes that are no UTF-8, a time with nanoseconds."""
+    try:
+        found = value.as_py()
+    except (ValueError, OverflowError):
+        return None
+    return None if found is None else str(found)
+
+
+def _is_readable(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    except (ValueError, OverflowError):
+        return True  # a time that Python has no type for
+    return True
 
 
 def _row_range(file: pq.ParquetFile, span: Span) -> Iterator[pa.RecordBatch]:
