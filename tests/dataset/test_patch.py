@@ -1,6 +1,7 @@
 import csv
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_decisions_are_applied_as_the_rows_are_read_and_the_file_stays(tiny_data
     assert TEXTS[1] not in labels
     assert labels[TEXTS[2]] == labels[TEXTS[3]] == "delivery"
     assert tiny_data.read_bytes() == before
+
+
+def test_a_patch_is_about_data_path_alone(tiny_data: Path, tmp_path: Path) -> None:
+    patch = write_patch(tmp_path / "patch.csv", (TEXTS[0], "delivery", "remove", ""))
+    test = write_rows(tmp_path / "test.csv", [(TEXTS[0], "delivery"), ("a text of its own", "billing"), ("another", "account")])
+    config = replace(config_of(tiny_data, patch), test_path=str(test))
+    split = load_dataset(config).split
+    assert [row.text for row in split.test] == [TEXTS[0], "a text of its own", "another"]
+    assert TEXTS[0] not in {row.text for row in (*split.train, *split.validation)}
 
 
 def test_the_patch_is_recorded_with_its_hash_and_another_one_is_refused(tiny_data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError
-from pigeonhole.evaluation.compare import Part, _surely, compare, run, sign_test
+from pigeonhole.evaluation.compare import Part, _cell, _surely, compare, run, sign_test
 from pigeonhole.metrics import Ids, Interval
 
 LABELS = ("a", "b", "c", "d", "e", "f", "g", "h")
@@ -124,6 +124,11 @@ def test_rows_that_one_of_the_two_has_learned_are_noted(tmp_path: Path, rows_fil
     [note] = found["notes"]
     assert note.startswith("the base was trained or selected on ")
     assert f"Note: {note}." in (out / "report.md").read_text()
+
+
+def test_a_cell_of_the_report_is_one_line_and_never_long() -> None:
+    assert _cell("a\n b|c") == "a b\\|c"
+    assert _cell("word " * 100) == ("word " * 24)[:119] + "…"
 
 
 def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
