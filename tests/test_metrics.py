@@ -1,5 +1,8 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
@@ -203,11 +206,48 @@ def test_a_few_rows_that_are_all_won_are_no_certain_difference_of_f1(won: int, c
     assert (found.low > 0) == certain
 
 
-def test_same_seed_gives_the_same_interval_and_another_seed_another_one() -> None:
-    true_ids, probabilities = simulate(300, 5, 1.0, seed=1)
-    predicted_ids = metrics.predict(probabilities)
-    first, again, other = (metrics.bootstrap_macro_f1(true_ids, predicted_ids, seed) for seed in (1, 1, 2))
+TRUE, SURE = simulate(80, 5, 1.0, seed=1)
+FIRST, SECOND = metrics.predict(SURE), metrics.predict(simulate(80, 5, 1.0, seed=2)[1])
+SETS = np.eye(5, dtype=np.int64)[TRUE]  # a text has one of its labels, all the same
+OF_A_SEED: dict[str, Callable[[int], Interval]] = {
+    "macro-F1": lambda seed: metrics.bootstrap_macro_f1(TRUE, FIRST, seed),
+    "calibration": lambda seed: metrics.bootstrap_calibration_error(SURE, TRUE, seed=seed),
+    "difference": lambda seed: metrics.bootstrap_difference(TRUE, FIRST, SECOND, seed),
+    "share": lambda seed: metrics.bootstrap_share_difference(FIRST == TRUE, SECOND == TRUE, seed),
+    "macro-F1 of sets": lambda seed: metrics.bootstrap_macro_f1(SETS, metrics.predict(SURE, np.full(5, 0.4)), seed),
+    "micro-F1": lambda seed: metrics.bootstrap_micro_f1(SETS, metrics.predict(SURE, np.full(5, 0.4)), seed),
+    "precision": lambda seed: metrics.bootstrap_mean_average_precision(SETS, SURE, seed),
+    "calibration of sets": lambda seed: metrics.bootstrap_calibration_error(SURE, SETS, seed=seed),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_SEED)
+def test_same_seed_gives_the_same_interval_and_another_seed_another_one(name: str) -> None:
+    first, again, other = (OF_A_SEED[name](seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_seed_of_a_report_reaches_each_of_its_intervals(several: bool) -> None:
+    true_ids, thresholds = (SETS, np.full(5, 0.4)) if several else (TRUE, None)
+    first, other = (metrics.score_metrics(true_ids, SURE, list("abcde"), seed, thresholds)["intervals"] for seed in (1, 2))
+    assert {name for name in first if first[name] == other[name]} == {"accuracy"}  # Wilson's draws nothing
+
+
+def test_a_difference_of_f1_holds_95_of_100_draws() -> None:
+    """Of one label, F1 is 2h / (n + h) for h rows that are right, and h of a resample is binomial."""
+    true_ids, all_right = np.zeros(400, np.int64), np.zeros(400, np.int64)
+    found = metrics.bootstrap_difference(true_ids, (np.arange(400) < 80).astype(np.int64), all_right, resamples=40_000)
+    low, high = stats.binom.ppf([0.025, 0.975], 400, 0.8)
+    assert (found.low, found.high) == pytest.approx((2 * low / (400 + low) - 1, 2 * high / (400 + high) - 1), abs=0.0025)
+
+
+def test_a_difference_of_shares_is_bonetts_and_prices_adjusted_wald_interval() -> None:
+    rows = np.arange(400)
+    found = metrics.bootstrap_share_difference(rows < 80, (rows >= 80) & (rows < 120), resamples=40_000)
+    won, lost = 81 / 402, 41 / 402
+    half = 1.96 * np.sqrt((won + lost - (won - lost) ** 2) / 402)
+    assert (found.low, found.high) == pytest.approx((won - lost - half, won - lost + half), abs=0.003)
 
 
 def test_resampling_in_blocks_gives_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:

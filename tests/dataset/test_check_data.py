@@ -117,6 +117,13 @@ def test_person_gets_a_table_and_the_machine_json(tmp_path: Path, capsys: pytest
     }
 
 
+def test_a_card_that_cannot_be_written_is_told_before_any_row_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = _check(tmp_path / "train.csv", "text,category\nbroken", capsys, f"card={tmp_path}/file/card.md")
+    assert code == 2
+    assert f"card={tmp_path}/file: cannot be written" in err
+
+
 def test_table_cuts_long_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"text {label} number {number},label{label}\n" for label in range(25) for number in range(4))
     _, _, err = _check(tmp_path / "train.csv", "text,category\n" + rows, capsys)

@@ -9,6 +9,7 @@ from tests.conftest import tiny_rows, write_rows
 from pigeonhole.dataset import compare
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
+from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError, DataError, GateError
 
 Rows = list[tuple[str, str]]
@@ -79,6 +80,42 @@ def test_a_change_over_a_limit_is_refused_and_its_report_is_written_all_the_same
         compared(tmp_path, tiny_rows(), kept(tiny_rows()))
     assert json.dumps(refused.value.result)
     assert "Refused: " in (tmp_path / "report.md").read_text()
+
+
+def change(**parts: Any) -> compare.Change:
+    rows = [Row(f"text {number}", "a", number) for number in range(10)]
+    none: dict[str, Any] = {
+        "added": [],
+        "removed": [],
+        "relabelled": [],
+        "leaked": [],
+        "labels": {"a": (40, 40)},
+        "rows": (40, 40),
+    }
+    given = {name: rows[:count] for name, count in parts.items() if name in ("removed", "leaked")}
+    if "relabelled" in parts:
+        given["relabelled"] = [(row, "b") for row in rows[: parts["relabelled"]]]
+    return compare.Change(**{**none, "texts_in_both": 20, "tested_before": 10, **given})
+
+
+@pytest.mark.parametrize(
+    ("found", "refused"),
+    [
+        ({"removed": 4}, []),
+        ({"removed": 5}, ["removed: 5 of 40 (12.5%), max_removed=0.1 allows 10.0%"]),
+        ({"relabelled": 1}, []),
+        ({"relabelled": 2}, ["relabelled: 2 of 20 (10.0%), max_relabelled=0.05 allows 5.0%"]),
+        ({"leaked": 1}, ["leaked: 1 of 10 (10.0%), max_leaked=0.05 allows 5.0%"]),
+    ],
+)
+def test_a_limit_is_allowed_itself_and_is_a_share_of_what_could_have_changed(found: dict[str, int], refused: list[str]) -> None:
+    assert compare.refuse(change(**found), compare.CompareConfig()) == refused
+
+
+def test_of_a_text_that_stands_there_twice_the_first_row_counts(tmp_path: Path) -> None:
+    new = [("A brand new question on my bill!", "billing"), ("a brand new question on my bill", "account")]
+    assert compared(tmp_path, tiny_rows(), [*tiny_rows(), *new])["labels"]["billing"] == {"before": 50, "after": 51}
+    assert "| added | 1 | 152 |" in (tmp_path / "report.md").read_text()
 
 
 def test_rows_that_check_data_refuses_are_refused_here_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from pigeonhole.dataset import digest
 from pigeonhole.dataset.digest import digest_file, normalise, text_key, verify_file
 from pigeonhole.errors import DataError, NotFoundError
 
@@ -13,6 +14,17 @@ def test_digest_is_sha256_size_and_lines(tmp_path: Path) -> None:
     found = digest_file(str(path))
     assert (found.sha256, found.size_bytes) == (hashlib.sha256(b"text,label\na,b").hexdigest(), 14)
     assert (found.newlines, found.ends_with_newline, found.head) == (1, False, b"text,label\na,b")
+
+
+def test_digest_of_several_blocks_is_that_of_the_whole_and_its_head_is_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "BLOCK_BYTES", 8)
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text\nlabel\na\nb\r")
+    found = digest_file(str(path))
+    assert (found.sha256, found.size_bytes) == (hashlib.sha256(path.read_bytes()).hexdigest(), 15)
+    assert (found.newlines, found.ends_with_newline, found.head) == (3, True, b"text\nlab")
 
 
 def test_missing_file_is_not_found(tmp_path: Path) -> None:
@@ -28,6 +40,7 @@ def test_missing_file_is_not_found(tmp_path: Path) -> None:
         ("Straße", "STRASSE"),
         ("don\u2019t", "don't"),
         ("a\nb", "a b"),
+        ("\u0390", "\u03aa\u0301"),  # its capital has no sign of its own, and folds to another spelling
     ],
 )
 def test_spellings_of_one_text_are_equal(one: str, other: str) -> None:
@@ -66,5 +79,7 @@ def test_sidecar_is_compared(tmp_path: Path) -> None:
     sidecar.write_text(f"{found.sha256}  a.csv\n")
     verify_file(str(path), found, None)
     sidecar.write_text(f"{'1' * 64}  a.csv\n")
+    with pytest.raises(DataError, match=r"checksum differs: .*a\.csv\.sha256 promises"):  # the key does not stand for the file
+        verify_file(str(path), found, found.sha256)
     with pytest.raises(DataError, match=r"checksum differs: .*a\.csv\.sha256 promises"):
         verify_file(str(path), found, None)

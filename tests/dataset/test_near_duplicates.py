@@ -3,6 +3,7 @@ import random
 import numpy as np
 import pytest
 
+from pigeonhole.dataset import near_duplicates
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.near_duplicates import Sketches, find_near_duplicates, sketch
@@ -67,6 +68,25 @@ def test_changed_copies_are_found_and_strangers_are_not() -> None:
 def test_text_that_many_share_is_found_everywhere() -> None:
     texts = [f"please tell me how i can top up my card number {number}" for number in range(300)]
     assert find_near_duplicates(sketch(texts), np.zeros(300, np.int8), np.arange(300)).rows.all()
+
+
+def test_only_rows_to_be_compared_are_found_each_at_its_own_place() -> None:
+    chance = random.Random(2)
+    stranger, text = _random_text(chance, 100), _random_text(chance, 100)
+    texts = [stranger, text, text, text[:50] + "zz" + text[52:]]
+    found = find_near_duplicates(sketch(texts), np.array([0, 0, 0, 1], np.int8), np.array([0, 2, 3]))
+    assert found.rows.tolist() == found.across.tolist() == [False, False, True, True]
+
+
+def test_a_text_meets_more_than_its_next_neighbour() -> None:
+    sides = np.array([0, 0, 0, 2], np.int8)
+    assert find_near_duplicates(sketch(["one and the same text"] * 4), sides, np.arange(4)).across.all()
+
+
+def test_pairs_are_compared_in_blocks_and_none_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "_PAIRS_AT_ONCE", 2)
+    texts = [f"{_random_text(random.Random(number // 2), 60)}{number % 2}" for number in range(20)]
+    assert find_near_duplicates(sketch(texts), np.arange(20, dtype=np.int8), np.arange(20)).across.all()
 
 
 def test_tickets_have_none() -> None:

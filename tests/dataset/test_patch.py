@@ -1,4 +1,7 @@
 import csv
+import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,15 @@ def test_decisions_are_applied_as_the_rows_are_read_and_the_file_stays(tiny_data
     assert TEXTS[1] not in labels
     assert labels[TEXTS[2]] == labels[TEXTS[3]] == "delivery"
     assert tiny_data.read_bytes() == before
+
+
+def test_a_patch_is_about_data_path_alone(tiny_data: Path, tmp_path: Path) -> None:
+    patch = write_patch(tmp_path / "patch.csv", (TEXTS[0], "delivery", "remove", ""))
+    test = write_rows(tmp_path / "test.csv", [(TEXTS[0], "delivery"), ("a text of its own", "billing"), ("another", "account")])
+    config = replace(config_of(tiny_data, patch), test_path=str(test))
+    split = load_dataset(config).split
+    assert [row.text for row in split.test] == [TEXTS[0], "a text of its own", "another"]
+    assert TEXTS[0] not in {row.text for row in (*split.train, *split.validation)}
 
 
 def test_the_patch_is_recorded_with_its_hash_and_another_one_is_refused(tiny_data: Path, tmp_path: Path) -> None:
@@ -106,6 +118,32 @@ def test_no_spreadsheet_takes_a_text_of_a_review_file_for_a_formula_and_its_deci
     assert {(line["label"], line["suggestion"], line["new_label"]) for line in lines} == {("'@label", "'=other", "'=other")}
     write_patch(Path(url), *((line["text"], line["label"], "relabel", line["new_label"]) for line in lines))
     assert read_patch(url, None).relabelled == dict.fromkeys([(text, "@label") for text in texts], "=other")
+
+
+def test_nor_a_spreadsheet_that_divides_at_semicolons_and_knows_quotes_at_the_begin_of_a_cell_alone(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    texts = [
+        "foo;=1+1",
+        "foo; =1+1;",
+        'a,"b";"=1+1"',
+        "list:\n- one\r\n- two",
+        "foo\t@x",
+        "a;'=1",
+        "a;''-1",
+        "fine; and\n\n\r\nwell",
+    ]
+    texts += ["x" + "".join(draw.choices("a;=- '\",\t\n\r", k=8)) for _ in range(500)]
+    url = str(tmp_path / "review.csv")
+    write_review(url, [(Row(text, "a;=1", 2), "b;@", 0.5) for text in dict.fromkeys(texts)])
+    content = Path(url).read_bytes().decode("utf-8-sig")
+    cells = [cell.lstrip(' "') for cell in re.split("[;\t\r\n]", content)]
+    assert [cell for cell in cells if cell.startswith(("=", "-", "@"))] == []
+    with open(url, encoding="utf-8-sig", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert next(iter(lines))["text"] == "foo;'=1+1"
+    assert next(line["text"] for line in lines if line["text"].startswith("fine")) == "fine; and\n\n\r\nwell"
+    write_patch(Path(url), *((line["text"], line["label"], "remove", "") for line in lines))
+    assert read_patch(url, None).removed == {(text, "a;=1") for text in texts}
 
 
 def test_a_review_file_is_a_patch_without_decisions(tmp_path: Path) -> None:

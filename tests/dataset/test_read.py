@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,7 +55,7 @@ def test_a_spreadsheet_that_writes_semicolons_or_tabs_is_read(mark: str, tmp_pat
     assert rows == [Row(f"one, or{mark} two", "a", 3), Row("three, four", "b", 5)]
 
 
-def test_a_header_with_a_comma_is_one_of_commas_whatever_else_it_holds(tmp_path: Path) -> None:
+def test_a_column_between_commas_may_have_a_semicolon_in_its_name(tmp_path: Path) -> None:
     assert _read(tmp_path, "text,label,a;b\nx;y,a,z\n") == [Row("x;y", "a", 2)]
 
 
@@ -125,6 +126,19 @@ def test_column_that_differs_in_case_is_suggested(tmp_path: Path) -> None:
         _read(tmp_path, "Text,Label\na,b\n", text="text", label="label")
 
 
+def test_a_header_with_spaces_around_a_name_is_told_what_no_key_can_say(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="take the spaces around ' label' out of the header"):
+        _read(tmp_path, "text, label\na, b\n")
+
+
+def test_a_file_in_excels_own_encoding_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> None:
+    content = "text;label\r\n\u201eGr\u00fc\u00dfe\u201c f\u00fcr 5 \u20ac;a\r\n"
+    with pytest.raises(DataError, match=r"line 2: byte 0x84 is not UTF-8; .*iconv -f (\S+) -t utf-8") as raised:
+        _read(tmp_path, content.encode("cp1252"))
+    encoding = str(raised.value).partition("-f ")[2].split()[0]
+    assert content.encode("cp1252").decode(encoding) == content
+
+
 def test_one_column_cannot_be_both(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="both name the column 'text'"):
         _read(tmp_path, "text,label\na,b\n", text="text", label="text")
@@ -165,7 +179,7 @@ def test_json_lines_give_strings_and_whole_numbers(tmp_path: Path) -> None:
         ('["a", "b"]', "a JSON list"),
         ('{"text": "\\ud800", "label": "b"}', "surrogate"),
         ('{"text": "a", "label": ' + "9" * 5000 + "}", "digits"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_broken_json_line_is_refused(line: str, said: str, tmp_path: Path) -> None:
@@ -213,6 +227,17 @@ def test_broken_parquet_is_refused(columns: dict[str, object], said: str, tmp_pa
     with pytest.raises(DataError) as raised:
         list(read_rows(_parquet(tmp_path, columns)))
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_parquet_strings_that_are_no_unicode_are_refused_with_their_row(task: str, tmp_path: Path) -> None:
+    broken = pa.array([b"fine"] * 5000 + [b"caf\xe9"], pa.binary()).view(pa.string())
+    texts, labels = pa.array(["a text"] * 5001), broken
+    if task == "multi_label":
+        labels = pa.ListArray.from_arrays(range(5002), broken)
+    config = replace(_parquet(tmp_path, {"text": texts, "label": labels}), task=task)
+    with pytest.raises(DataError, match=r"data\.parquet: line 5001: column 'label' is not UTF-8"):
+        list(read_rows(config))
 
 
 def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:

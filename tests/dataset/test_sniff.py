@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from pigeonhole.dataset.sniff import refuse_other_formats
+from pigeonhole.dataset.sniff import delimited, refuse_other_formats
 from pigeonhole.errors import DataError
 
 
@@ -28,11 +28,14 @@ def _zip() -> bytes:
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page"),
         (b'\xef\xbb\xbf{"text": "a"}', "column names; call the file .jsonl"),
         (b'[{"text": "a"}]', "JSON"),
+        (b"\xef\xbb\xbfsep=;\r\ntext;label\r\n", "tells Excel .* take it out"),
         (gzip.compress(b"text,label\n", mtime=0), "gzip"),  # its time would be another name for each worker
         (bz2.compress(b"text,label\n"), "bzip2"),
         (lzma.compress(b"text,label\n"), "xz"),
         (_zip(), "zip archive or an Excel workbook"),
         ("text,label\n".encode("utf-16"), "UTF-16"),
+        ("text,label\n".encode("utf-16-le"), "UTF-16"),
+        ("text,label\n".encode("utf-16-be"), "UTF-16"),
         (b"PAR1\x15\x04", "Parquet file.*call it .parquet"),
     ],
 )
@@ -55,3 +58,21 @@ def test_parquet_must_be_parquet() -> None:
 @pytest.mark.parametrize("head", [b"text,label\n", b"version,outs\n", b'"{a}",label\n', "téxt,label\n".encode()])
 def test_headers_pass(head: bytes) -> None:
     refuse_other_formats("data.csv", head, "CSV")
+
+
+@pytest.mark.parametrize(
+    ("header", "mark"),
+    [
+        ("text,label\n", ","),
+        ("text;label\n", ";"),
+        ("text\tlabel\n", "\t"),
+        ("text\n", ","),
+        ('"Text, Betreff";label\n', ";"),
+        ("Name, Vorname;text;label\n", ";"),
+        ('text,"a;b;c"\n', ","),
+    ],
+)
+def test_columns_are_divided_by_what_the_header_has_most_of(header: str, mark: str) -> None:
+    lines, found = delimited(iter(["\n", header, "a;b;c;d\n"]))
+    assert found == mark
+    assert list(lines) == ["\n", header, "a;b;c;d\n"]

@@ -71,6 +71,25 @@ def test_three_texts_reach_all_three_splits_however_often_they_are_repeated() ->
             assert {row.label for row in side} == {"label0", "label1"}
 
 
+def test_a_split_of_repeated_texts_is_its_share_of_the_rows_not_of_the_texts() -> None:
+    split = split_rows([row for row in _rows(20, 20) for _ in range(5)], 0.1, 0.2, seed=0)
+    assert [len(side) for side in _sides(split)] == [140, 20, 40]
+
+
+def test_a_row_of_several_labels_counts_for_the_one_that_fewest_rows_have() -> None:
+    """Of label b, which stands in more kinds of answers than label a, each split has a row all the same."""
+    answers = ["a"] * 100 + ["a|b"] * 10 + ["b|c", "b|d", "b|e"]
+    rows = [Row(f"text {number}", answer, 2) for number, answer in enumerate(answers)]
+    for seed in range(20):
+        for side in _sides(split_rows(rows, 0.1, 0.1, seed, "multi_label")):
+            assert any("b" in row.label for row in side)
+
+
+def test_what_the_test_split_took_is_no_room_for_validation() -> None:
+    split = split_rows(_rows(3, 3, 5, 7), 0.45, 0.25, seed=0)
+    assert [len(side) for side in _sides(split)] == [6, 8, 4]
+
+
 def test_no_share_is_no_rows() -> None:
     split = split_rows(_rows(5, 5), 0.0, 0.0, seed=0)
     assert (len(split.train), split.validation, split.test) == (10, [], [])

@@ -48,8 +48,21 @@ def test_long_texts_are_sketched_in_batches() -> None:
 
 
 def test_rows_of_one_content_have_one_hash_whatever_their_lines() -> None:
-    one, other = (scan_rows([Row("a", "b", line)], 0, 100).sha256 for line in (2, 3))
-    assert one == other != scan_rows([Row("a", "c", 2)], 0, 100).sha256
+    rows = [[("a", "bc"), ("d", "e")], [("ab", "c"), ("d", "e")], [("d", "e"), ("a", "bc")], [("A", "bc"), ("d", "e")]]
+    rows += [[("a", "bc"), ("f", "e")], [("a", "bc"), ("d", "f")], [("a", "bc")]]
+    first, moved = (
+        [scan_rows([Row(*pair, line) for line, pair in enumerate(pairs, start)], 0, 100).sha256 for pairs in rows]
+        for start in (2, 9)
+    )
+    assert first == moved
+    assert len(set(first)) == len(rows)
+
+
+def test_a_row_of_several_labels_counts_for_the_one_that_fewest_rows_have() -> None:
+    answers = ["a"] * 9 + ["a|b"] * 3 + ["b|c", "b|d", ""]
+    scan = scan_rows([Row(f"text {number}", answer, number) for number, answer in enumerate(answers)], 0, 100, "multi_label")
+    assert [scan.labels[label] for label in scan.label_ids[:-1]] == ["a"] * 9 + ["b"] * 3 + ["c", "d"]
+    assert scan.label_ids[-1] == len(scan.labels)
 
 
 def test_endless_labels_are_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +80,4 @@ def test_outliers_are_far_from_the_median_on_both_sides() -> None:
     chars = np.array([80, 90, 100, 110, 120] * 20 + [1, 5000])
     assert np.flatnonzero(length_outliers(chars)).tolist() == [100, 101]
     assert not length_outliers(np.full(50, 7)).any()
+    assert np.flatnonzero(length_outliers(np.array([100] * 50 + [400, 25, 460, 22]))).tolist() == [52, 53]

@@ -60,10 +60,12 @@ def test_names_cities_months_and_digits_become_others_of_their_kind() -> None:
     assert month in MONTHS.split()
     assert "111" not in changed
     assert changed.endswith(", and Annabel did not")
+    assert "Oslo" not in {with_other_names("Oslo", random.Random(seed)) for seed in range(200)}
 
 
 def test_what_a_change_leaves_as_it_is_is_not_counted() -> None:
     assert "other names" not in measure_behaviour(by_first_word, ["where is my parcel", "the invoice is wrong"])
+    assert measure_behaviour(by_number, ["order 4421", "where is my parcel"])["other names"].tolist() == [False]
     assert summarise({"a typo": np.array([True, False])})["a typo"]["passed"] == 0.5
 
 
@@ -86,4 +88,5 @@ def test_a_typo_swaps_two_letters_inside_one_word_and_leaves_short_words() -> No
     changed = with_typo("my parcel is late", draw)
     assert changed != "my parcel is late"
     assert sorted(changed) == sorted("my parcel is late")
+    assert {with_typo("abcde", draw) for _ in range(50)} == {"acbde", "abdce"}  # both ends stay, by which people read
     assert "where is it" in politely("where is it", draw)

@@ -10,8 +10,8 @@ from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError
-from pigeonhole.evaluation.compare import compare, run, sign_test
-from pigeonhole.metrics import Ids
+from pigeonhole.evaluation.compare import Part, _cell, _surely, compare, run, sign_test
+from pigeonhole.metrics import Ids, Interval
 
 LABELS = ("a", "b", "c", "d", "e", "f", "g", "h")
 TRUE = np.arange(400) % len(LABELS)
@@ -52,6 +52,38 @@ def test_one_dead_label_is_found_and_named() -> None:
     assert set(TRUE[found.lost]) == {3}
 
 
+def test_each_part_is_tested_by_its_own_rows_and_draws_with_the_seed() -> None:
+    base, candidate = answers(TRUE == 5), answers((TRUE == 3) & LENGTHS["short"])
+    found, other = ({part.name: part for part in compare(TRUE, base, candidate, LABELS, LENGTHS, seed).parts} for seed in (0, 1))
+    p = {name: part.p for name, part in found.items()}
+    of_one, both = sign_test(25, 0), sign_test(50, 25)
+    assert p == {
+        "all rows": both,
+        **dict.fromkeys("abcegh", 1.0),
+        "d": of_one,
+        "f": sign_test(50, 0),
+        "short": 1.0,
+        "long": of_one,
+    }
+    assert {name: round(part.difference.estimate * part.n) for name, part in found.items() if part.p < 1} == {
+        "all rows": 25,
+        "d": -25,
+        "f": 50,
+        "long": 25,
+    }
+    assert found != other
+
+
+@pytest.mark.parametrize(
+    ("p", "certain"),
+    [((0.03, 0.01, 0.02), 3), ((0.01, 0.03, 0.03), 1), ((0.02, 0.02, 0.02), 0), ((0.01, 0.02, 0.06), 2)],
+)
+def test_the_parts_are_adjusted_together_as_holm_does(p: tuple[float, ...], certain: int) -> None:
+    """0.05 / 3 for the smallest, then 0.05 / 2, then 0.05."""
+    parts = [Part("label", str(value), 1, Interval(0, 0, 0), value) for value in p]
+    assert list(_surely(parts)) == sorted(map(str, p))[:certain]
+
+
 @pytest.fixture
 def rows_file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.csv"
@@ -69,6 +101,9 @@ def test_the_command_writes_a_report_with_flips_first(
     found = json.loads(capsys.readouterr().out)
     assert (found["verdict"], found["flips"]) == ("a difference", {"now_wrong": 24, "now_right": 0})
     assert "delivery" in found["different"]
+    assert found["macro_f1"]["difference"] < 0
+    assert {part["name"] for part in found["parts"] if part["difference"] < 0} >= {"all rows", "delivery"}
+    assert max(part["difference"] for part in found["parts"]) == 0
     page = (out / "report.md").read_text()
     assert page.index("Was right, now wrong: 24") < page.index("Change of accuracy")
     assert "\\| \\<b\\>" in page
@@ -89,6 +124,11 @@ def test_rows_that_one_of_the_two_has_learned_are_noted(tmp_path: Path, rows_fil
     [note] = found["notes"]
     assert note.startswith("the base was trained or selected on ")
     assert f"Note: {note}." in (out / "report.md").read_text()
+
+
+def test_a_cell_of_the_report_is_one_line_and_never_long() -> None:
+    assert _cell("a\n b|c") == "a b\\|c"
+    assert _cell("word " * 100) == ("word " * 24)[:119] + "…"
 
 
 def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_a_pattern_that_is_none_is_refused(patterns: str, message: str) -> None:
         ("注文した商品がまだ届いていません", "ja"),
         ("Где моя посылка?", "ru"),
         ("XK-221", "other"),
+        ("no", "other"),  # one word alone
+        ("de que", "other"),  # Spanish, French and Portuguese
     ],
 )
 def test_a_language_is_guessed_by_script_and_function_words(text: str, language: str) -> None:

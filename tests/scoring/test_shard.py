@@ -132,6 +132,20 @@ def test_csv_and_jsonl_parts_carry_the_same_answers(config: ScoreConfig, classif
     assert lines[0]["top_k"] == [{"label": found.predictions[0].label, "score": found.predictions[0].score}]
 
 
+@pytest.mark.parametrize("format_", ["csv", "jsonl"])
+def test_times_that_python_has_no_type_for_are_written_as_they_read(
+    config: ScoreConfig, classifier: Classifier, format_: str
+) -> None:
+    late = pa.array([1_767_225_600_000_000_001, None], pa.timestamp("ns"))
+    table = pa.table({"text": ["hello", "there"], "when": late, "day": pa.array([2_932_897, 0], pa.date32())})
+    plan, rows = prepared(dataclasses.replace(config, output=f"{config.output}.{format_}"), table)
+    data = encode(plan, answer(classifier, rows).table).decode()
+    found = csv.DictReader(io.StringIO(data, newline="")) if format_ == "csv" else map(json.loads, data.splitlines())
+    first, second = found
+    assert (first["when"], first["day"]) == ("2026-01-01 00:00:00.000000001", "10000-01-01")
+    assert (second["when"] or None, second["day"]) == (None, "1970-01-01")
+
+
 def test_a_text_without_a_usable_answer_is_a_bad_row(config: ScoreConfig, classifier: Classifier) -> None:
     class Moody(Classifier):
         def predict(self, texts: Any) -> list[Prediction]:

@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from tests.scoring.conftest import write_csv, write_jsonl
 
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import DataError
 from pigeonhole.scoring import source as module
 from pigeonhole.scoring.plan import make_shards
@@ -56,6 +58,40 @@ def test_bad_rows_of_a_csv_file_have_their_place_and_reason(tmp_path: Path) -> N
     assert csv.field_size_limit() == 131_072
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_is_read_as_train_reads_it_whatever_divides_its_columns_and_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, end: str
+) -> None:
+    monkeypatch.setattr(module, "MARK_ROWS", 2)
+    rows = [
+        ("text", 'label, or "queue"'),
+        ("a, b", "x"),
+        (f"two{end}lines", "y"),
+        (f"one{mark}cell", "x"),
+        ("c", "y"),
+        ("d", "x"),
+    ]
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as stream:
+        csv.writer(stream, delimiter=mark, lineterminator=end).writerows(rows)
+    source = scanned(path)
+    found = [read(source, shard.spans, WANTED) for shard in make_shards(source, 1)]
+    assert [row for part in found for row in part.table.to_pylist()] == [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    trained = read_rows(DataConfig(path=str(path), label=rows[0][1]))
+    places = [(text, place[2]) for part in found for text, place in zip(part.texts(), part.places, strict=True)]
+    assert places == [(row.text, row.line) for row in trained]
+
+
+def test_files_of_one_table_may_be_divided_by_different_marks(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["text,id", "a;b,1"])
+    write_csv(tmp_path / "b.csv", ["text;id", "c,d;2"])
+    assert whole(scanned(tmp_path / "a.csv", tmp_path / "b.csv")).table.to_pylist() == [
+        {"text": "a;b", "id": "1"},
+        {"text": "c,d", "id": "2"},
+    ]
+
+
 def test_jsonl_keeps_types_that_a_column_has_throughout(tmp_path: Path) -> None:
     rows = [
         {"text": "a", "n": 1, "x": 1, "b": True, "mixed": "s", "long": 1 << 60, "deep": {"k": [1]}},
@@ -98,6 +134,16 @@ def test_parquet_keeps_its_types_and_finds_bad_rows(tmp_path: Path) -> None:
         (4, "13", "null in place of a text"),
         (5, None, "the text is blank"),
     ]
+
+
+def test_a_parquet_row_with_broken_bytes_in_another_column_is_a_bad_row(tmp_path: Path) -> None:
+    broken = pa.array([b"fine", b"caf\xe9", b"good"], pa.binary()).view(pa.string())
+    late = pa.array([1, 2, 3], pa.timestamp("ns"))  # with nanoseconds, which Python does not have
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "id": broken, "when": late}), tmp_path / "a.parquet")
+    wanted = Wanted("text", "id", 8192)
+    rows = whole(scanned(tmp_path / "a.parquet", wanted=wanted), wanted)
+    assert rows.texts() == ["a", "c"]
+    assert [(bad.row, bad.id, bad.reason) for bad in rows.bad] == [(2, None, "column 'id' is not UTF-8")]
 
 
 @pytest.mark.parametrize("values", [[1, 2], pa.array(["1", "2"]).dictionary_encode()], ids=["whole numbers", "dictionary"])
@@ -145,12 +191,14 @@ def test_random_csv_files_read_as_the_csv_module_reads_them(tmp_path: Path) -> N
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"\n\n", "blank lines only"),
         ("a.csv", b"text\n", "there are no rows"),
-        ("a.csv", b"body,x\na,b\n", "no column 'text'; found 'body', 'x'"),
+        ("a.csv", b"body,x\na,b\n", "no column 'text'; found 'body', 'x'; name the right one with text="),
         ("a.csv", b"text,text\na,b\n", "stands twice in the header"),
         ("a.csv", b"text,\xff\na,b\n", "the header is not UTF-8"),
         ("a.csv", b'text\n"never closed\n', "line 2: not CSV"),
         ("a.csv", b'text\n"a"b\n', "line 2: not CSV"),
         ("a.csv", b"\x1f\x8b\x08\x00", "gzip"),
+        ("a.xlsx", b"PK\x03\x04", "Excel workbook"),
+        ("a.csv", "text\na\n".encode("utf-16-le"), "UTF-16 text without a mark"),
         ("a.jsonl", b"not json\n", "line 1: not a JSON object"),
         ("a.jsonl", b'{"body": 1}\n', "no column 'text'; found 'body'"),
         ("a.parquet", b"PAR1 and nothing more", "not a readable Parquet file"),
@@ -219,11 +267,16 @@ def test_files_are_found_by_glob_folder_and_name(tmp_path: Path) -> None:
     assert found(f"file://{tmp_path}/**/*.csv") == ["a.csv", "b.csv", "deep/c.csv"]
     assert found(str(tmp_path)) == ["a.csv", "b.csv", "deep/c.csv"]
     assert found(str(tmp_path / "_note.csv")) == ["_note.csv"]
+    assert found(str(tmp_path / "e.txt")) == ["e.txt"]  # named by itself it may have any name, as for train
 
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("none.csv", "no file is there"), ("*.txt", "expected a file that ends with"), ("*", "several formats")],
+    [
+        ("none.csv", "no file is there"),
+        ("*.txt", r"none of the 1 files there ends with .parquet, .*; name the file itself"),
+        ("*", "several formats"),
+    ],
 )
 def test_an_input_without_one_table_is_refused(tmp_path: Path, url: str, message: str) -> None:
     for name in ("a.csv", "b.jsonl", "c.txt"):

@@ -19,8 +19,8 @@ from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import FileDigest, digest_file, verify_file
 from pigeonhole.dataset.hub import is_hub
 from pigeonhole.dataset.near_duplicates import NearDuplicates, find_near_duplicates
-from pigeonhole.dataset.read import Row, format_of, listed, shown
-from pigeonhole.dataset.sniff import refuse_other_formats
+from pigeonhole.dataset.read import Row, listed, shown
+from pigeonhole.dataset.sniff import format_of, refuse_other_formats
 from pigeonhole.dataset.split import NAMES, TRAIN, assign_sides, owner_of_groups
 from pigeonhole.dataset.statistics import SHOWN_LINES, Scan, length_outliers, length_summary, scan_rows
 from pigeonhole.dataset.token_outliers import TokenOutlier, find_token_outliers

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pigeonhole import storage
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, setting
 from pigeonhole.dataset.amend import open_amendments
@@ -29,6 +30,8 @@ class CheckConfig:
 def run(arguments: list[str]) -> dict[str, Any]:
     """`data=FILE` is short for `data.path=FILE`."""
     config = compose(CheckConfig, "check_data", [_in_full(argument) for argument in arguments])
+    if config.card:
+        storage.require_writable("card", config.card.rpartition("/")[0] or ".")
     digests = verify_files(config.data)
     amendments = open_amendments(config.data)
     rows = {name: amendments.rows(config.data, url) for name, url in files_of(config.data).items()}

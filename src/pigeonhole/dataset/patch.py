@@ -6,15 +6,20 @@ rows without a decision pass untouched. The data file itself is never written to
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pigeonhole import storage
 from pigeonhole.dataset.digest import digest_file, verify_file
-from pigeonhole.dataset.read import Row, delimited, shown
+from pigeonhole.dataset.read import Row, shown
+from pigeonhole.dataset.sniff import delimited
 from pigeonhole.errors import DataError
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # what a spreadsheet computes
+SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20"  # with which a cell begins that a spreadsheet computes
+# One that divides columns otherwise than the file does cuts a cell in pieces: behind each mark a new one may begin.
+_COMPUTED = rf"""\A{{}}(?=[ '"]*[{SIGNS}\t\r\n])|(?<=[;\t\r\n]){{}}(?=[ '"]*[{SIGNS}])"""
+_BARE, _GUARDED = (re.compile(_COMPUTED.format(guard, guard)) for guard in ("", "'"))
 COLUMNS = ("text", "label", "suggestion", "confidence", "decision", "new_label")
 DECISIONS = ("", "keep", "relabel", "remove")  # empty: nobody has looked at it yet
 
@@ -82,16 +87,12 @@ def _plain(url: str, line: int, record: dict[str, str]) -> dict[str, str]:
     """The cells as they stood in the data."""
     if None in record or None in record.values():
         raise DataError(f"{url}: line {line}: another number of fields than the header")
-    return {name: cell[1:] if cell.startswith("'") and _is_guarded(cell[1:]) else cell for name, cell in record.items()}
+    return {name: _GUARDED.sub("", cell) for name, cell in record.items()}
 
 
 def _guarded(cell: str) -> str:
     """With an apostrophe before what a spreadsheet would compute, and before one that stands in the data for itself."""
-    return f"'{cell}" if _is_guarded(cell) else cell
-
-
-def _is_guarded(cell: str) -> bool:
-    return cell.lstrip(" '").startswith(FORMULA)
+    return _BARE.sub("'", cell)
 
 
 def _decide(url: str, line: int, record: dict[str, str], relabelled: dict[Key, str], removed: set[Key], kept: set[Key]) -> None:

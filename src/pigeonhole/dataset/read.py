@@ -1,9 +1,9 @@
 """Rows of text and label from CSV, JSON Lines, Parquet or the Hugging Face hub, streamed under one strict policy.
 
-Promises: UTF-8 only (a BOM is allowed); commas between the columns of a CSV, or, in a header without one, semicolons or tabs;
-every value a string as it stands in the file ("NA" and "null" are texts), every row with as many fields as the header, no row
-without text and label; a message names the line (physical lines, the header is line 1), and never shows a text. Memory does not
-grow with the file.
+Promises: UTF-8 only (a BOM is allowed); between the columns of a CSV stand commas, semicolons or tabs, whichever its header has
+most of; every value is a string as it stands in the file ("NA" and "null" are texts), every row has as many fields as the header,
+no row is without text and label; a message names the line (physical lines, the header is line 1), and never shows a text. Memory
+does not grow with the file.
 
 With data.task=multi_label a row may have any number of labels, also none: a list, or a string with data.label_separator between.
 """
@@ -14,14 +14,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice, product
 from typing import IO, Any, NoReturn
 
 from pigeonhole import storage
 from pigeonhole.dataset import hub
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.label_sets import SEPARATOR, join_labels
-from pigeonhole.dataset.sniff import HEAD_BYTES, refuse_other_formats
+from pigeonhole.dataset.sniff import DELIMITERS, HEAD_BYTES, delimited, format_of, refuse_other_formats
 from pigeonhole.errors import DataError
 
 TEXT_COLUMNS = ("text", "sentence", "utterance")
@@ -90,26 +90,12 @@ def _csv_values(url: str, columns: Columns) -> Iterator[Values]:
             if not fields:  # a blank line holds no row
                 continue
             if len(fields) != len(header):
-                mark = _DELIMITERS[delimiter]
+                mark = DELIMITERS[delimiter]
                 problem = f"{_count(len(fields), 'field')}, the header has {len(header)}; quote fields with {mark} in them"
                 if len(fields) < len(header) and _is_last(records):
                     problem = f"{problem} (this is the last row: if the file is cut off, its checksum differs from the source's)"
                 _refuse_line(url, line, problem)
             yield fields[text], fields[label], line
-
-
-def delimited(lines: Iterator[str]) -> tuple[Iterator[str], str]:
-    """The same lines, and what stands between their columns: spreadsheets of half of Europe write semicolons."""
-    passed = []
-    for line in lines:
-        passed.append(line)
-        if line.strip():
-            break
-    header = passed[-1] if passed else ""
-    return chain(passed, lines), next((mark for mark in _DELIMITERS if mark in header), ",")
-
-
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def _records(url: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -212,7 +198,9 @@ def _json_object(url: str, raw: str, line: int) -> dict[str, Any]:
         record = _DECODER.decode(raw)
     except json.JSONDecodeError:
         _refuse_line(url, line, "not JSON (cut off?); one object per line is needed")
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        _refuse_line(url, line, "JSON that is nested too deeply; a text and a label are needed, each a string")
+    except ValueError as error:
         _refuse_line(url, line, str(error).partition("; use sys.")[0])  # of a number with too many digits, for programmers
     if not isinstance(record, dict):
         _refuse_line(url, line, f"a JSON {type(record).__name__}; one object per line is needed, with the columns as its keys")
@@ -270,6 +258,7 @@ def _parquet_values(url: str, columns: Columns) -> Iterator[Values]:
                 _refuse_arrow_type(url, name, file.schema_arrow.field(name).type, lists=columns.several and name == label)
             row = 0
             for batch in file.iter_batches(batch_size=4096, columns=[text, label]):
+                _refuse_broken_strings(url, batch, row)
                 for values in zip(*(_arrow_values(batch.column(name)) for name in (text, label)), strict=True):
                     row += 1
                     if None in values or (isinstance(values[1], list) and None in values[1]):
@@ -278,6 +267,21 @@ def _parquet_values(url: str, columns: Columns) -> Iterator[Values]:
                     yield *values, row
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{url}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_broken_strings(url: str, batch: Any, row: int) -> None:
+    """Arrow takes any bytes for a string when it reads them."""
+    import pyarrow as pa
+
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        for place, column in product(range(batch.num_rows), batch.column_names):
+            try:
+                batch.column(column)[place].as_py()
+            except UnicodeDecodeError:
+                _refuse_line(url, row + place + 1, f"column {shown(column)} is not UTF-8; write the file from strings again")
+        raise
 
 
 def _refuse_arrow_type(url: str, column: str, found: Any, *, lists: bool) -> None:
@@ -310,13 +314,6 @@ _READERS: dict[str, Callable[[str, Columns], Iterator[Values]]] = {
     "JSONL": _jsonl_values,
     "Parquet": _parquet_values,
 }
-_SUFFIXES = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL", ".parquet": "Parquet"}
-
-
-def format_of(url: str) -> str:
-    """By the ending of the name; what is not JSONL or Parquet has to be CSV."""
-    dot = url.rfind(".")
-    return _SUFFIXES.get(url[dot:].lower(), "CSV") if dot > url.rfind("/") else "CSV"
 
 
 def _label_set(url: str, found: str | Sequence[str], separator: str, line: int) -> str:
@@ -372,6 +369,8 @@ def _find_column(url: str, key: str, wanted: str | None, usual: tuple[str, ...],
         name for name in found if name.strip().casefold() in ({wanted.strip().casefold()} if wanted is not None else set(usual))
     ]
     hint = f"did you mean data.{key}={near[0]}?" if near else f"name the right one with data.{key}="
+    if near and near[0] != near[0].strip():
+        hint = f"take the spaces around {shown(near[0])} out of the header"
     raise DataError(f"{url}: no column {expected} for the {key}; found the columns {listed(found)}; {hint}")
 
 
@@ -390,7 +389,7 @@ def _count(number: int, noun: str) -> str:
 
 def _refuse_encoding(url: str, line: int, error: UnicodeDecodeError) -> NoReturn:
     _refuse_line(
-        url, line, f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8 (iconv -f latin1 -t utf-8)"
+        url, line, f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8 (iconv -f cp1252 -t utf-8)"
     )
 
 

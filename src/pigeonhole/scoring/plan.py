@@ -200,7 +200,7 @@ def _spans(source: Source, starts: Sequence[int], begin: int, end: int) -> list[
         stop = min(end, offset + file.rows)
         if begin < stop:
             start = begin - offset
-            spans.append(Span(file.url, start, stop - offset, _mark_before(file.marks, start)))
+            spans.append(Span(file.url, start, stop - offset, _mark_before(file.marks, start), file.delimiter))
         begin = max(begin, stop)
         place += 1
     return spans

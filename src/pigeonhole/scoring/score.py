@@ -78,7 +78,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     output = storage.to_url(config.output)
     bundle = open_bundle(config.bundle)
     Classifier.open(bundle, config.precision)  # refused here in one line, and not later by each of the actors
-    source = scan(find_files(config.input), Wanted(config.text, config.id, config.max_chars))
+    source = scan(find_files(config.input, output), Wanted(config.text, config.id, config.max_chars))
     plan = make_plan(config, bundle, source)
     plan = earlier_plan(output, plan) or plan
     done = read_receipts(output)

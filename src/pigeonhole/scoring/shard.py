@@ -10,7 +10,7 @@ import hashlib
 import io
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,9 +157,20 @@ def _csv(table: pa.Table) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.schema.names)
-    columns = [table.column(name).to_pylist() for name in table.schema.names]
-    writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
+    writer.writerows([_cell(value) for value in row] for row in _rows(table))
     return text.getvalue().encode()
+
+
+def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    return zip(*map(_values, table.columns), strict=True)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A time that Python has no type for, with nanoseconds or after the year 9999, makes its column one of strings."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):
+        return list(column.cast(pa.string()).to_pylist())
 
 
 def _cell(value: Any) -> str:
@@ -172,7 +183,7 @@ def _cell(value: Any) -> str:
 
 
 def _jsonl(plan: Plan, table: pa.Table) -> bytes:
-    rows = table.to_pylist()
+    rows = [dict(zip(table.schema.names, row, strict=True)) for row in _rows(table)]
     column = plan.columns.get("probabilities")
     for row in rows if column else []:
         row[column] = dict(zip(plan.bundle.labels, row[column], strict=True))

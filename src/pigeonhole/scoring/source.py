@@ -9,6 +9,8 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Literal, NoReturn
@@ -18,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pigeonhole import storage
-from pigeonhole.dataset.sniff import HEAD_BYTES, refuse_other_formats
+from pigeonhole.dataset.sniff import HEAD_BYTES, delimited, format_of, refuse_other_formats, suffix_of
 from pigeonhole.errors import NOT_AS_TYPED, DataError
 
-Format = Literal["parquet", "csv", "jsonl"]
+Format = Literal["Parquet", "CSV", "JSONL"]
 
 MARK_ROWS = 1024  # a text file can be entered at every so many rows
 MAX_LINE_BYTES = 64 << 20
@@ -29,8 +31,7 @@ MAX_FIELD_CHARS = 16 << 20  # a quote that is never closed must not read the res
 BATCH_ROWS = 1024
 PAGE_BYTES = 1 << 20  # read of a column at a time; without a bound, pyarrow takes all of a row group at once
 
-_SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_NAMES = {"parquet": "Parquet", "csv": "CSV", "jsonl": "JSONL"}
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")  # what is a table below a folder or a glob
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -50,6 +51,7 @@ class InputFile:
     size_bytes: int
     rows: int
     marks: tuple[Mark, ...] = ()
+    delimiter: str = ","
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Span:
     start: int
     stop: int
     mark: Mark
+    delimiter: str  # of CSV
 
 
 @dataclass(frozen=True)
@@ -113,17 +116,16 @@ class Rows:
         return [str(text) for text in _strings(self.table.column(self.text))]
 
 
-def find_files(url: str) -> list[str]:
-    """The files of a glob, a folder or a URL, sorted. Raises DataError."""
-    found = [name for name in storage.expand(url) if not _is_hidden(name, url)]
+def find_files(url: str, output: str = "") -> list[str]:
+    """The files of a glob, a folder or a URL, sorted; those below the output are none of the input. Raises DataError."""
+    below = f"{storage.to_url(output).rstrip('/')}/" if output else None
+    found = [name for name in storage.expand(url) if not (_is_hidden(name, url) or (below and name.startswith(below)))]
     if not found:
         raise DataError(f"input={url}: no file is there; give a file, a folder or a glob such as folder/*.parquet")
-    files = [name for name in found if _suffix(name) in _SUFFIXES]
-    if len(found) == 1 and not files:
-        raise DataError(f"{found[0]}: expected a file that ends with {', '.join(_SUFFIXES)}")
+    files = found if found == [storage.to_url(url)] else [name for name in found if suffix_of(name) in TABLES]
     if not files:
-        raise DataError(f"input={url}: none of the {len(found)} files ends with {', '.join(_SUFFIXES)}")
-    formats = {_SUFFIXES[_suffix(name)] for name in files}
+        raise DataError(f"input={url}: none of the {len(found)} files there ends with {', '.join(TABLES)}; name the file itself")
+    formats = {format_of(name) for name in files}
     if len(formats) > 1:
         raise DataError(f"input={url}: files of several formats ({', '.join(sorted(formats))}); score them one format at a time")
     return files
@@ -131,15 +133,16 @@ def find_files(url: str) -> list[str]:
 
 def scan(urls: Sequence[str], wanted: Wanted) -> Source:
     """Read every file once in full. Raises DataError for what is not as one table with the wanted columns, StorageError."""
-    format_ = _SUFFIXES[_suffix(urls[0])]
+    format_ = format_of(urls[0])
     with _long_fields():
-        source = {"parquet": _scan_parquet, "csv": _scan_csv, "jsonl": _scan_jsonl}[format_](urls)
-    for column in filter(None, (wanted.text, wanted.id)):
-        if column not in source.schema.names:
-            raise DataError(f"{urls[0]}: no column {column!r}; found {', '.join(map(repr, source.schema.names[:20])) or 'none'}")
-    if format_ == "jsonl":
+        source = {"Parquet": _scan_parquet, "CSV": _scan_csv, "JSONL": _scan_jsonl}[format_](urls)
+    for key, column in (("text", wanted.text), ("id", wanted.id)):
+        if column is not None and column not in source.schema.names:
+            found = ", ".join(map(repr, source.schema.names[:20])) or "none"
+            raise DataError(f"{urls[0]}: no column {column!r}; found {found}; name the right one with {key}=")
+    if format_ == "JSONL":
         source = _with_text(source, wanted.text)
-    if format_ == "parquet":
+    if format_ == "Parquet":
         _refuse_text_type(urls[0], wanted.text, source.schema.field(wanted.text).type)
     if not source.rows:
         raise DataError(f"{urls[0]}: there are no rows" + (f" in any of the {len(urls)} files" if len(urls) > 1 else ""))
@@ -179,11 +182,6 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _suffix(url: str) -> str:
-    dot = url.rfind(".")
-    return url[dot:].lower() if dot > url.rfind("/") else ""
-
-
 def _is_hidden(name: str, url: str) -> bool:
     """Below a folder or a glob, names with a dot or an underscore in front are a program's notes, not data."""
     root = storage.to_url(url)
@@ -204,10 +202,10 @@ def _long_fields() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(url: str, format_: Format) -> Iterator[tuple[IO[bytes], str, int]]:
+def _opened(url: str) -> Iterator[tuple[IO[bytes], str, int]]:
     """The stream of a file that was read once already, with its digest and size."""
     with storage.open_read(url) as stream:
-        refuse_other_formats(url, stream.read(HEAD_BYTES), _NAMES[format_])
+        refuse_other_formats(url, stream.read(HEAD_BYTES), format_of(url))
         stream.seek(0)
         digest = hashlib.sha256()
         size_bytes = 0
@@ -223,7 +221,7 @@ def _scan_parquet(urls: Sequence[str]) -> Source:
     schema: pa.Schema | None = None
     row_bytes = 0
     for url in urls:
-        with _opened(url, "parquet") as (stream, sha256, size_bytes), _explained(url):
+        with _opened(url) as (stream, sha256, size_bytes), _explained(url):
             file = pq.ParquetFile(stream, buffer_size=PAGE_BYTES)
             found = file.schema_arrow.remove_metadata()
             schema = schema or found
@@ -233,7 +231,7 @@ def _scan_parquet(urls: Sequence[str]) -> Source:
                 rows += batch.num_rows
                 row_bytes = max(row_bytes, batch.nbytes // max(1, batch.num_rows))
         files.append(InputFile(url, sha256, size_bytes, rows))
-    return Source("parquet", schema, frozenset(), tuple(files), row_bytes)
+    return Source("Parquet", schema, frozenset(), tuple(files), row_bytes)
 
 
 def _refuse_other_columns(url: str, found: pa.Schema, first: str, expected: pa.Schema) -> None:
@@ -267,14 +265,17 @@ def _scan_csv(urls: Sequence[str]) -> Source:
     files: list[InputFile] = []
     header: list[str] = []
     for url in urls:
-        with _opened(url, "csv") as (stream, sha256, size_bytes):
-            records = _csv_records(url, stream, Mark(0, _after_bom(stream), 1))
+        with _opened(url) as (stream, sha256, size_bytes):
+            start = Mark(0, _after_bom(stream), 1)
+            _, delimiter = delimited(_Lines(url, stream, start))
+            stream.seek(start.position)
+            records = _csv_records(url, stream, start, delimiter)
             found = next(((fields, line) for _, line, fields in records), ([], 1))[0]
             header = header or found
             _refuse_header(url, found, urls[0], header)
             marks, rows = _marks((position, line) for position, line, _ in records)
-        files.append(InputFile(url, sha256, size_bytes, rows, marks))
-    return Source("csv", pa.schema([(name, pa.string()) for name in header]), frozenset(), tuple(files), _row_bytes(files))
+        files.append(InputFile(url, sha256, size_bytes, rows, marks, delimiter))
+    return Source("CSV", pa.schema([(name, pa.string()) for name in header]), frozenset(), tuple(files), _row_bytes(files))
 
 
 def _refuse_header(url: str, found: list[str], first: str, expected: list[str]) -> None:
@@ -315,14 +316,21 @@ def _row_bytes(files: Sequence[InputFile]) -> int:
     return found
 
 
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
+
+
 class _Lines:
-    """Decoded physical lines; `position` and `line` are the next one's. Bytes that are not UTF-8 become lone surrogates."""
+    """Decoded physical lines, which end with LF, CRLF or CR; `position` and `line` are the next one's.
+
+    Bytes that are not UTF-8 become lone surrogates.
+    """
 
     def __init__(self, url: str, stream: IO[bytes], mark: Mark) -> None:
         self.position = mark.position
         self.line = mark.line
         self._url = url
         self._stream = stream
+        self._ahead: deque[bytes] = deque()  # what CR divides
 
     def __iter__(self) -> "_Lines":
         return self
@@ -331,20 +339,23 @@ class _Lines:
         return self.raw().decode("utf-8", "surrogateescape")
 
     def raw(self) -> bytes:
-        data = self._stream.readline(MAX_LINE_BYTES)
-        if not data:
+        if not self._ahead:
+            block = self._stream.readline(MAX_LINE_BYTES)
+            if len(block) == MAX_LINE_BYTES:
+                _refuse_line(self._url, self.line, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+            self._ahead.extend(_LINE.findall(block))
+        if not self._ahead:
             raise StopIteration
-        if len(data) == MAX_LINE_BYTES:
-            _refuse_line(self._url, self.line, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+        data = self._ahead.popleft()
         self.position += len(data)
         self.line += 1
         return data
 
 
-def _csv_records(url: str, stream: IO[bytes], mark: Mark) -> Iterator[tuple[int, int, list[str]]]:
+def _csv_records(url: str, stream: IO[bytes], mark: Mark, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
     """Position, line and fields of each record from the mark on; a blank line holds none."""
     lines = _Lines(url, stream, mark)
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         position, line = lines.position, lines.line
         try:
@@ -382,14 +393,14 @@ def _scan_jsonl(urls: Sequence[str]) -> Source:
     files: list[InputFile] = []
     kinds: dict[str, set[type]] = {}
     for url in urls:
-        with _opened(url, "jsonl") as (stream, sha256, size_bytes):
+        with _opened(url) as (stream, sha256, size_bytes):
             records = _jsonl_records(url, stream, Mark(0, _after_bom(stream), 1))
             marks, rows = _marks(_noting(url, records, kinds))
         files.append(InputFile(url, sha256, size_bytes, rows, marks))
     types = {name: _arrow_type(found) for name, found in kinds.items()}
     schema = pa.schema([(name, found or pa.string()) for name, found in types.items()])
     json_columns = frozenset(name for name, found in types.items() if found is None)
-    return Source("jsonl", schema, json_columns, tuple(files), _row_bytes(files))
+    return Source("JSONL", schema, json_columns, tuple(files), _row_bytes(files))
 
 
 def _noting(
@@ -435,11 +446,11 @@ def _arrow_type(kinds: set[type]) -> pa.DataType | None:
 
 def _read_span(source: Source, span: Span, wanted: Wanted) -> Rows:
     with storage.open_read(span.url) as stream:
-        if source.format == "parquet":
+        if source.format == "Parquet":
             return _read_parquet(source, stream, span, wanted)
         stream.seek(span.mark.position)
-        if source.format == "csv":
-            csv_records = _csv_records(span.url, stream, span.mark)
+        if source.format == "CSV":
+            csv_records = _csv_records(span.url, stream, span.mark, span.delimiter)
             records = ((line, _csv_row(source.schema.names, fields)) for _, line, fields in csv_records)
         else:
             records = ((line, record) for _, line, record in _jsonl_records(span.url, stream, span.mark))
@@ -502,19 +513,51 @@ def _read_parquet(source: Source, stream: IO[bytes], span: Span, wanted: Wanted)
         table = pa.Table.from_batches(_row_range(file, span), schema=source.schema)
     if table.num_rows < span.stop - span.start:
         raise DataError(f"{span.url}: has fewer rows than when the job began; put the file back as it was")
-    texts = _strings(table.column(wanted.text))
-    names = table.column(wanted.id).to_pylist() if wanted.id else [None] * len(texts)
+    broken = _broken_rows(table)
     good: list[int] = []
     bad: list[BadRow] = []
-    for number, text in enumerate(texts):
-        problem = problem_of(text, wanted.max_chars)
+    for number, text in enumerate(_strings(table.column(wanted.text))):
+        problem = problem_of(text, wanted.max_chars) or broken.get(number)
         if problem:
-            name = None if names[number] is None else str(names[number])
+            name = _shown(table.column(wanted.id)[number]) if wanted.id else None
             bad.append(BadRow(span.url, span.start + number + 1, None, name, problem))
         else:
             good.append(number)
     places: list[Place] = [(span.url, span.start + number + 1, None) for number in good]
     return Rows(table.take(pa.array(good, pa.int64())) if bad else table, wanted.text, places, bad)
+
+
+def _broken_rows(table: pa.Table) -> dict[int, str]:
+    """Arrow takes any bytes for a string when it reads them. Which rows hold such, and in which column."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        return {
+            number: f"column {name!r} is not UTF-8"
+            for name in table.schema.names
+            for number, value in enumerate(table.column(name))
+            if not _is_readable(value)
+        }
+    return {}
+
+
+def _shown(value: pa.Scalar) -> str | None:
+    """None also for what Python cannot show: bytes that are no UTF-8, a time with nanoseconds."""
+    try:
+        found = value.as_py()
+    except (ValueError, OverflowError):
+        return None
+    return None if found is None else str(found)
+
+
+def _is_readable(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    except (ValueError, OverflowError):
+        return True  # a time that Python has no type for
+    return True
 
 
 def _row_range(file: pq.ParquetFile, span: Span) -> Iterator[pa.RecordBatch]:
