@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,23 @@ def test_a_move_by_somebody_else_in_between_is_not_overwritten(
     with pytest.raises(RegistryError, match="somebody moved it"):
         promote(registry, "v2", f"data.path={rows_file}")
     assert registry.alias("keywords", "production").version == "v3"
+
+
+def test_a_registry_that_can_only_be_read_is_told_before_anything_is_measured(
+    registry: Registry, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_production(registry, published(registry, tmp_path, "v1"))
+    published(registry, tmp_path, "v2")
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("pigeonhole.storage._replace", refuse)
+    assert call(run, ["candidate=v2", f"registry={registry.url}", f"data.path={rows_file}"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert f"registry={registry.url}: cannot be written (Read-only file system)" in said.err
+    assert promote(registry, "v1")["reasons"] == ["is production already"]  # nothing is to be written for that
 
 
 def test_limits_come_from_the_command_line(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
