@@ -44,7 +44,9 @@ def post(client: TestClient, body: bytes, **headers: str) -> Any:
 
 
 def ended(client: TestClient) -> dict[str, Any]:
+    until = time.monotonic() + 60
     while (jobs := client.get("/jobs").json()["jobs"])[0]["ended"] is None:
+        assert time.monotonic() < until, jobs
         time.sleep(0.01)
     found: dict[str, Any] = jobs[0]
     return found
