@@ -1,6 +1,8 @@
 """The steps before training; the whole of it is what tests/loop/test_demo.py runs."""
 
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.conftest import tiny_rows, write_rows
+from tests.training.fork_server import ForkServer
 
 from pigeonhole.bundle import MANIFEST, Bundle, open_bundle, seal
 from pigeonhole.configuration import compose
@@ -20,7 +23,7 @@ from pigeonhole.drift.review import is_drawn
 from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.loop.harvest import Harvest, harvest
-from pigeonhole.loop.retrain import divide, learned_keys, new_folder, run, split_arguments, write
+from pigeonhole.loop.retrain import VERDICT, divide, learned_keys, new_folder, open_folder, run, split_arguments, write
 from pigeonhole.prediction_log import Features, Feedback, LogWriter, Record, TextPolicy, new_id
 from pigeonhole.registry import Registry
 from pigeonhole.training.config import TrainConfig
@@ -282,3 +285,69 @@ def test_two_runs_of_one_second_have_a_folder_each(tmp_path: Path) -> None:
     now = datetime(2026, 3, 1, 12, tzinfo=UTC)
     folders = [new_folder(str(tmp_path), now) for _ in range(3)]
     assert [Path(folder).name for folder in folders] == ["20260301-120000", "20260301-120000-2", "20260301-120000-3"]
+
+
+def test_a_stopped_run_is_gone_on_with_and_one_that_got_its_verdict_is_not(tmp_path: Path) -> None:
+    def opened(fingerprint: str) -> str:
+        return Path(open_folder(str(tmp_path), fingerprint, datetime(2026, 3, 1, 12, tzinfo=UTC))).name
+
+    assert [opened(name) for name in ("aa", "bb", "aa")] == ["20260301-120000", "20260301-120000-2", "20260301-120000"]
+    (tmp_path / "20260301-120000" / VERDICT).touch()
+    assert [opened(name) for name in ("aa", "aa", "bb")] == ["20260301-120000-3", "20260301-120000-3", "20260301-120000-2"]
+
+
+PROGRAM = Path(__file__).parent / "programs/retraining.py"
+MOMENTS = (
+    "frozen.csv$",  # feedback is read, some of the rows are written
+    "checkpoint/",
+    "versions/.*/manifest.json$",  # sealed, and all but published
+    "metrics.json$",
+    "production.json$",  # the gate has said yes
+)
+
+
+class World:
+    """A registry and a log of its own, in which `retrain` runs as a process."""
+
+    def __init__(self, server: ForkServer, origin: Path, folder: Path) -> None:
+        self._server, self._folder = server, folder
+        for name in ("registry", "log"):
+            shutil.copytree(origin / name, folder / name)
+        self.registry = Registry(str(folder / "registry"))
+
+    def retrain(self, kill_at: str = "") -> int:
+        places = (f"{name}={self._folder / place}" for name, place in PLACES.items())
+        given = [*places, "least_judged=40", "gate.behaviour_floor=0"]
+        return self._server.wait(self._server.start(PROGRAM, self._folder / "said", *given, KILL_AT=kill_at))
+
+    @property
+    def said(self) -> str:
+        return (self._folder / "said").read_text()
+
+    @property
+    def history(self) -> list[tuple[str, str | None]]:
+        return [(change.action, change.version) for change in self.registry.alias("tiny", "production").history]
+
+
+PLACES = {"registry": "registry", "log": "log", "rows": "rows", "run": "runs"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_retraining_killed_in_each_of_its_phases_ends_as_one_that_nobody_disturbed(
+    judge: Judge, registry: Registry, bundle: Bundle, tmp_path: Path
+) -> None:
+    judge([(row, "billing", ["delivery"]) for row in NEW])
+    with ForkServer() as server:
+        calm, killed = (World(server, tmp_path, tmp_path / name) for name in ("calm", "killed"))
+        assert calm.retrain() == 0, calm.said
+        for moment in MOMENTS:
+            assert killed.retrain(moment) == -signal.SIGKILL, f"{moment}:\n{killed.said}"
+        assert killed.retrain() == 0, killed.said
+    first = bundle.manifest.version
+    (second,) = set(killed.registry.versions("tiny")) - {first}
+    assert killed.history == [("set", first), ("promote", second)]
+    found, expected = (
+        open_bundle(world.registry.version_url("tiny", world.history[-1][1] or "")).manifest for world in (killed, calm)
+    )
+    assert found.files["model.onnx"] == expected.files["model.onnx"]
+    assert found.metrics["test"] == expected.metrics["test"]
