@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -174,12 +173,12 @@ def until(what: str, ask: Callable[[], Found | None], patience_s: float = PATIEN
     return found
 
 
-def first_value(url: str) -> str:
-    """The first value that Prometheus answers with; "" where it has none yet, or is not there yet."""
+def first_value(url: str, timeout_s: float = 5) -> str:
+    """The first value that Prometheus answers with; "" where it has none yet, or does not answer yet."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  our own port
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:  # noqa: S310  our own port
             found = json.load(answer)["data"]["result"]
-    except (urllib.error.URLError, ConnectionError):
+    except OSError:  # an HTTP status and an answer that does not come are such errors, too
         return ""
     return str(found[0]["value"][1]) if found else ""
 

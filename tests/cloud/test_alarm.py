@@ -1,4 +1,5 @@
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,11 @@ def test_without_a_bundle_or_prometheus_the_next_step_is_told(tmp_path: Path, mo
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="apt-get install prometheus"):
         alarm.program(("no-such-prometheus",))
+
+
+def test_a_prometheus_that_takes_a_question_and_does_not_answer_has_no_value_yet() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert alarm.first_value(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=0.1) == ""
 
 
 def test_what_does_not_come_is_named() -> None:

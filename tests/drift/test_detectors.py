@@ -115,6 +115,12 @@ def test_each_kind_of_change_is_found_by_its_detector_and_not_by_unrelated_ones(
     assert {name for name, verdict in found.items() if verdict == "drift"} <= related
 
 
+def test_a_client_that_sends_one_usual_text_over_and_over_is_drift() -> None:
+    random = np.random.default_rng(12)
+    reference = rows(300, random)
+    assert overall(detect(reference, reference.take(np.full(100, 17)))) == "drift"
+
+
 def test_higher_confidence_is_no_fall_of_accuracy() -> None:
     random = np.random.default_rng(6)
     window = rows(200, random)

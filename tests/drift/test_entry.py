@@ -21,7 +21,7 @@ def started(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], str]]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     variables = {**os.environ, "PORT": str(port), "PIGEONHOLE_REPORTS": settings.reports, "PIGEONHOLE_LOG": settings.log}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], env=variables, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], env=variables, stderr=subprocess.PIPE) as process:
         try:
             yield process, f"http://127.0.0.1:{port}"
         finally:
@@ -29,11 +29,13 @@ def started(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], str]]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM, not Windows")
-def test_the_command_listens_and_sigterm_ends_it_with_0(settings: Settings) -> None:
+def test_the_command_listens_says_what_is_missing_and_sigterm_ends_it_with_0(settings: Settings) -> None:
     with started(settings) as (process, address):
         assert _answers(f"{address}/health")
         process.terminate()
-        assert process.wait(20) == 0
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+    assert f"PIGEONHOLE_LOG={settings.log}: there is no log here yet" in said.decode()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT, not Windows")

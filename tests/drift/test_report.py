@@ -102,6 +102,16 @@ def test_a_report_that_was_kept_although_nobody_heard_of_it_is_not_kept_twice(
     assert (kept["number"], reports.numbers()) == (1, [1])
 
 
+def test_the_page_says_what_else_was_in_the_log(reference: Reference) -> None:
+    report = compare(reference, sample(reference, 10), SPAN, budget=0.01, min_rows=25)
+    shown = page({**report, "number": 1})
+    assert (
+        "<p>Not compared: 2 predictions of other models or versions, "
+        "1 predictions with a label that the version does not have, 4 torn lines.</p>"
+    ) in shown
+    assert "Not compared" not in page({**report, "number": 1, "rows": {"window": 10, "reference": 60, "torn": 0}})
+
+
 def test_names_are_escaped_on_the_page(reference: Reference) -> None:
     report = compare(reference, sample(reference, 60), SPAN, budget=0.01, min_rows=25)
     shown = page({**report, "number": 1, "model": "<script>", "drawing": "<img>"})

@@ -1,5 +1,6 @@
 import base64
 import json
+import signal
 import socket
 import sys
 import threading
@@ -44,7 +45,9 @@ def post(client: TestClient, body: bytes, **headers: str) -> Any:
 
 
 def ended(client: TestClient) -> dict[str, Any]:
+    until = time.monotonic() + 60
     while (jobs := client.get("/jobs").json()["jobs"])[0]["ended"] is None:
+        assert time.monotonic() < until, jobs
         time.sleep(0.01)
     found: dict[str, Any] = jobs[0]
     return found
@@ -59,12 +62,12 @@ def test_an_alarm_starts_one_job_and_its_result_is_kept(client: TestClient, tmp_
 
 
 def test_the_same_alarm_twice_and_another_meanwhile_start_nothing(client: TestClient, tmp_path: Path) -> None:
-    assert [post(client, alarm(name)).json()["did"] for name in ("a1", "a1", "a2")] == ["started", "known", "busy"]
+    assert [post(client, alarm(name)).json()["did"] for name in ("a1", "a1", "a2", "a2")] == ["started", "known", "busy", "known"]
     (tmp_path / "go").touch()
     ended(client)
     assert post(client, alarm("a3")).json()["did"] == "started"
     ended(client)
-    assert len(client.get("/jobs").json()["jobs"]) == 2
+    assert [job["alarm"]["id"] for job in client.get("/jobs").json()["jobs"]] == ["a3", "a1"]
 
 
 def test_of_alarms_that_arrive_together_one_starts_a_job(client: TestClient, tmp_path: Path) -> None:
@@ -129,6 +132,7 @@ def test_an_alarm_of_a_model_named_message_is_no_push(client: TestClient, tmp_pa
         b'{"message": {"data": "%%%"}}',
         b'{"message": 3}',
         b"x" * 200_000,
+        alarm() + b" " * 200_000,
     ],
 )
 def test_what_is_no_alarm_is_a_422(client: TestClient, body: bytes) -> None:
@@ -140,6 +144,14 @@ def test_a_job_that_fails_without_a_result_is_told(tmp_path: Path) -> None:
     post(client, alarm())
     job = ended(client)
     assert (job["exit_code"], job["result"]) == (3, None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_a_listener_that_is_stopped_stops_its_job(client: TestClient, jobs: Jobs) -> None:
+    jobs.stop()  # there is none yet
+    post(client, alarm())
+    jobs.stop()
+    assert ended(client)["exit_code"] == -signal.SIGTERM
 
 
 def test_an_alarm_whose_job_cannot_be_started_may_come_again(

@@ -1,6 +1,8 @@
 """The steps before training; the whole of it is what tests/loop/test_demo.py runs."""
 
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,18 +11,20 @@ from typing import Any
 import msgspec
 import pytest
 from tests.conftest import tiny_rows, write_rows
+from tests.training.fork_server import ForkServer
 
 from pigeonhole.bundle import MANIFEST, Bundle, open_bundle, seal
 from pigeonhole.configuration import compose
+from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import normalise
-from pigeonhole.dataset.load import read_out_of_scope
-from pigeonhole.dataset.read import Row
+from pigeonhole.dataset.load import OutOfScope, read_out_of_scope
+from pigeonhole.dataset.read import Row, read_rows
 from pigeonhole.dataset.taxonomy import read_taxonomy
 from pigeonhole.drift.review import is_drawn
 from pigeonhole.drift.settings import AUDIT_SHARE
-from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
+from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError, RunError
 from pigeonhole.loop.harvest import Harvest, harvest
-from pigeonhole.loop.retrain import divide, learned_keys, new_folder, run, split_arguments, write
+from pigeonhole.loop.retrain import VERDICT, Rows, divide, learned_keys, new_folder, open_folder, run, split_arguments, write
 from pigeonhole.prediction_log import Features, Feedback, LogWriter, Record, TextPolicy, new_id
 from pigeonhole.registry import Registry
 from pigeonhole.training.config import TrainConfig
@@ -52,6 +56,7 @@ def judge(bundle: Bundle, tmp_path: Path) -> Judge:
         version: str = bundle.manifest.version,
         source: str = "person",
         score: float = 0.9,
+        model: str = "tiny",
     ) -> None:
         log = str(tmp_path / "log")
         at = datetime.now(UTC) - timedelta(minutes=10)
@@ -61,7 +66,7 @@ def judge(bundle: Bundle, tmp_path: Path) -> Judge:
                     prediction_id=new_id(),
                     at=at,
                     request_id="r",
-                    model="tiny",
+                    model=model,
                     version=version,
                     text={"full": row.text, "redact": row.text, "hash": "hmac-sha256:00", "none": None}[policy],
                     text_policy=policy,
@@ -104,6 +109,12 @@ def test_of_two_words_on_one_text_the_later_one_is_learned_whichever_is_read_fir
     assert [row.label for row in reap(tmp_path, bundle).rows] == ["delivery"]
 
 
+def test_one_text_in_two_spellings_is_one_row(judge: Judge, tmp_path: Path, bundle: Bundle) -> None:
+    judge([(NEW[0], "billing", ["delivery"]), (Row(f" {NEW[0].text.upper()}", "delivery", 0), "billing", ["delivery"])])
+    found = reap(tmp_path, bundle)
+    assert (found.judged, len(found.rows)) == (2, 1)
+
+
 def test_answers_to_the_review_queue_are_weighed_back_to_all_predictions(judge: Judge, tmp_path: Path, bundle: Bundle) -> None:
     judge([(NEW[0], "delivery", ["delivery"])] * 1500, source="review")
     judge([(NEW[1], "billing", ["delivery"])] * 60, source="review", score=0.1)
@@ -125,6 +136,7 @@ def test_texts_that_the_log_does_not_keep_are_judged_and_not_learned(
 
 def test_other_versions_and_foreign_labels_are_left_out(judge: Judge, tmp_path: Path, bundle: Bundle) -> None:
     judge([(NEW[0], "billing", ["delivery"])], version="another")
+    judge([(NEW[0], "billing", ["delivery"])], model="another")
     judge([(NEW[1], "billing", ["zebra"])])
     found = reap(tmp_path, bundle)
     assert (found.judged, found.unknown_labels) == (0, 1)
@@ -153,10 +165,18 @@ def test_no_text_is_on_two_sides_and_old_rows_stay_on_theirs(bundle: Bundle) -> 
     assert rows.reference == rows.frozen  # 16 rows would be too few
 
 
-def test_many_rows_set_aside_are_what_traffic_is_compared_with(bundle: Bundle) -> None:
+def test_many_rows_set_aside_are_what_traffic_is_compared_with(bundle: Bundle, tmp_path: Path) -> None:
     rows = divide(bundle, Harvest(NEW, 40, 10, 0, 0), set_aside=0.8)
     assert rows.reference == rows.frozen[-32:]
     assert {row.text for row in rows.reference} <= {row.text for row in NEW}
+    written = dict(key.split("=", 1) for key in write(str(tmp_path), rows))
+    assert [row.text for row in read_rows(DataConfig(path=written["reference_path"]))] == [row.text for row in rows.reference]
+
+
+@pytest.mark.parametrize(("set_aside", "compared"), [(29, 40), (30, 30)])
+def test_fewer_rows_than_a_reference_needs_are_compared_with_all_frozen_ones(set_aside: int, compared: int) -> None:
+    rows = Rows(NEW, NEW, NEW, learned=1, set_aside=set_aside, outside=OutOfScope([], []))
+    assert rows.reference == NEW[-compared:]
 
 
 def test_a_successor_learns_what_is_out_of_scope_from_its_predecessors_texts_and_is_measured_on_the_others(
@@ -168,8 +188,9 @@ def test_a_successor_learns_what_is_out_of_scope_from_its_predecessors_texts_and
     told = {**origin["config"], "data.out_of_scope_path": str(tmp_path / "outside.csv"), "data.slices": "digits=\\d+ ; it's=it's"}
     manifest = msgspec.structs.replace(bundle.manifest, provenance={**origin, "config": told})
     production = Bundle(bundle.url, bundle.folder, manifest)
-    rows = divide(production, Harvest([*NEW, Row(outside[0], "delivery", 0)], 41, 0, 0, 0), set_aside=0.4)
-    assert outside[0] not in {row.text for row in (*rows.train, *rows.frozen)}
+    judged = [*NEW, *(Row(text, "delivery", 0) for text in outside)]
+    rows = divide(production, Harvest(judged, 48, 0, 0, 0), set_aside=0.4)
+    assert not set(outside) & {row.text for row in (*rows.train, *rows.frozen)}
     config = compose(TrainConfig, "train", [*learned_keys(production), *write(str(tmp_path / "rows"), rows)])
     assert config.data.slices == told["data.slices"]
     found = read_out_of_scope(config.data)
@@ -219,6 +240,50 @@ def test_too_few_judged_predictions_decide_nothing(judge: Judge, registry: Regis
     judge([(row, "billing", ["delivery"]) for row in NEW[:30]])
     found = refused(registry, tmp_path)
     assert (found["decision"], found["reason"]) == ("WAIT", "30 predictions are judged, 50 are needed")
+
+
+def test_where_nothing_was_judged_there_is_no_accuracy(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(NEW[0], "billing", [])])
+    found = refused(registry, tmp_path)
+    assert (found["judged"], found["live_accuracy"], found["interval"]) == (0, None, [0.0, 1.0])
+
+
+def test_predictions_before_the_window_do_not_count(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(row, "billing", ["delivery"]) for row in NEW[:30]])
+    assert [refused(registry, tmp_path, f"window_hours={hours}")["judged"] for hours in (0.1, 0.5)] == [0, 30]
+
+
+def test_answers_are_weighed_by_the_chance_that_the_drift_service_asked(
+    judge: Judge, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge([(NEW[0], "delivery", ["delivery"])] * 1500, source="review")
+    judge([(NEW[1], "billing", ["delivery"])] * 100, source="review", score=0.1)
+    found = [refused(registry, tmp_path, "least_judged=5000", *more) for more in ([], ["audit_share=1"])]
+    monkeypatch.setenv("PIGEONHOLE_AUDIT_SHARE", "1")
+    found += [refused(registry, tmp_path, "least_judged=5000", *more) for more in ([], [f"audit_share={AUDIT_SHARE}"])]
+    assert (found[0], found[1]) == (found[3], found[2])
+    assert found[0]["live_accuracy"] > 0.8 > 0.5 > found[1]["live_accuracy"]
+
+
+def test_asked_for_it_trains_a_version_that_is_as_good_as_it_was(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(Row(text, label, 0), label, [label]) for text, label in tiny_rows()])
+    found = refused(registry, tmp_path, "least_judged=40", "always=true")
+    assert "0 of the judged texts are new to production" in found["reason"]  # and not that it is as good as it was
+
+
+def test_a_changed_taxonomy_asks_no_feedback(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(NEW[0], "billing", ["delivery"])])
+    (tmp_path / "labels.yaml").write_text("rename: {delivery: shipping}\n")
+    (tmp_path / "file").touch()
+    places = [f"registry={registry.url}", f"log={tmp_path / 'log'}", f"rows={tmp_path / 'rows'}", f"run={tmp_path / 'file'}"]
+    with pytest.raises(ConfigError, match=rf"out={tmp_path}/file/.*: cannot be written"):  # the training has begun
+        run([*places, f"taxonomy={tmp_path / 'labels.yaml'}"])
+
+
+def test_nothing_to_judge_by_what_was_learned_trains_nothing(judge: Judge, registry: Registry, tmp_path: Path) -> None:
+    judge([(Row(text, label, 0), "billing", [label]) for text, label in tiny_rows()] + [(NEW[0], "billing", ["delivery"])])
+    found = refused(registry, tmp_path, "least_judged=40", "set_aside=0.0001")
+    assert "1 of the judged texts are new to production" in found["reason"]
 
 
 def test_a_version_that_is_as_good_as_it_was_is_left_alone(judge: Judge, registry: Registry, tmp_path: Path) -> None:
@@ -282,3 +347,87 @@ def test_two_runs_of_one_second_have_a_folder_each(tmp_path: Path) -> None:
     now = datetime(2026, 3, 1, 12, tzinfo=UTC)
     folders = [new_folder(str(tmp_path), now) for _ in range(3)]
     assert [Path(folder).name for folder in folders] == ["20260301-120000", "20260301-120000-2", "20260301-120000-3"]
+
+
+def test_a_stopped_run_is_gone_on_with_and_one_that_got_its_verdict_is_not(tmp_path: Path) -> None:
+    def opened(fingerprint: str) -> str:
+        return Path(open_folder(str(tmp_path), fingerprint, datetime(2026, 3, 1, 12, tzinfo=UTC))).name
+
+    assert [opened(name) for name in ("aa", "bb", "aa")] == ["20260301-120000", "20260301-120000-2", "20260301-120000"]
+    (tmp_path / "20260301-120000" / VERDICT).touch()
+    assert [opened(name) for name in ("aa", "aa", "bb")] == ["20260301-120000-3", "20260301-120000-3", "20260301-120000-2"]
+
+
+def test_with_other_feedback_a_stopped_run_is_not_gone_on_with(
+    judge: Judge, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[str] = []
+
+    def stop(keys: list[str]) -> None:
+        places.append(next(key for key in keys if key.startswith("out=")))
+        raise RunError("stopped")
+
+    monkeypatch.setattr("pigeonhole.training.train.run", stop)
+    given = [f"registry={registry.url}", f"log={tmp_path / 'log'}", f"rows={tmp_path / 'rows'}", "least_judged=30"]
+    for part in (NEW[:30], [], NEW[30:]):
+        judge([(row, "billing", ["delivery"]) for row in part])
+        with pytest.raises(RunError, match="stopped"):
+            run(given)
+    assert places[0] == places[1] != places[2]
+
+
+PROGRAM = Path(__file__).parent / "programs/retraining.py"
+MOMENTS = (
+    "frozen.csv$",  # feedback is read, some of the rows are written
+    "checkpoint/",
+    "versions/.*/manifest.json$",  # sealed, and all but published
+    "metrics.json$",
+    "production.json$",  # the gate has said yes
+)
+
+
+class World:
+    """A registry and a log of its own, in which `retrain` runs as a process."""
+
+    def __init__(self, server: ForkServer, origin: Path, folder: Path) -> None:
+        self._server, self._folder = server, folder
+        for name in ("registry", "log"):
+            shutil.copytree(origin / name, folder / name)
+        self.registry = Registry(str(folder / "registry"))
+
+    def retrain(self, kill_at: str = "") -> int:
+        places = (f"{name}={self._folder / place}" for name, place in PLACES.items())
+        given = [*places, "least_judged=40", "gate.behaviour_floor=0"]
+        return self._server.wait(self._server.start(PROGRAM, self._folder / "said", *given, KILL_AT=kill_at))
+
+    @property
+    def said(self) -> str:
+        return (self._folder / "said").read_text()
+
+    @property
+    def history(self) -> list[tuple[str, str | None]]:
+        return [(change.action, change.version) for change in self.registry.alias("tiny", "production").history]
+
+
+PLACES = {"registry": "registry", "log": "log", "rows": "rows", "run": "runs"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_retraining_killed_in_each_of_its_phases_ends_as_one_that_nobody_disturbed(
+    judge: Judge, registry: Registry, bundle: Bundle, tmp_path: Path
+) -> None:
+    judge([(row, "billing", ["delivery"]) for row in NEW])
+    with ForkServer() as server:
+        calm, killed = (World(server, tmp_path, tmp_path / name) for name in ("calm", "killed"))
+        assert calm.retrain() == 0, calm.said
+        for moment in MOMENTS:
+            assert killed.retrain(moment) == -signal.SIGKILL, f"{moment}:\n{killed.said}"
+        assert killed.retrain() == 0, killed.said
+    first = bundle.manifest.version
+    (second,) = set(killed.registry.versions("tiny")) - {first}
+    assert killed.history == [("set", first), ("promote", second)]
+    found, expected = (
+        open_bundle(world.registry.version_url("tiny", world.history[-1][1] or "")).manifest for world in (killed, calm)
+    )
+    assert found.files["model.onnx"] == expected.files["model.onnx"]
+    assert found.metrics["test"] == expected.metrics["test"]

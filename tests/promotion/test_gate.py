@@ -122,6 +122,17 @@ CASES = [
     Case("clearly better", "PROMOTE", GOOD, POOR),
     Case("clearly worse (the same two, swapped)", "REJECT", POOR, GOOD, "macro_f1"),
     Case("equal", "PROMOTE", FAIR, FAIR),
+    Case("equal, on as many rows as are needed", "PROMOTE", answers(true=TRUE[:25]), answers(true=TRUE[:25]), true=TRUE[:25]),
+    Case("equal, on one row less", "HOLD", answers(true=TRUE[:24]), answers(true=TRUE[:24]), "rows", true=TRUE[:24]),
+    Case("the first version, on few rows", "PROMOTE", answers(true=TRUE[:24]), None, true=TRUE[:24]),
+    Case(
+        "worse for certain, on few rows",
+        "REJECT",
+        answers(range(20), true=TRUE[:20]),
+        answers(true=TRUE[:20]),
+        "rows macro_f1 recall",
+        true=TRUE[:20],
+    ),
     Case("equal, with no margin", "PROMOTE", FAIR, FAIR, limits=Limits(margin=0)),
     Case("a little worse, on too few rows to tell", "HOLD", answers([*share(23), 1, 7]), GOOD, "macro_f1"),
     Case(
@@ -260,7 +271,7 @@ def _says_no(verdict: gate.Verdict) -> set[str]:
 
 def test_every_check_speaks_and_no_reason_is_empty() -> None:
     verdict = decide(TRUE, GOOD, POOR, Limits())
-    assert [check.name for check in verdict.checks] == ["macro_f1", "recall", "calibration", "slices", "size"]
+    assert [check.name for check in verdict.checks] == ["rows", "macro_f1", "recall", "calibration", "slices", "size"]
     assert verdict.reasons == [check.reason for check in verdict.checks]
     assert all(verdict.reasons)
 

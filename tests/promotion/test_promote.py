@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import call
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.load import read_out_of_scope
 from pigeonhole.errors import ConfigError, DataError, GateError, RegistryError
 from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.promotion.measure import Probes
@@ -189,6 +192,8 @@ def test_labels_that_production_has_never_seen_hold_the_candidate(registry: Regi
     path.write_text("text,label\nmy roof,roofing\nmy invoice,billing\n")
     with pytest.raises(GateError, match=r"HOLD: version v1 cannot be measured .* 'roofing'"):
         promote(registry, "v2", f"data.path={path}")
+    noted = registry.alias("keywords", "production").history[-1]
+    assert (noted.action, noted.refused, noted.version) == ("hold", "v2", "v1")
 
 
 def test_a_move_by_somebody_else_in_between_is_not_overwritten(
@@ -207,6 +212,23 @@ def test_a_move_by_somebody_else_in_between_is_not_overwritten(
     with pytest.raises(RegistryError, match="somebody moved it"):
         promote(registry, "v2", f"data.path={rows_file}")
     assert registry.alias("keywords", "production").version == "v3"
+
+
+def test_a_registry_that_can_only_be_read_is_told_before_anything_is_measured(
+    registry: Registry, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_production(registry, published(registry, tmp_path, "v1"))
+    published(registry, tmp_path, "v2")
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("pigeonhole.storage._replace", refuse)
+    assert call(run, ["candidate=v2", f"registry={registry.url}", f"data.path={rows_file}"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert f"registry={registry.url}: cannot be written (Read-only file system)" in said.err
+    assert promote(registry, "v1")["reasons"] == ["is production already"]  # nothing is to be written for that
 
 
 def test_limits_come_from_the_command_line(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
@@ -229,6 +251,33 @@ def test_a_candidate_that_is_not_there_is_named_with_what_is(registry: Registry,
         promote(registry, "v9")
     with pytest.raises(RegistryError, match="name=other"):
         promote(registry, str(tmp_path / "v1"), "name=other")
+
+
+def test_of_many_versions_the_latest_are_named(registry: Registry, tmp_path: Path) -> None:
+    for version in ("v1", "v2", "v3", "v4"):
+        published(registry, tmp_path, version)
+    with pytest.raises(RegistryError, match=r"'v9'; the latest are keywords v2, keywords v3, keywords v4$"):
+        promote(registry, "v9")
+
+
+def test_slices_are_also_those_that_the_candidates_run_defined(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
+    in_production(registry, published(registry, tmp_path, "v1", provenance=origin(rows_file)))
+    mistaken = {**QUEUES, "charge": "delivery"}
+    published(registry, tmp_path, "v2", mistaken, provenance=origin(rows_file, slices="charges=charge"))
+    with pytest.raises(GateError) as caught:
+        promote(registry, "v2")
+    assert isinstance(caught.value.result, dict)
+    (said,) = (check["reason"] for check in caught.value.result["checks"] if "rows of charges" in check["reason"])
+    assert said.startswith("accuracy -1.000")
+
+
+def test_out_of_scope_texts_are_those_that_the_candidate_was_measured_on(rows_file: Path, tmp_path: Path) -> None:
+    outside = [f"the weather of day {number}" for number in range(20)]
+    path = tmp_path / "outside.csv"
+    path.write_text("text,label\n" + "".join(f"{text},none\n" for text in outside))
+    bundle = keyword_bundle(tmp_path / "v1", "v1", provenance=origin(rows_file, out_of_scope_path=str(path)))
+    config = DataConfig(path=str(rows_file), out_of_scope_path=str(path))
+    assert set(choose_probes(ProbesConfig(), bundle).out_of_scope) == set(read_out_of_scope(config).test) < set(outside)
 
 
 def test_a_version_of_two_models_needs_the_name_of_one(registry: Registry, rows_file: Path, tmp_path: Path) -> None:

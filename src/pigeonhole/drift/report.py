@@ -25,6 +25,15 @@ from pigeonhole.drift.window import Reference, Sample
 from pigeonhole.errors import NotFoundError
 
 DRAW_TIMEOUT_S = 180.0
+LEFT_OUT = {  # of the counts of a report's rows, in words: what else was in the log, and why a window may be small
+    "other_versions": "predictions of other models or versions",
+    "unknown_labels": "predictions with a label that the version does not have",
+    "torn": "torn lines",
+    "unknown_versions": "records of an unknown schema version",
+    "misplaced": "records in an hour that is not theirs",
+    "damaged_objects": "damaged objects",
+    "hours_ahead": "hours that have not begun yet (a writer's clock is ahead)",
+}
 BLIND_SPOT = (
     "Detectors see texts and answers, not truth: if the same texts come to mean another label, they stay silent. "
     "Only feedback shows that."
@@ -185,10 +194,15 @@ def page(report: dict[str, Any]) -> str:
 A run alarms with a chance of at most {report["budget"]:.1%} where nothing has changed.</p>
 <table><tr><th>detector</th><th>verdict</th><th>reference</th><th>window</th><th>effect</th><th>at least</th><th>statistic</th>
 <th>threshold</th><th>p</th></tr>{body}</table>
-<p>{html.escape(report["blind_spot"])}</p>
+{_left_out(rows)}<p>{html.escape(report["blind_spot"])}</p>
 {drawing}
 </html>
 """
+
+
+def _left_out(rows: dict[str, Any]) -> str:
+    met = [f"{rows[name]} {words}" for name, words in LEFT_OUT.items() if rows.get(name)]
+    return f"<p>Not compared: {', '.join(met)}.</p>\n" if met else ""
 
 
 def _row(finding: dict[str, Any]) -> str:

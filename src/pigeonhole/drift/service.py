@@ -322,11 +322,13 @@ def run(arguments: list[str]) -> None:
 def watch(environment: Mapping[str, str]) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigError, StorageError before the port is opened."""
     settings = read_settings(environment)
-    storage.exists(settings.log)
+    logged = storage.exists(settings.log)
     storage.exists(settings.reports)
     with bind(settings.host, settings.port) as listener:
         config = uvicorn.Config(create_app(settings), log_level="error", access_log=False, server_header=False)
         say(f"drift at http://{settings.host}:{settings.port} (POST /runs)")
+        if not logged:
+            say(f"PIGEONHOLE_LOG={settings.log}: there is no log here yet; until a service writes one, runs find too few rows")
         uvicorn.Server(config).run([listener])
 
 

@@ -4,9 +4,11 @@ Feedback -> is production below its own test accuracy for certain? -> a part of 
 with all that production learned from -> gate, on one frozen set: production's test rows and the part set aside, seen by neither.
 
 Exit 0: the new version is in production. Exit 4: nothing moved, and the result says whether feedback or the gate held it.
+Killed at any point and started again, it goes on with the run that it had begun, as long as feedback says the same.
 """
 
 import csv
+import hashlib
 import io
 import itertools
 import os
@@ -16,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import msgspec
 
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
@@ -37,6 +41,7 @@ from pigeonhole.prediction_log import require_log
 from pigeonhole.promotion.promote import PromoteConfig
 from pigeonhole.registry import Registry
 from pigeonhole.training.config import TrainConfig
+from pigeonhole.training.run_folder import RESULT
 
 USAGE = """usage: retrain [key=value …] [KEY OF train=value …] [gate.KEY OF promote=value …]
 
@@ -60,6 +65,7 @@ LEARNED = (
 )
 GROUPS = ("model", "trainer", "export", "tracking")  # of `train`: a file of configs/ each
 LEAST_REFERENCE = 30  # a reference of fewer rows would let almost any change pass
+VERDICT = "verdict.json"  # in a folder of rows: what came of them; one without is of a run that was stopped
 
 
 @dataclass(frozen=True)
@@ -120,21 +126,26 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     if taxonomy is None:
         _require_new_texts(rows, found, result)
     say(f"{rows.learned} judged texts to learn from, {rows.set_aside} set aside for the gate")
-    folder = new_folder(config.rows, datetime.now(UTC))
-    keys = [*learned_keys(production, training), *write(folder, rows), *training]
+    recipe = [*learned_keys(production, training), *training, f"name={production.manifest.name}", f"registry={registry.url}"]
+    folder = open_folder(config.rows, _fingerprint(production, recipe, rows), datetime.now(UTC))
+    keys = [*write(folder, rows), *recipe]
     # torch and transformers take seconds to import, which a feedback that decides nothing should not wait for.
     from pigeonhole.promotion import promote
     from pigeonhole.training import train
 
     out = f"{config.run}/{folder.rsplit('/', 1)[-1]}-retrain"
-    trained = train.run([*keys, f"name={production.manifest.name}", f"registry={registry.url}", f"out={out}"])
+    trained = _trained(out) or train.run([*keys, f"out={out}"])
     result |= {"candidate": trained["version"], "rows": _counts(rows), "frozen": storage.join(folder, "frozen.csv")}
     asked = [f"candidate={trained['version']}", f"name={production.manifest.name}", f"registry={registry.url}", *gating]
     try:
         verdict = promote.run(asked)
     except GateError as error:
-        raise GateError(str(error), {**result, "decision": "GATE", "gate": error.result, "seconds": _seconds(began)}) from error
-    return {**result, "decision": "PROMOTED", "gate": verdict, "seconds": _seconds(began)}
+        result |= {"decision": "GATE", "gate": error.result, "seconds": _seconds(began)}
+        _close_folder(folder, result)
+        raise GateError(str(error), result) from error
+    result |= {"decision": "PROMOTED", "gate": verdict, "seconds": _seconds(began)}
+    _close_folder(folder, result)
+    return result
 
 
 main = command(run)
@@ -259,6 +270,35 @@ def _renamed(split: Split, taxonomy: Taxonomy | None) -> Split:
         return split
     sides = (split.train, split.validation, split.test)
     return Split(*(list(taxonomy.apply(side, whole=False)) for side in sides))
+
+
+def open_folder(rows: str, fingerprint: str, now: datetime) -> str:
+    """The latest one that a run of this fingerprint was stopped in, or a new one."""
+    files = set(storage.list_files(storage.to_url(rows)))
+    begun = [name.removesuffix(f"/{fingerprint}") for name in files if name.endswith(f"/{fingerprint}")]
+    stopped = [name for name in begun if f"{name}/{VERDICT}" not in files]
+    if stopped:
+        folder = storage.join(rows, max(stopped))
+        say(f"going on in {folder}, where the same run was stopped")
+        return folder
+    folder = new_folder(rows, now)
+    storage.write(storage.to_url(storage.join(folder, fingerprint)), b"")
+    return folder
+
+
+def _fingerprint(production: Bundle, recipe: Sequence[str], rows: Rows) -> str:
+    """Of all that the candidate follows from."""
+    return hashlib.sha256(msgspec.json.encode([production.manifest.version, recipe, rows])).hexdigest()[:16]
+
+
+def _trained(out: str) -> dict[str, Any] | None:
+    """What `train` had said there before the run was stopped."""
+    said = storage.to_url(storage.join(out, RESULT))
+    return msgspec.json.decode(storage.read(said), type=dict[str, Any]) if storage.exists(said) else None
+
+
+def _close_folder(folder: str, result: dict[str, Any]) -> None:
+    storage.write(storage.to_url(storage.join(folder, VERDICT)), msgspec.json.format(msgspec.json.encode(result)))
 
 
 def new_folder(rows: str, now: datetime) -> str:

@@ -36,6 +36,7 @@ Flags = NDArray[np.bool_]
 class Limits:
     """What the gate asks for."""
 
+    min_rows: int = setting(25, "fewer frozen rows than this hold a successor, whatever both versions say to them", ge=1)
     margin: float = setting(0.01, "macro-F1 that a candidate may lose at worst (95 % interval)", ge=0, le=1)
     recall_floor: float = setting(0.5, "recall of each label, where production does not fall below it too", ge=0, le=1)
     ece_ceiling: float = setting(0.1, "calibration error, where production's is not larger", ge=0, le=1)
@@ -110,6 +111,7 @@ def decide(
     given, given_before = frame.given(candidate), frame.given(production) if production else None
     return _judge(
         [
+            *_check_rows(len(true_labels), production, limits.min_rows),
             _check_macro_f1(frame, given, given_before, limits.margin, seed),
             *_check_recalls(frame, given, given_before, limits.recall_floor),
             _check_calibration(frame, found, before, limits.ece_ceiling, seed),
@@ -181,6 +183,15 @@ class _Frame:
             of_label, found = (ids[:, label_id].astype(bool) if several else ids == label_id for ids in (self.true_ids, given))
             if of_label.any():
                 yield label, int(found[of_label].sum()), int(of_label.sum())
+
+
+def _check_rows(n: int, production: Answers | None, least: int) -> list[Check]:
+    """Two versions that answer a handful of rows alike have shown no difference, and nothing else either."""
+    if production is None:
+        return []
+    if n >= least:
+        return [Check("rows", "PROMOTE", f"{n} rows, at least {least} are needed")]
+    return [Check("rows", "HOLD", f"{n} rows say too little about a successor, at least {least} are needed")]
 
 
 def _check_macro_f1(frame: _Frame, given: Ids, before: Ids | None, margin: float, seed: int) -> Check:

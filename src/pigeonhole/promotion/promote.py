@@ -76,6 +76,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     if published and before == version:
         say(f"{name} {version} is production already")
         return _settled(name, version)
+    storage.require_writable("registry", registry.url)  # before the long work; a refusal is written down, too
     production = open_bundle(registry.version_url(name, before)) if before else None
     rows = _rows(config.data, candidate)
     bundles = [bundle for bundle in (candidate, production) if bundle is not None]
