@@ -172,7 +172,7 @@ def _download(results: pd.DataFrame, table: pd.DataFrame) -> None:
         "classified.csv",
         "text/csv",
         icon=":material/download:",
-        help="Your columns and the answers. A cell that a spreadsheet would take for a formula begins with an apostrophe.",
+        help="Your columns and the answers. An apostrophe stands before what a spreadsheet would take for a formula.",
         on_click="ignore",
     )
 
