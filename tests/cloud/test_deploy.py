@@ -473,12 +473,42 @@ def test_every_service_is_private_sized_and_probed_at_a_path_that_it_has(name: s
     assert main.image == PROJECT.image(name, SHA)
     assert service.template.service_account == PROJECT.account(name)
     assert not service.invoker_iam_disabled
+    assert service.labels == {"app": "pigeonhole"}  # a bill and a list of revisions can be asked for it
     assert main.resources.limits.keys() == {"cpu", "memory"}
     path = deploy.QUESTIONS[name][0]
     assert main.liveness_probe.http_get.path in (path, "/health")
     assert not [
         value for value in (FILE.parent / f"{name}.yaml").read_text().split() if "europe" in value or value.endswith(":latest")
     ]
+
+
+def test_serve_gets_no_request_before_its_model_is_loaded() -> None:
+    """/health answers from the first moment, so that the process is not killed while it loads."""
+    main = wanted().template.containers[0]
+    assert (main.startup_probe.http_get.path, main.liveness_probe.http_get.path) == ("/ready", "/health")
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("serve", {"REGISTRY": PROJECT.registry, "MODEL": "tickets", "LOG": PROJECT.log}),
+        (
+            "drift",
+            {
+                "REGISTRY": PROJECT.registry,
+                "MODEL": "tickets",
+                "LOG": PROJECT.log,
+                "REPORTS": f"gs://{PROJECT.bucket}/drift-reports",
+            },
+        ),
+    ],
+)
+def test_what_a_service_writes_and_reads_is_in_the_bucket_and_not_in_an_instance_that_goes(
+    name: str, places: dict[str, str]
+) -> None:
+    service = deploy.read_service(FILE.parent / f"{name}.yaml", PROJECT, SHA, "tickets", {})
+    given = {variable.name.removeprefix("PIGEONHOLE_"): variable.value for variable in service.template.containers[0].env}
+    assert given.items() >= places.items()
 
 
 @pytest.mark.parametrize("name", sorted(deploy.QUESTIONS))
@@ -517,6 +547,7 @@ def test_a_service_says_no_before_the_platform_does_and_drift_and_the_page_stay_
         for name in ("serve", "drift", "frontend")
     )
     assert serve.timeout.total_seconds() > Settings().deadline_s
+    assert frontend.timeout.total_seconds() == 3600  # the longest that Cloud Run keeps a page's connection
     assert drift.scaling.max_instance_count == 1
     assert drift.timeout.total_seconds() == 300
     assert frontend.session_affinity

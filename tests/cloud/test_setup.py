@@ -418,7 +418,9 @@ def test_a_budget_is_of_one_project_where_several_are_paid_from_one_account() ->
     one, other = budget("some-project"), budget("other-project")
     filters = [word for step in (one, other) for word in step.find if word.startswith("--filter=")]
     assert filters == ["--filter=displayName=pigeonhole-some-project", "--filter=displayName=pigeonhole-other-project"]
-    assert "--display-name=pigeonhole-some-project" in one.make
+    assert {"--display-name=pigeonhole-some-project", "--filter-projects=projects/some-project"} <= set(one.make)
+    told = [f"{float(word.rpartition('=')[2]):.0%}"[:-1] for word in one.make if word.startswith("--threshold-rule=percent=")]
+    assert one.what.endswith(f"told at {', '.join(told[:-1])} and {told[-1]} %")
 
 
 def test_an_address_that_others_are_told_at_too_keeps_their_channel() -> None:
@@ -440,7 +442,10 @@ def test_a_policy_that_tells_somebody_else_is_not_taken_for_one_that_tells_the_n
 def test_drift_is_asked_with_a_token_for_its_own_address_and_given_as_long_as_it_may_take() -> None:
     (line,) = [step.make for step in steps(SITE, ROOT) if step.what.startswith("hourly drift run")]
     address = "https://pigeonhole-drift-123456789012.europe-west4.run.app"
-    assert {f"--uri={address}/runs", f"--oidc-token-audience={address}", "--attempt-deadline=300s"} <= set(line)
+    asked = {f"--uri={address}/runs", f"--oidc-token-audience={address}", "--attempt-deadline=300s", "--http-method=POST"}
+    assert asked <= set(line)
+    # PigeonholeDriftSilent waits three hours for a run.
+    assert [word for word in line if re.fullmatch(r"--schedule=\d{1,2} \* \* \* \*", word)]
 
 
 def test_only_main_of_one_repository_may_deploy() -> None:
@@ -464,6 +469,59 @@ def test_what_is_left_out_is_told(cloud: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_nobody_gets_a_role_that_can_do_anything() -> None:
     roles = {step.binding.role for step in steps(SITE, ROOT) if step.binding}
     assert not {role for role in roles if re.search(r"roles/(owner|editor|viewer)$|[aA]dmin$", role)}
+
+
+def roles_of(account: str, thing: str = "") -> set[str]:
+    """What an account may do, on the project or on a thing whose name begins so."""
+    member = f"serviceAccount:{SITE.project.account(account)}"
+    bound = [step for step in steps(SITE, ROOT) if step.binding and step.binding.member == member]
+    return {
+        step.binding.role for step in bound if step.binding and step.make[step.make.index("add-iam-policy-binding") + 1] == thing
+    }
+
+
+def test_who_answers_strangers_has_nothing_of_the_project_but_its_logs_and_metrics() -> None:
+    for name in ("serve", "drift", "frontend", "schedule"):
+        assert roles_of(name, SITE.project.id) <= {"roles/logging.logWriter", "roles/monitoring.metricWriter"}
+    assert roles_of("frontend", f"gs://{SITE.project.bucket}") == roles_of("schedule", f"gs://{SITE.project.bucket}") == set()
+
+
+def test_each_may_write_below_its_own_folders_and_only_training_and_deployment_where_the_registry_is() -> None:
+    for account, prefixes in WRITES.items():
+        made = [
+            shlex.join(step.make)
+            for step in steps(SITE, ROOT)
+            if step.binding and step.what.endswith(f"/ for {SITE.project.account(account)}")
+        ]
+        starts = [re.findall(r"startsWith\('\"'\"'(.*?)'\"'\"'\)", line) for line in made]
+        assert starts == [[f"projects/_/buckets/{SITE.project.bucket}/objects/{prefix}/"] for prefix in prefixes]
+    assert {account for account, prefixes in WRITES.items() if "registry" in prefixes} == {"train", "deploy"}
+    whole = [
+        step.what
+        for step in steps(SITE, ROOT)
+        if step.binding and step.binding.role == "roles/storage.objectUser" and not step.binding.title
+    ]
+    assert whole == []
+
+
+def test_a_service_may_be_asked_by_the_page_and_drift_by_its_schedule_too() -> None:
+    asked = {name: roles_of(name, f"pigeonhole-{service}") for name, service in (("schedule", "drift"), ("frontend", "drift"))}
+    asked["frontend serve"] = roles_of("frontend", "pigeonhole-serve")
+    assert set(map(frozenset, asked.values())) == {frozenset({"roles/run.invoker"})}
+
+
+def test_nobody_on_the_internet_reads_the_bucket_and_old_images_really_go() -> None:
+    lines = {step.what: step.make for step in steps(SITE, ROOT)}
+    assert {"--uniform-bucket-level-access", "--public-access-prevention"} <= set(lines["bucket gs://some-project-pigeonhole"])
+    assert "--no-dry-run" in lines["clean-up of old images"]
+
+
+def test_no_deleting_line_waits_for_an_answer() -> None:
+    deleting = [step.delete for step in steps(SITE, ROOT) if "delete" in step.delete]
+    assert deleting
+    assert [line for line in deleting if "--quiet" not in line] == []
+    (channel,) = [line for line in deleting if "channels" in line]
+    assert "--force" in channel  # policies that tell it are still there
 
 
 def shape(line: Line) -> str:
@@ -579,5 +637,11 @@ def test_a_policy_keeps_what_is_needed(name: str) -> None:
     if name == "cleanup.json":
         assert {"name": "latest", "action": {"type": "Keep"}, "mostRecentVersions": {"keepCount": 10}} in policy
         return
-    deleted = [rule["condition"]["matchesPrefix"] for rule in policy["rule"] if rule["action"]["type"] == "Delete"]
-    assert sorted(prefix for prefixes in deleted for prefix in prefixes) == ["drift-reports/", "jobs/", "log/", "source/"]
+    rules = [rule["condition"] for rule in policy["rule"] if rule["action"]["type"] == "Delete"]
+    days = {prefix: rule["age"] for rule in rules for prefix in rule["matchesPrefix"]}
+    # A year of log; the jobs' checkpoints for longer than a job may last, a week at most; a source for its build.
+    least = {"drift-reports/": 90, "jobs/": 8, "log/": 366, "source/": 1}
+    assert days.keys() == least.keys()
+    assert [prefix for prefix in days if days[prefix] < least[prefix]] == []
+    colder = [rule["condition"]["age"] for rule in policy["rule"] if rule["action"]["type"] == "SetStorageClass"]
+    assert max(colder) + 30 <= days["log/"]  # Nearline costs thirty days at the least

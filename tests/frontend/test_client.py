@@ -60,8 +60,9 @@ def service(url: str, key: str = "") -> Iterator[Service]:
 Answering = Callable[..., tuple[str, list[str]]]
 
 
-def test_a_service_that_is_busy_is_asked_again(answering: Answering) -> None:
-    url, tokens = answering((503, b'{"detail": "later"}'), (200, b'{"a": 1}'))
+@pytest.mark.parametrize("status", [502, 503, 504])  # the first and the last of a proxy before it
+def test_a_service_that_is_busy_is_asked_again(answering: Answering, status: int) -> None:
+    url, tokens = answering((status, b'{"detail": "later"}'), (200, b'{"a": 1}'))
     with service(url) as made:
         assert made.get("/") == {"a": 1}
     assert len(tokens) == 2
