@@ -108,7 +108,8 @@ class Service:
             try:
                 answer = self._http.request(method, path, json=body, params=query or None)
             except httpx.TransportError as error:
-                if last:
+                # Who is slow may have answered all the same, and would write it down twice.
+                if last or isinstance(error, httpx.ReadTimeout):
                     raise Down(f"{self.url} does not answer ({type(error).__name__})") from error
             except httpx.InvalidURL as error:
                 raise Down(f"{self.url} is no address") from error

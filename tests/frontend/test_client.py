@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -78,6 +79,18 @@ def test_a_service_that_stays_busy_is_down_with_its_own_words(answering: Answeri
 def test_nobody_at_the_address_is_down() -> None:
     with service("http://127.0.0.1:9") as made, pytest.raises(Down, match="does not answer"):
         made.get("/")
+
+
+def test_a_service_that_takes_the_question_and_says_nothing_is_not_asked_again() -> None:
+    """Three waits of half a minute each, for the page; three records of one text, for the log."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = Service(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.2)
+        with contextlib.closing(made), pytest.raises(Down, match=r"does not answer \(ReadTimeout\)"):
+            made.predict("my parcel")
+        listener.settimeout(1)
+        listener.accept()[0].close()
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def test_a_refusal_carries_what_the_service_said_and_is_not_repeated(answering: Answering) -> None:
