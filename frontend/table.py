@@ -18,6 +18,7 @@ MAX_UNPACKED_BYTES = 512 << 20  # of a workbook: a hundred times as much fits in
 KINDS = ("csv", "tsv", "xlsx", "jsonl")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What makes a spreadsheet compute a cell (also in full width, which Excel takes for the same)."""
+HALF = re.compile("[\ud800-\udfff]")
 INSIDE = re.compile(r"([;\t\r\n][\s\"]*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
 """Where a cell begins for a program that splits at semicolons or tabs: there a quotation mark amid a cell is a letter, so that
 neither it nor a line break keeps what follows in the cell."""
@@ -188,8 +189,13 @@ def _column(place: str) -> int:
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
-    table.columns = [str(name) for name in table.columns]
-    return table.map(lambda cell: "" if cell is None or cell != cell else str(cell)).astype(object)
+    table.columns = [_whole(str(name)) for name in table.columns]
+    return table.map(lambda cell: "" if cell is None or cell != cell else _whole(str(cell))).astype(object)
+
+
+def _whole(text: str) -> str:
+    """Without half a character, which JSON may hold and no browser takes."""
+    return HALF.sub("\ufffd", text)
 
 
 def likely_text_column(table: pd.DataFrame) -> str:
