@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import httpx
 
-from frontend.identity import Identity, identity_for
+from frontend.identity import Identity, identity_for, is_cloud_run
 from frontend.ports import API_PORT, API_VARIABLE, DRIFT_PORT, DRIFT_VARIABLE, KEY_VARIABLE, local
 
 RETRIES = 2
@@ -133,6 +133,10 @@ def _accepted(answer: httpx.Response) -> httpx.Response:
     if answer.is_success:
         return answer
     if answer.status_code in (401, 403):
+        if is_cloud_run(answer.request.url) and "json" not in answer.headers.get("content-type", ""):  # before the service
+            raise Refused(
+                answer.status_code, "Cloud Run lets only roles/run.invoker in; `uv run invoke cloud.setup` gives it to this page"
+            )
         if "authorization" not in answer.request.headers:
             raise Refused(answer.status_code, f"the service asks for a key, and {KEY_VARIABLE} is not set where this page runs")
         raise Refused(answer.status_code, f"the service does not accept the token of {KEY_VARIABLE}")

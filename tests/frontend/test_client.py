@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 from frontend import client
 from frontend.client import Down, Refused, Service
@@ -121,6 +122,20 @@ def test_a_service_that_asks_for_a_key_is_not_said_to_refuse_one_that_is_not_the
     with service(url) as made, pytest.raises(Refused, match="asks for a key, and PIGEONHOLE_API_KEY is not set"):
         made.get("/")
     assert tokens == [""]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (httpx.Response(403, html="Your client does not have permission"), "roles/run.invoker.*cloud.setup"),
+        (httpx.Response(401, json={"detail": "no key"}), "asks for a key"),
+    ],
+)
+def test_who_is_refused_by_cloud_run_is_not_sent_for_a_key_of_the_service(answer: httpx.Response, told: str) -> None:
+    with service("https://pigeonhole-serve-1.europe-west4.run.app") as made:
+        made._http = httpx.Client(base_url=made.url, transport=httpx.MockTransport(lambda _: answer))
+        with pytest.raises(Refused, match=told):
+            made.get("/ready")
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]"])
