@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ def answering() -> Iterator[Callable[..., tuple[str, list[str]]]]:
                     self.send_header("content-length", str(len(body)))
                     self.end_headers()
                     self.wfile.write(body)
+
+                do_POST = do_GET  # noqa: N815  http.server's name
 
                 def log_message(self, format: str, *args: object) -> None:
                     pass
@@ -136,6 +139,33 @@ def test_who_is_refused_by_cloud_run_is_not_sent_for_a_key_of_the_service(answer
         made._http = httpx.Client(base_url=made.url, transport=httpx.MockTransport(lambda _: answer))
         with pytest.raises(Refused, match=told):
             made.get("/ready")
+
+
+ABOUT = {"model": "m", "model_version": "1", "created_at": "2026", "task": "single_label", "precision": "int8", "max_length": 32}
+ABOUT |= {"labels": ["a"], "metrics": {}, "limits": {}, "thresholds": {}, "temperature": 1.0, "windowing": {}}
+ANSWER = {"model": "m", "model_version": "1", "prediction_id": "p", "label": "a", "score": 1.0, "probabilities": {"a": 1.0}}
+ANSWER |= {"decision": "accept", "truncated": False, "n_tokens": 3}
+
+
+@pytest.mark.parametrize("name", ["task", "windowing"])
+def test_a_service_of_a_release_that_says_less_of_its_model_is_told_apart(answering: Answering, name: str) -> None:
+    """Each key is one that a page reads without asking whether it is there."""
+    less = {key: value for key, value in ABOUT.items() if key != name}
+    url, _ = answering((200, json.dumps(less).encode()), (200, json.dumps(ABOUT).encode()))
+    with service(url) as made:
+        with pytest.raises(Refused, match=f"has no {name}: .* of one release"):
+            made.get("/model")
+        assert made.get("/model") == ABOUT
+
+
+@pytest.mark.parametrize("name", ["score", "decision", "probabilities"])
+def test_an_answer_of_a_release_that_says_less_is_told_apart(answering: Answering, name: str) -> None:
+    less = {key: value for key, value in ANSWER.items() if key != name}
+    url, _ = answering((200, json.dumps(less).encode()), (200, json.dumps(ANSWER).encode()))
+    with service(url) as made:
+        with pytest.raises(Refused, match=f"has no {name}: .* of one release"):
+            made.predict("my parcel")
+        assert made.predict("my parcel").body == ANSWER
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]"])
