@@ -33,8 +33,10 @@ def main() -> None:
 def _who_answers() -> None:
     try:
         ready = view.api().get("/ready")
-    except (Down, Refused):
+    except Down:
         st.badge("service not reachable", icon=":material/cloud_off:", color="red")
+    except Refused:
+        st.badge("service says no", icon=":material/block:", color="red")
     else:
         st.badge(f"{ready['model']} answers", icon=":material/check:", color="green")
         st.caption(f"version {ready['model_version']}")

@@ -113,13 +113,13 @@ class BatchJob:
             yield self._texts[start:]
 
     def _chunk(self, texts: Sequence[str]) -> list[tuple[str, float | None, str, str]]:
-        """What cannot be asked (blank, half a character) is a row with a note; one over the limit is cut and says so."""
-        asked = [text[: self._max_chars] for text in texts if _fit(text)]
+        """A blank one, which cannot be asked, is a row with a note; one over the limit is cut and says so."""
+        asked = [text[: self._max_chars] for text in texts if text.strip()]
         answers = iter(self._ask(asked) if asked else [])
         rows: list[tuple[str, float | None, str, str]] = []
         for text in texts:
-            if not _fit(text):
-                rows.append(("", None, "", "blank" if not text.strip() else "not a text"))
+            if not text.strip():
+                rows.append(("", None, "", "blank"))
                 continue
             answer = next(answers)
             note = "cut" if len(text) > self._max_chars or answer.get("truncated") else ""
@@ -145,7 +145,3 @@ def _label(answer: dict[str, Any]) -> str:
     """All labels of the answer in one cell, where the model gives several."""
     found = answer.get("labels")
     return "; ".join(map(str, found)) if isinstance(found, list) else str(answer["label"])
-
-
-def _fit(text: str) -> bool:
-    return bool(text.strip()) and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import httpx
 
-from frontend.identity import Identity, identity_for
+from frontend.identity import Identity, identity_for, is_cloud_run
 from frontend.ports import API_PORT, API_VARIABLE, DRIFT_PORT, DRIFT_VARIABLE, KEY_VARIABLE, local
 
 RETRIES = 2
@@ -20,7 +20,31 @@ DRIFT_TIMEOUT_S = 240.0  # a run that lets Evidently draw takes half a minute, a
 NOT_NOW = frozenset({502, 503, 504})
 FIELDS: Mapping[str, Mapping[str, type]] = {
     "/ready": {"model": str, "model_version": str},
-    "/model": {"model": str, "model_version": str, "labels": list, "metrics": dict, "limits": dict},
+    "/model": {
+        "model": str,
+        "model_version": str,
+        "created_at": str,
+        "task": str,
+        "precision": str,
+        "max_length": int,
+        "labels": list,
+        "metrics": dict,
+        "limits": dict,
+        "thresholds": dict,
+        "temperature": float,
+        "windowing": dict,
+    },
+    "/predict": {
+        "model": str,
+        "model_version": str,
+        "prediction_id": str,
+        "label": str,
+        "score": float,
+        "probabilities": dict,
+        "decision": str,
+        "truncated": bool,
+        "n_tokens": int,
+    },
     "/openapi.json": {"paths": dict},
     "/history": {"steps": list, "since": str},
     "/versions": {"versions": list, "aliases": dict, "history": list},
@@ -75,11 +99,7 @@ class Service:
         self._http.close()
 
     def get(self, path: str, **query: str | int | float) -> dict[str, Any]:
-        found = _object(self._send("GET", path, query=query))
-        wrong = [name for name, kind in FIELDS.get(path, {}).items() if not isinstance(found.get(name), kind)]
-        if wrong:
-            raise Refused(200, f"the answer has no {' and no '.join(wrong)}: is this the address of the service?")
-        return found
+        return _own(path, _object(self._send("GET", path, query=query)))
 
     def text(self, path: str) -> str:
         return self._send("GET", path).text
@@ -90,7 +110,9 @@ class Service:
         return Timed(answer, time.perf_counter() - began)
 
     def predict(self, text: str) -> Timed:
-        return self.post("/predict", {"text": text})
+        timed = self.post("/predict", {"text": text})
+        _own("/predict", timed.body)
+        return timed
 
     def predict_many(self, texts: Sequence[str], top_k: int = 1) -> Timed:
         return self.post("/predict", {"texts": list(texts), "top_k": top_k})
@@ -108,7 +130,8 @@ class Service:
             try:
                 answer = self._http.request(method, path, json=body, params=query or None)
             except httpx.TransportError as error:
-                if last:
+                # Who is slow may have answered all the same, and would write it down twice.
+                if last or isinstance(error, httpx.ReadTimeout):
                     raise Down(f"{self.url} does not answer ({type(error).__name__})") from error
             except httpx.InvalidURL as error:
                 raise Down(f"{self.url} is no address") from error
@@ -119,6 +142,15 @@ class Service:
                     raise Down(f"{self.url} answers: not now ({_detail(answer)})")
             time.sleep(PAUSE_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _own(path: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Raises Refused for an answer of another program, or of a release that says less."""
+    wrong = [name for name, kind in FIELDS.get(path, {}).items() if not isinstance(found.get(name), kind)]
+    if wrong:
+        told = f"the answer has no {' and no '.join(wrong)}: is this the address of the service? Are both of one release?"
+        raise Refused(200, told)
+    return found
 
 
 def _identity(url: str) -> Identity | None:
@@ -132,6 +164,10 @@ def _accepted(answer: httpx.Response) -> httpx.Response:
     if answer.is_success:
         return answer
     if answer.status_code in (401, 403):
+        if is_cloud_run(answer.request.url) and "json" not in answer.headers.get("content-type", ""):  # before the service
+            raise Refused(
+                answer.status_code, "Cloud Run lets only roles/run.invoker in; `uv run invoke cloud.setup` gives it to this page"
+            )
         if "authorization" not in answer.request.headers:
             raise Refused(answer.status_code, f"the service asks for a key, and {KEY_VARIABLE} is not set where this page runs")
         raise Refused(answer.status_code, f"the service does not accept the token of {KEY_VARIABLE}")

@@ -36,5 +36,8 @@ class Identity(httpx.Auth):
 
 def identity_for(url: str) -> Identity | None:
     """None for an address that is not Cloud Run's own."""
-    host = httpx.URL(url).host
-    return Identity(url) if host.endswith(".run.app") else None
+    return Identity(url) if is_cloud_run(httpx.URL(url)) else None
+
+
+def is_cloud_run(url: httpx.URL) -> bool:
+    return url.host.endswith(".run.app")

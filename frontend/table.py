@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import PurePath
 from typing import IO
 from xml.parsers import expat  # it finds no file and asks no host; what entities may unfold is bounded
@@ -17,6 +18,10 @@ MAX_UNPACKED_BYTES = 512 << 20  # of a workbook: a hundred times as much fits in
 KINDS = ("csv", "tsv", "xlsx", "jsonl")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What makes a spreadsheet compute a cell (also in full width, which Excel takes for the same)."""
+HALF = re.compile("[\ud800-\udfff]")
+INSIDE = re.compile(r"([;\t\r\n][\s\"]*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
+"""Where a cell begins for a program that splits at semicolons or tabs: there a quotation mark amid a cell is a letter, so that
+neither it nor a line break keeps what follows in the cell."""
 
 
 class Unreadable(Exception):  # noqa: N818
@@ -184,8 +189,13 @@ def _column(place: str) -> int:
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:
-    table.columns = [str(name) for name in table.columns]
-    return table.map(lambda cell: "" if cell is None or cell != cell else str(cell)).astype(object)
+    table.columns = [_whole(str(name)) for name in table.columns]
+    return table.map(lambda cell: "" if cell is None or cell != cell else _whole(str(cell))).astype(object)
+
+
+def _whole(text: str) -> str:
+    """Without half a character, which JSON may hold and no browser takes."""
+    return HALF.sub("\ufffd", text)
 
 
 def likely_text_column(table: pd.DataFrame) -> str:
@@ -210,11 +220,17 @@ def beside(table: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def safe_csv(table: pd.DataFrame) -> bytes:
-    """CSV with a byte order mark (Excel needs it for UTF-8) and an apostrophe before every cell that could be a formula."""
+    """CSV with a byte order mark (Excel needs it for UTF-8) and an apostrophe before all that could be a formula.
+
+    Excel splits a .csv at the separator of its country, a semicolon in half of Europe: `foo;=1+1` would be two cells there.
+    """
     guarded = table.map(_guarded)
     guarded.columns = [_guarded(name) for name in table.columns]
     return b"\xef\xbb\xbf" + bytes(guarded.to_csv(index=False, lineterminator="\r\n").encode())
 
 
 def _guarded(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(FORMULA) else cell
+    if not isinstance(cell, str):
+        return cell
+    inside = INSIDE.sub(r"\1'", cell)
+    return f"'{inside}" if cell.lstrip(' "').startswith(FORMULA) else inside

@@ -50,9 +50,9 @@ def _classify(table: pd.DataFrame, about: dict[str, Any]) -> None:
     likely = st.session_state.get("asked_column") or likely_text_column(table)
     column = st.selectbox("Column with the texts", columns, index=columns.index(likely), disabled=running, key="column")
     if job is None:
-        st.write(f"{len(table):,} rows; the first of them:")
+        st.write(f"{view.count(len(table), 'row')}; the first of them:")
         st.dataframe(table.head(5), hide_index=True)
-    label = f"Classify {len(table):,} texts" if job is None else "Classify again"
+    label = f"Classify {view.count(len(table), 'text')}" if job is None else "Classify again"
     if st.button(label, type="primary", icon=":material/play_arrow:", disabled=running):
         st.session_state.pop("download", None)
         limit = int(about["limits"]["characters"])
@@ -99,7 +99,8 @@ def _results(job: BatchJob, table: pd.DataFrame) -> None:
     elif job.cancelled and job.done < job.total:
         st.warning(f"Cancelled after {job.done:,} of {job.total:,} texts; what is done stays here.")
     else:
-        st.success(f"{job.done:,} texts in {_duration(job.seconds)}, model version {view.plain(job.model_version)}")
+        version = f", model version {view.plain(job.model_version)}" if job.model_version else ""  # nobody is asked about blanks
+        st.success(f"{view.count(job.done, 'text')} in {_duration(job.seconds)}{version}")
     if results.empty:
         return
     _summary(results)
@@ -167,12 +168,12 @@ def _download(results: pd.DataFrame, table: pd.DataFrame) -> None:
     if "download" not in st.session_state:
         st.session_state.download = safe_csv(beside(table, results))
     st.download_button(
-        f"Download {len(results):,} rows as CSV",
+        f"Download {view.count(len(results), 'row')} as CSV",
         st.session_state.download,
         "classified.csv",
         "text/csv",
         icon=":material/download:",
-        help="Your columns and the answers. A cell that a spreadsheet would take for a formula begins with an apostrophe.",
+        help="Your columns and the answers. An apostrophe stands before what a spreadsheet would take for a formula.",
         on_click="ignore",
     )
 

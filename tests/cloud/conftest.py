@@ -14,6 +14,7 @@ class StandIn:
 
     def __init__(self, answer: Answer) -> None:
         self.asked: list[tuple[str, str, Any]] = []
+        self.tokens: list[str] = []
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -22,6 +23,7 @@ class StandIn:
                 is_form = self.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
                 asked = (self.command, self.path, body.decode() if is_form else json.loads(body) if body else None)
                 stand_in.asked.append(asked)
+                stand_in.tokens.append(self.headers.get("authorization", ""))
                 status, found = answer(*asked)
                 data = json.dumps(found).encode()
                 self.send_response(status)

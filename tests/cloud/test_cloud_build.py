@@ -76,6 +76,8 @@ def faults(text: str) -> list[str]:
             found += re.findall(r"(?<!\$)\$[\w{]+", script)
             used = set(re.findall(r"\$\$(\w+)", script))
             found += used ^ {name for name in given if name in used or not name.startswith("PIGEONHOLE_")}
+            found += re.findall(r"uv run (?!--locked --no-default-groups --group cloud )\S*", script)
+            found += [word for word in re.findall(r"\S*\$\$\w+\S*", script) if not re.search(r'="\$\$\w+"$', word)]
             found += set(re.findall(r"uv run --locked --no-default-groups --group cloud (\S+)", script)) - set(scripts)
     return found
 
@@ -91,6 +93,8 @@ def test_no_key_no_open_value_and_no_unknown_command_is_in_a_build(text: str) ->
         ('machine="$$_MACHINE"', 'machine="$$_MACHIN"', "_MACHIN"),
         ("cloud vertex", "cloud vertx", "vertx"),
         (' machine="$$_MACHINE"', "", "_MACHINE"),
+        ('machine="$$_MACHINE"', "machine=$$_MACHINE", "machine=$$_MACHINE"),
+        ("uv run --locked", "uv run", "uv run --no-default-groups"),
         ("_EXPERIMENT=$_EXPERIMENT", "WANDB_API_KEY=$_EXPERIMENT", "WANDB_API_KEY"),
     ],
 )
@@ -110,6 +114,12 @@ def test_a_build_that_deploys_is_not_ended_before_the_traffic_is_given_back() ->
     assert seconds("deploy") >= 3 * deploy.WAIT_S + 2 * (60 + 30) + 300
 
 
+def test_a_rollback_gives_all_traffic_to_one_revision_and_waits_for_no_answer() -> None:
+    (step,) = yaml.safe_load((ROOT / "cloudbuild/rollback.yaml").read_text(encoding="utf-8"))["steps"]
+    assert step["args"][:3] == ["run", "services", "update-traffic"]
+    assert {"--to-revisions=$_REVISION=100", "--region=$_REGION", "--quiet"} <= set(step["args"])
+
+
 def test_every_image_is_built_from_its_dockerfile_tried_and_pushed_by_commit() -> None:
     build = yaml.safe_load((ROOT / "cloudbuild/images.yaml").read_text())
     names = sorted(path.stem for path in (ROOT / "dockerfiles").glob("*.dockerfile") if path.stem != "serve_baked")
@@ -118,6 +128,7 @@ def test_every_image_is_built_from_its_dockerfile_tried_and_pushed_by_commit() -
         assert f"dockerfiles/{name}.dockerfile" in steps[name]["args"]
         assert "linux/amd64" in steps[name]["args"]
         assert steps[f"try-{name}"]["waitFor"] == [name]
+        assert {"--read-only", "/tmp"} <= set(steps[f"try-{name}"]["args"])  # as each promises
     assert sorted(build["images"]) == [f"${{_IMAGES}}/{name}:$COMMIT_SHA" for name in names]
 
 

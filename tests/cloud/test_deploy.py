@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ import google.auth
 import msgspec
 import pytest
 from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import RefreshError
 from google.cloud import run_v2
 from google.cloud.run_v2.services.services.transports import ServicesRestTransport
 from google.oauth2.credentials import Credentials
@@ -17,6 +19,7 @@ from tests.cloud.conftest import Answer, StandIn
 from pigeonhole.cloud import deploy
 from pigeonhole.cloud.project import Project
 from pigeonhole.cloud.refusals import refusals
+from pigeonhole.command import call
 from pigeonhole.errors import ConfigError, GateError, RunError
 
 PROJECT = Project("some-project", "europe-west4")
@@ -188,6 +191,69 @@ def test_traffic_that_cannot_be_given_back_is_told_with_the_reason_and_the_way_b
         deploy.deploy(client(stand_in(answer)), PROJECT, "serve", wanted(), check)
 
 
+@pytest.mark.parametrize(
+    ("first", "at", "moves", "told"),
+    [
+        (False, "candidate", [STARTED], "the traffic is where it was: 100 % at serve-00001; the new revision gets none"),
+        (False, "service", [STARTED, MOVED], "was given it, .*; cloudbuild/rollback.yaml gives it to serve-00001"),
+        (True, "candidate", [MOVED], "may have made the first revision, with all the traffic; deploy it again"),
+    ],
+)
+def test_who_interrupts_a_question_is_told_where_the_traffic_is(
+    first: bool, at: str, moves: Any, told: str, stand_in: Callable[[Answer], StandIn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = stand_in(found_service(first=first))
+
+    def check(url: str, _: str) -> None:
+        if ("candidate" in url) is (at == "candidate"):
+            raise KeyboardInterrupt  # as Python does it at Ctrl-C, wherever it waits
+
+    assert call(lambda _: deploy.deploy(client(server), PROJECT, "serve", wanted(), check), []) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(f"interrupted: .*{told}", said.err.splitlines()[-1])
+    assert traffic_of(server) == moves
+
+
+def test_who_interrupts_while_the_traffic_is_given_back_is_told_why_it_was_and_the_way_back(
+    stand_in: Callable[[Answer], StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = client(stand_in(found_service(first=False)))
+    update, sent = services.update_service, list[Any]()
+
+    def interrupted(request: Any) -> Any:
+        sent.append(request)
+        if len(sent) == 3:
+            raise KeyboardInterrupt
+        return update(request)
+
+    def check(url: str, _: str) -> None:
+        if not url.endswith("/candidate"):
+            raise RunError(f"{url}/predict answered 500")
+
+    monkeypatch.setattr(services, "update_service", interrupted)
+    told = r"interrupted: .*/predict answered 500; and .*was given it.*cloudbuild/rollback\.yaml gives it to serve-00001"
+    with pytest.raises(KeyboardInterrupt, match=told):
+        deploy.deploy(services, PROJECT, "serve", wanted(), check)
+
+
+def test_a_login_that_ends_during_a_deployment_leaves_a_word_on_the_traffic(
+    stand_in: Callable[[Answer], StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = client(stand_in(found_service(first=False)))
+
+    def ended(request: Any) -> Any:
+        raise RefreshError("invalid_grant")  # type: ignore[no-untyped-call]
+
+    def check(url: str, _: str) -> None:
+        if not url.endswith("/candidate"):
+            monkeypatch.setattr(services, "update_service", ended)
+            raise RunError("no identity token")
+
+    with pytest.raises(RunError, match=r"the traffic was not given back \(no account .*gcloud auth.*\): cloudbuild/rollback"):
+        deploy.deploy(services, PROJECT, "serve", wanted(), check)
+
+
 def test_a_tag_without_an_address_gets_no_traffic(stand_in: Callable[[Answer], StandIn]) -> None:
     cloud_run = found_service(first=False)
 
@@ -264,6 +330,7 @@ def test_a_labelled_answer_passes_and_the_token_is_sent_with_the_question(stand_
     server = stand_in(lambda *_: (200, {"label": "billing"}))
     deploy.ask(f"http://{server.host}", "token", *deploy.QUESTIONS["serve"])
     assert server.asked == [("POST", "/predict", deploy.QUESTION)]
+    assert server.tokens == ["Bearer token"]
 
 
 def test_a_token_is_the_deploying_accounts_and_who_may_not_have_it_is_told_the_line(
@@ -407,12 +474,42 @@ def test_every_service_is_private_sized_and_probed_at_a_path_that_it_has(name: s
     assert main.image == PROJECT.image(name, SHA)
     assert service.template.service_account == PROJECT.account(name)
     assert not service.invoker_iam_disabled
+    assert service.labels == {"app": "pigeonhole"}  # a bill and a list of revisions can be asked for it
     assert main.resources.limits.keys() == {"cpu", "memory"}
     path = deploy.QUESTIONS[name][0]
     assert main.liveness_probe.http_get.path in (path, "/health")
     assert not [
         value for value in (FILE.parent / f"{name}.yaml").read_text().split() if "europe" in value or value.endswith(":latest")
     ]
+
+
+def test_serve_gets_no_request_before_its_model_is_loaded() -> None:
+    """/health answers from the first moment, so that the process is not killed while it loads."""
+    main = wanted().template.containers[0]
+    assert (main.startup_probe.http_get.path, main.liveness_probe.http_get.path) == ("/ready", "/health")
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("serve", {"REGISTRY": PROJECT.registry, "MODEL": "tickets", "LOG": PROJECT.log}),
+        (
+            "drift",
+            {
+                "REGISTRY": PROJECT.registry,
+                "MODEL": "tickets",
+                "LOG": PROJECT.log,
+                "REPORTS": f"gs://{PROJECT.bucket}/drift-reports",
+            },
+        ),
+    ],
+)
+def test_what_a_service_writes_and_reads_is_in_the_bucket_and_not_in_an_instance_that_goes(
+    name: str, places: dict[str, str]
+) -> None:
+    service = deploy.read_service(FILE.parent / f"{name}.yaml", PROJECT, SHA, "tickets", {})
+    given = {variable.name.removeprefix("PIGEONHOLE_"): variable.value for variable in service.template.containers[0].env}
+    assert given.items() >= places.items()
 
 
 @pytest.mark.parametrize("name", sorted(deploy.QUESTIONS))
@@ -451,6 +548,7 @@ def test_a_service_says_no_before_the_platform_does_and_drift_and_the_page_stay_
         for name in ("serve", "drift", "frontend")
     )
     assert serve.timeout.total_seconds() > Settings().deadline_s
+    assert frontend.timeout.total_seconds() == 3600  # the longest that Cloud Run keeps a page's connection
     assert drift.scaling.max_instance_count == 1
     assert drift.timeout.total_seconds() == 300
     assert frontend.session_affinity

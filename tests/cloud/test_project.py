@@ -22,6 +22,7 @@ def test_a_project_and_a_region_give_every_name() -> None:
     [
         ({}, "PIGEONHOLE_PROJECT=''"),
         ({"PIGEONHOLE_PROJECT": "Some Project", "PIGEONHOLE_REGION": "europe-west4"}, "PIGEONHOLE_PROJECT='Some Project'"),
+        ({"PIGEONHOLE_PROJECT": "p" * 31, "PIGEONHOLE_REGION": "europe-west4"}, f"PIGEONHOLE_PROJECT='{'p' * 31}'"),
         ({"PIGEONHOLE_PROJECT": "some-project"}, "PIGEONHOLE_REGION=''"),
         ({"PIGEONHOLE_PROJECT": "some-project", "PIGEONHOLE_REGION": "europe"}, "PIGEONHOLE_REGION='europe'"),
     ],

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def test_a_project_without_quota_is_told_of_each_with_the_line_that_asks_for_it(
     found = quota.missing(SITE, lambda _: "[]", machine)
     assert [thing["what"].split()[3] for thing in found] == list(quota.NEEDED[machine])
     assert all(thing["line"].startswith("gcloud beta quotas preferences create") for thing in found)
+
+
+@pytest.mark.parametrize(("limit", "lacks"), [("8", []), ("7", ["quota of 8 custom_model_training_cpus in europe-west4"])])
+def test_a_quota_that_is_just_enough_is_enough(limit: str, lacks: list[str]) -> None:
+    found = quota.missing(SITE, lambda _: json.dumps([info(limit, "europe-west4")]), "cpu")
+    assert [thing["what"] for thing in found] == lacks
 
 
 def test_every_image_that_is_built_is_looked_for() -> None:

@@ -18,7 +18,7 @@ import yaml
 
 from pigeonhole.cloud import quota, setup
 from pigeonhole.cloud.project import Project
-from pigeonhole.cloud.resources import WRITES, Binding, Line, Site, Step, left_out, read_site, steps
+from pigeonhole.cloud.resources import POLICIES, WRITES, Binding, Line, Site, Step, left_out, read_site, steps
 from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.loop import vertex_retrain
 from pigeonhole.training import vertex
@@ -53,6 +53,7 @@ if "hidden" in there:
     end(1, error="ERROR: (gcloud.x) PERMISSION_DENIED: The caller may not look at project 140412 (request 99404e)")
 if "nobody" in there:
     end(1, error="ERROR: (gcloud.projects.describe) You do not currently have an active account selected.\\nPlease run:\\n")
+flags = dict(word[2:].split("=", 1) for word in line if word.startswith("--") and "=" in word)
 verbs = [word for word in line if word.endswith("-iam-policy-binding") or word == "get-iam-policy"]
 if verbs:
     at = line.index(verbs[0])
@@ -60,7 +61,6 @@ if verbs:
     policy = there.setdefault("policy " + key, {{"bindings": []}})
     if verbs[0] == "get-iam-policy":
         end(0, json.dumps(policy))
-    flags = dict(word[2:].split("=", 1) for word in line if word.startswith("--") and "=" in word)
     title = flags.get("condition", "").partition("title=")[2]
     binding = {{"role": flags["role"], "members": [flags["member"]], **({{"condition": {{"title": title}}}} if title else {{}})}}
     if verbs[0].startswith("add"):
@@ -68,14 +68,24 @@ if verbs:
     else:
         policy["bindings"].remove(binding)
     end(0)
-verb, what = known.get(" ".join(line), ("", ""))
+asked = [word.partition("=")[0] + "=" if word.startswith("--set-notification-channels=") else word for word in line]
+verb, what = known.get(" ".join(asked), ("", ""))
+labels = flags.get("user-labels", "") + flags.get("update-user-labels", "") + flags.get("update-labels", "")
+content = labels.rpartition("=")[2] or flags.get("attribute-condition") or True
 if verb == "answer":
     end(0, what)
 if verb == "make":
     if what in there:
         end(1, error="ERROR: ALREADY_EXISTS")
-    there[what] = True
+    there[what] = content
     end(0)
+if verb == "mend":
+    if what.startswith("alert policy"):  # as a whole: whom it told is gone
+        there.update({{other: flags["set-notification-channels"] for other in there if other == what + " channels"}})
+    there[what] = content
+    end(0)
+if verb == "content":
+    end(0, str(there.get(what, "")) + "\\n")
 if verb == "delete":
     del there[what]
     end(0)
@@ -92,9 +102,19 @@ end(2, error="ERROR: (gcloud) Invalid choice: " + " ".join(line))
 def named(step: Step, line: Line) -> Line:
     """A line with the names that the gcloud of this test gives to what it has made."""
     names = {"FOUND": step.what.replace(" ", "-")}
-    for word, question in step.asked:
-        names[word] = next(each.what for each in steps(SITE, ROOT) if each.find == question).replace(" ", "-")
+    for word, question, otherwise in step.asked:
+        names[word] = next((each.what.replace(" ", "-") for each in steps(SITE, ROOT) if each.find == question), otherwise)
     return tuple(re.sub("|".join(names), lambda found: names[found.group()], word) for word in line)
+
+
+def mended(step: Step) -> str:
+    """The thing whose content `step.word` is: the one that it needs, or itself."""
+    return next((each.what for each in steps(SITE, ROOT) if each.find == step.needs), step.what)
+
+
+def is_switch(step: Step) -> bool:
+    """Of one word a thing, all in one answer."""
+    return step.what.startswith("API ")
 
 
 @pytest.fixture
@@ -104,10 +124,16 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for step in steps(SITE, ROOT):
         for verb, line in (("find", step.find), ("make", step.make), ("delete", step.delete), ("find", step.needs)):
             if line:
-                what = step.what if line is not step.needs else f"Cloud Run service {line[4]}"
+                what = mended(step) if line is step.needs else step.what
                 known[" ".join(named(step, line)[1:])] = (verb, what)
-        if step.word:
+        if is_switch(step):
             known[" ".join(step.find[1:])] = ("names", "API ")
+        elif step.word:
+            known[" ".join(step.find[1:])] = ("content", mended(step))
+            known[" ".join(named(step, step.make)[1:])] = ("mend", mended(step))
+        for _, question, otherwise in step.asked:
+            if not otherwise:
+                known[" ".join(question[1:])] = ("content", f"{mended(step)} channels")
     known["projects describe some-project --format=value(projectNumber)"] = ("answer", SITE.number)
     dimension = {"applicableLocations": ["europe-west4"], "details": {"value": "42"}}
     quota = [{"quotaId": "CpusPerRegion", "dimensionsInfos": [dimension]}]
@@ -132,7 +158,7 @@ def everything() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for step in steps(SITE, ROOT):
         if not step.binding:
-            found[step.what] = True
+            found[mended(step) if step.mends else step.what] = True if is_switch(step) else step.word or True
             continue
         at = step.find.index("get-iam-policy")
         policy = found.setdefault("policy " + " ".join([*step.find[1:at], step.find[at + 1]]), {"bindings": []})
@@ -185,6 +211,42 @@ def test_set_up_twice_makes_everything_once_and_teardown_leaves_what_holds_data(
     assert all(not policy["bindings"] for what, policy in there(cloud).items() if what.startswith("policy"))
 
 
+def test_what_is_there_and_not_as_described_is_mended_in_its_place_and_then_left_alone(cloud: Path) -> None:
+    """A rule of another release, a repository that deployed before; whom a policy tells is not of its file and stays."""
+    policy, provider, told = (
+        "alert policy PigeonholeErrors",
+        "identity provider pigeonhole-github/github",
+        "projects/p/channels/7,8",
+    )
+    older = everything() | {policy: "0123456789ab", f"{policy} channels": told, provider: "assertion.repository=='other/name'"}
+    older["lifecycle of gs://some-project-pigeonhole"] = ""
+    (cloud / "there.json").write_text(json.dumps(older))
+    first = setup.run(["setup"])
+    assert first is not None
+    assert first["made"] == [
+        "lifecycle of gs://some-project-pigeonhole",
+        f"{provider} for owner/name, main only",
+        f"{policy} as in {POLICIES}/errors.json",
+    ]
+    assert there(cloud) == everything() | {f"{policy} channels": told}
+    again = setup.run(["setup"])
+    assert again is not None
+    assert again["made"] == []
+
+
+def test_another_rule_is_another_fingerprint(tmp_path: Path) -> None:
+    for name in ("cloudbuild", "monitoring"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    before = {step.what: step.word for step in steps(SITE, tmp_path)}
+    file = tmp_path / "monitoring/alert_policies/errors.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("> 0.02", "> 0.03"), encoding="utf-8")
+    after = {step.what: step.word for step in steps(SITE, tmp_path)}
+    assert [what for what in after if after[what] != before[what]] == [
+        f"alert policy PigeonholeErrors as in {POLICIES}/errors.json"
+    ]
+    assert all(re.fullmatch("[0-9a-f]{12}", word) for what, word in after.items() if what.startswith("alert") and word)
+
+
 def test_teardown_takes_the_services_that_deploy_made_before_the_accounts_that_they_run_as(cloud: Path) -> None:
     kept = {what: value for what, value in everything().items() if what.startswith(("Cloud Run", "account"))}
     (cloud / "there.json").write_text(json.dumps(kept))
@@ -222,8 +284,7 @@ class AllBut(setup.Memory):
         self.lacking = lacking
         self.asked_by: dict[Line, list[Step]] = {}
         for step in everything:
-            for line in (named(step, step.find), step.needs):
-                self.asked_by.setdefault(line, []).append(step)
+            self.asked_by.setdefault(named(step, step.find), []).append(step)
 
     def __call__(self, line: Line) -> str:
         steps_of = self.asked_by.get(line, [])
@@ -340,8 +401,12 @@ def test_in_another_folder_nothing_is_set_up_without_its_alerts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for verb in setup.VERBS:
-        with pytest.raises(ConfigError, match="monitoring/alert_policies: there is no such folder here; run this in the folder"):
+        with pytest.raises(ConfigError, match="there is no such file here; run this in the folder of the repository"):
             setup.run([verb, "--dry-run"])
+    (tmp_path / "cloudbuild").mkdir()
+    shutil.copy(ROOT / "cloudbuild/lifecycle.json", tmp_path / "cloudbuild")
+    with pytest.raises(ConfigError, match="monitoring/alert_policies: there is no such folder here; run this in the folder"):
+        setup.run(["setup", "--dry-run"])
 
 
 def test_a_budget_is_of_one_project_where_several_are_paid_from_one_account() -> None:
@@ -353,7 +418,9 @@ def test_a_budget_is_of_one_project_where_several_are_paid_from_one_account() ->
     one, other = budget("some-project"), budget("other-project")
     filters = [word for step in (one, other) for word in step.find if word.startswith("--filter=")]
     assert filters == ["--filter=displayName=pigeonhole-some-project", "--filter=displayName=pigeonhole-other-project"]
-    assert "--display-name=pigeonhole-some-project" in one.make
+    assert {"--display-name=pigeonhole-some-project", "--filter-projects=projects/some-project"} <= set(one.make)
+    told = [f"{float(word.rpartition('=')[2]):.0%}"[:-1] for word in one.make if word.startswith("--threshold-rule=percent=")]
+    assert one.what.endswith(f"told at {', '.join(told[:-1])} and {told[-1]} %")
 
 
 def test_an_address_that_others_are_told_at_too_keeps_their_channel() -> None:
@@ -375,7 +442,10 @@ def test_a_policy_that_tells_somebody_else_is_not_taken_for_one_that_tells_the_n
 def test_drift_is_asked_with_a_token_for_its_own_address_and_given_as_long_as_it_may_take() -> None:
     (line,) = [step.make for step in steps(SITE, ROOT) if step.what.startswith("hourly drift run")]
     address = "https://pigeonhole-drift-123456789012.europe-west4.run.app"
-    assert {f"--uri={address}/runs", f"--oidc-token-audience={address}", "--attempt-deadline=300s"} <= set(line)
+    asked = {f"--uri={address}/runs", f"--oidc-token-audience={address}", "--attempt-deadline=300s", "--http-method=POST"}
+    assert asked <= set(line)
+    # PigeonholeDriftSilent waits three hours for a run.
+    assert [word for word in line if re.fullmatch(r"--schedule=\d{1,2} \* \* \* \*", word)]
 
 
 def test_only_main_of_one_repository_may_deploy() -> None:
@@ -399,6 +469,59 @@ def test_what_is_left_out_is_told(cloud: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_nobody_gets_a_role_that_can_do_anything() -> None:
     roles = {step.binding.role for step in steps(SITE, ROOT) if step.binding}
     assert not {role for role in roles if re.search(r"roles/(owner|editor|viewer)$|[aA]dmin$", role)}
+
+
+def roles_of(account: str, thing: str = "") -> set[str]:
+    """What an account may do, on the project or on a thing whose name begins so."""
+    member = f"serviceAccount:{SITE.project.account(account)}"
+    bound = [step for step in steps(SITE, ROOT) if step.binding and step.binding.member == member]
+    return {
+        step.binding.role for step in bound if step.binding and step.make[step.make.index("add-iam-policy-binding") + 1] == thing
+    }
+
+
+def test_who_answers_strangers_has_nothing_of_the_project_but_its_logs_and_metrics() -> None:
+    for name in ("serve", "drift", "frontend", "schedule"):
+        assert roles_of(name, SITE.project.id) <= {"roles/logging.logWriter", "roles/monitoring.metricWriter"}
+    assert roles_of("frontend", f"gs://{SITE.project.bucket}") == roles_of("schedule", f"gs://{SITE.project.bucket}") == set()
+
+
+def test_each_may_write_below_its_own_folders_and_only_training_and_deployment_where_the_registry_is() -> None:
+    for account, prefixes in WRITES.items():
+        made = [
+            shlex.join(step.make)
+            for step in steps(SITE, ROOT)
+            if step.binding and step.what.endswith(f"/ for {SITE.project.account(account)}")
+        ]
+        starts = [re.findall(r"startsWith\('\"'\"'(.*?)'\"'\"'\)", line) for line in made]
+        assert starts == [[f"projects/_/buckets/{SITE.project.bucket}/objects/{prefix}/"] for prefix in prefixes]
+    assert {account for account, prefixes in WRITES.items() if "registry" in prefixes} == {"train", "deploy"}
+    whole = [
+        step.what
+        for step in steps(SITE, ROOT)
+        if step.binding and step.binding.role == "roles/storage.objectUser" and not step.binding.title
+    ]
+    assert whole == []
+
+
+def test_a_service_may_be_asked_by_the_page_and_drift_by_its_schedule_too() -> None:
+    asked = {name: roles_of(name, f"pigeonhole-{service}") for name, service in (("schedule", "drift"), ("frontend", "drift"))}
+    asked["frontend serve"] = roles_of("frontend", "pigeonhole-serve")
+    assert set(map(frozenset, asked.values())) == {frozenset({"roles/run.invoker"})}
+
+
+def test_nobody_on_the_internet_reads_the_bucket_and_old_images_really_go() -> None:
+    lines = {step.what: step.make for step in steps(SITE, ROOT)}
+    assert {"--uniform-bucket-level-access", "--public-access-prevention"} <= set(lines["bucket gs://some-project-pigeonhole"])
+    assert "--no-dry-run" in lines["clean-up of old images"]
+
+
+def test_no_deleting_line_waits_for_an_answer() -> None:
+    deleting = [step.delete for step in steps(SITE, ROOT) if "delete" in step.delete]
+    assert deleting
+    assert [line for line in deleting if "--quiet" not in line] == []
+    (channel,) = [line for line in deleting if "channels" in line]
+    assert "--force" in channel  # policies that tell it are still there
 
 
 def shape(line: Line) -> str:
@@ -514,5 +637,11 @@ def test_a_policy_keeps_what_is_needed(name: str) -> None:
     if name == "cleanup.json":
         assert {"name": "latest", "action": {"type": "Keep"}, "mostRecentVersions": {"keepCount": 10}} in policy
         return
-    deleted = [rule["condition"]["matchesPrefix"] for rule in policy["rule"] if rule["action"]["type"] == "Delete"]
-    assert sorted(prefix for prefixes in deleted for prefix in prefixes) == ["drift-reports/", "jobs/", "log/", "source/"]
+    rules = [rule["condition"] for rule in policy["rule"] if rule["action"]["type"] == "Delete"]
+    days = {prefix: rule["age"] for rule in rules for prefix in rule["matchesPrefix"]}
+    # A year of log; the jobs' checkpoints for longer than a job may last, a week at most; a source for its build.
+    least = {"drift-reports/": 90, "jobs/": 8, "log/": 366, "source/": 1}
+    assert days.keys() == least.keys()
+    assert [prefix for prefix in days if days[prefix] < least[prefix]] == []
+    colder = [rule["condition"]["age"] for rule in policy["rule"] if rule["action"]["type"] == "SetStorageClass"]
+    assert max(colder) + 30 <= days["log/"]  # Nearline costs thirty days at the least

@@ -57,8 +57,8 @@ def test_long_texts_are_asked_in_bodies_that_the_service_takes(service: Scripted
 
 
 def test_what_cannot_be_asked_is_a_row_with_a_note(service: Scripted) -> None:
-    job = finished(BatchJob(service, ["a", " ", "b\ud800", "c" * 30, "d long"], 10))
-    assert job.results()["note"].tolist() == ["", "blank", "not a text", "cut", "cut"]
+    job = finished(BatchJob(service, ["a", " ", "c" * 30, "d long"], 10))
+    assert job.results()["note"].tolist() == ["", "blank", "cut", "cut"]
     assert service.chunks == [["a", "c" * 10, "d long"]]
 
 

@@ -2,9 +2,12 @@
 
 import contextlib
 import http.server
+import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 from frontend import client
 from frontend.client import Down, Refused, Service
@@ -28,6 +31,8 @@ def answering() -> Iterator[Callable[..., tuple[str, list[str]]]]:
                     self.send_header("content-length", str(len(body)))
                     self.end_headers()
                     self.wfile.write(body)
+
+                do_POST = do_GET  # noqa: N815  http.server's name
 
                 def log_message(self, format: str, *args: object) -> None:
                     pass
@@ -60,8 +65,9 @@ def service(url: str, key: str = "") -> Iterator[Service]:
 Answering = Callable[..., tuple[str, list[str]]]
 
 
-def test_a_service_that_is_busy_is_asked_again(answering: Answering) -> None:
-    url, tokens = answering((503, b'{"detail": "later"}'), (200, b'{"a": 1}'))
+@pytest.mark.parametrize("status", [502, 503, 504])  # the first and the last of a proxy before it
+def test_a_service_that_is_busy_is_asked_again(answering: Answering, status: int) -> None:
+    url, tokens = answering((status, b'{"detail": "later"}'), (200, b'{"a": 1}'))
     with service(url) as made:
         assert made.get("/") == {"a": 1}
     assert len(tokens) == 2
@@ -77,6 +83,18 @@ def test_a_service_that_stays_busy_is_down_with_its_own_words(answering: Answeri
 def test_nobody_at_the_address_is_down() -> None:
     with service("http://127.0.0.1:9") as made, pytest.raises(Down, match="does not answer"):
         made.get("/")
+
+
+def test_a_service_that_takes_the_question_and_says_nothing_is_not_asked_again() -> None:
+    """Three waits of half a minute each, for the page; three records of one text, for the log."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = Service(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.2)
+        with contextlib.closing(made), pytest.raises(Down, match=r"does not answer \(ReadTimeout\)"):
+            made.predict("my parcel")
+        listener.settimeout(1)
+        listener.accept()[0].close()
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def test_a_refusal_carries_what_the_service_said_and_is_not_repeated(answering: Answering) -> None:
@@ -107,6 +125,47 @@ def test_a_service_that_asks_for_a_key_is_not_said_to_refuse_one_that_is_not_the
     with service(url) as made, pytest.raises(Refused, match="asks for a key, and PIGEONHOLE_API_KEY is not set"):
         made.get("/")
     assert tokens == [""]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (httpx.Response(403, html="Your client does not have permission"), "roles/run.invoker.*cloud.setup"),
+        (httpx.Response(401, json={"detail": "no key"}), "asks for a key"),
+    ],
+)
+def test_who_is_refused_by_cloud_run_is_not_sent_for_a_key_of_the_service(answer: httpx.Response, told: str) -> None:
+    with service("https://pigeonhole-serve-1.europe-west4.run.app") as made:
+        made._http = httpx.Client(base_url=made.url, transport=httpx.MockTransport(lambda _: answer))
+        with pytest.raises(Refused, match=told):
+            made.get("/ready")
+
+
+ABOUT = {"model": "m", "model_version": "1", "created_at": "2026", "task": "single_label", "precision": "int8", "max_length": 32}
+ABOUT |= {"labels": ["a"], "metrics": {}, "limits": {}, "thresholds": {}, "temperature": 1.0, "windowing": {}}
+ANSWER = {"model": "m", "model_version": "1", "prediction_id": "p", "label": "a", "score": 1.0, "probabilities": {"a": 1.0}}
+ANSWER |= {"decision": "accept", "truncated": False, "n_tokens": 3}
+
+
+@pytest.mark.parametrize("name", ["task", "windowing"])
+def test_a_service_of_a_release_that_says_less_of_its_model_is_told_apart(answering: Answering, name: str) -> None:
+    """Each key is one that a page reads without asking whether it is there."""
+    less = {key: value for key, value in ABOUT.items() if key != name}
+    url, _ = answering((200, json.dumps(less).encode()), (200, json.dumps(ABOUT).encode()))
+    with service(url) as made:
+        with pytest.raises(Refused, match=f"has no {name}: .* of one release"):
+            made.get("/model")
+        assert made.get("/model") == ABOUT
+
+
+@pytest.mark.parametrize("name", ["score", "decision", "probabilities"])
+def test_an_answer_of_a_release_that_says_less_is_told_apart(answering: Answering, name: str) -> None:
+    less = {key: value for key, value in ANSWER.items() if key != name}
+    url, _ = answering((200, json.dumps(less).encode()), (200, json.dumps(ANSWER).encode()))
+    with service(url) as made:
+        with pytest.raises(Refused, match=f"has no {name}: .* of one release"):
+            made.predict("my parcel")
+        assert made.predict("my parcel").body == ANSWER
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]"])

@@ -52,3 +52,4 @@ def test_only_an_address_of_cloud_run_is_told_who_asks() -> None:
     assert identity_for(PAGE)
     assert identity_for("http://127.0.0.1:8080") is None
     assert identity_for("https://run.app.example.org") is None
+    assert identity_for("https://pigeonhole-serve-1.europe-west4.run.app.example.org") is None

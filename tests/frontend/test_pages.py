@@ -1,4 +1,5 @@
 import io
+import re
 import shutil
 import subprocess
 import time
@@ -154,6 +155,28 @@ def test_a_file_is_classified_to_the_last_row_and_comes_back_safe_for_spreadshee
     assert back.loc[598, "predicted_note"] == "blank"
     assert back.loc[599, "message"] == "'=1+1 my password"
     assert set(back["predicted_label"][:598]) <= {"delivery", "account", "billing"}
+
+
+def test_a_file_of_one_blank_text_names_no_version_that_was_never_asked(open_page: OpenPage, keywords: str) -> None:
+    app = upload(open_page(keywords, "batch"), "mail.csv", b'text\n" "\n')
+    assert "Classify 1 text" in [button.label for button in app.button]
+    app = run_batch(app)
+    assert re.fullmatch(r"1 text in [\d.]+ s", app.success[0].value)
+    assert app.metric[0].label == "Passed over (blank)"
+    assert not app.exception
+
+
+def test_half_a_character_in_a_file_is_shown_classified_and_taken_home_as_the_sign_for_one(
+    open_page: OpenPage, keywords: str
+) -> None:
+    """JSON may hold it, where a program has cut a text in the middle of an emoji; no browser takes it."""
+    app = upload(open_page(keywords, "batch"), "mail.jsonl", b'{"text": "my parcel \\ud83d", "a\\ud83d": "\\ud83d\\ude00"}\n')
+    assert not app.exception
+    app = run_batch(app)
+    assert not app.exception
+    back = pd.read_csv(io.BytesIO(app.session_state.download), dtype=str)
+    assert back.iloc[0, :3].tolist() == ["my parcel \ufffd", "\U0001f600", "delivery"]
+    assert back.columns[1] == "a\ufffd"
 
 
 @pytest.fixture

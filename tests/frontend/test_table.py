@@ -1,3 +1,4 @@
+import csv
 import io
 import zipfile
 
@@ -159,6 +160,24 @@ def test_no_cell_and_no_header_of_a_download_is_a_formula(cell: str) -> None:
     assert back.columns[0].startswith("'")
     assert back.iloc[0, 0].startswith("'")
     assert back.iloc[0].tolist()[1:] == ["plain", "0.5"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "cell",
+    ["foo;=1+1", "foo; +1", 'foo;"=1+1"', "foo;\uff1d1", "foo\t@x", "foo\n=1+1;", 'a "b"\r\n -1', '"=1+1"', "a;;=1", "a;'=1;=2"],
+)
+def test_no_cell_is_a_formula_wherever_a_spreadsheet_splits_the_line(cell: str, separator: str) -> None:
+    """Excel takes the separator of its country; the csv module reads quotation marks as Excel does: only where a cell begins."""
+    data = safe_csv(pd.DataFrame({"id": ["7"], cell: [cell], "text": [cell], "last": ["x"]}))
+    rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), delimiter=separator)
+    assert [found for row in rows for found in row if found.lstrip(' "').startswith(table.FORMULA)] == []
+
+
+@pytest.mark.parametrize("cell", ["plain; text", "a - b; c=d", "5;6", "one,-two", "e-mail@example.org", "a\nb"])
+def test_what_is_no_formula_comes_home_as_it_was(cell: str) -> None:
+    back = pd.read_csv(io.BytesIO(safe_csv(pd.DataFrame({"id": ["7"], "text": [cell]}))), dtype=str)
+    assert back.loc[0, "text"] == cell
 
 
 def test_two_headers_that_are_one_once_they_are_guarded_both_come_home() -> None:

@@ -185,6 +185,21 @@ def test_a_commit_to_compare_with_is_checked_out_beside_and_never_twice(tmp_path
     assert lines_of("load", bundle="b", base="a b") == ["git worktree remove --force artefacts/base", *first]
 
 
+@pytest.mark.parametrize("name", ["setup", "preflight", "teardown"])
+def test_a_dry_run_of_the_cloud_is_one_and_data_are_taken_only_if_asked(name: str) -> None:
+    (line,) = lines_of(f"cloud.{name}")
+    assert re.search(rf"pigeonhole\.cloud\.setup {name}( machine=cpu)?$", line)
+    assert lines_of(f"cloud.{name}", dry_run=True) == [f"{line} --dry-run"]
+    if name == "teardown":
+        assert lines_of("cloud.teardown", data=True) == [f"{line} --data"]
+
+
+def test_images_are_left_out_only_where_that_is_allowed() -> None:
+    (line,) = lines_of("images")
+    assert "skip" not in line
+    assert "skip=allowed" in lines_of("images", skip=True)[0]
+
+
 def test_another_torch_is_told_by_its_own_words() -> None:
     context = MockContext(run=[Result(), Result(stdout="2.15.0+cpu\n")])
     with pytest.raises(Exit, match=r"torch 2\.15\.0\+cpu is installed, not 2\.8\.0"):

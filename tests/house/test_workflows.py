@@ -54,6 +54,38 @@ def test_checkout_leaves_no_token_behind(workflow: dict[Any, Any]) -> None:
     assert all(step["with"]["persist-credentials"] is False for step in steps)
 
 
+def test_a_token_is_of_the_step_alone_that_speaks_to_github(workflow: dict[Any, Any]) -> None:
+    """Beside it runs what came from an index; autoupdate's is a week old."""
+    jobs = workflow["jobs"].values()
+    wide = [env for env in (workflow.get("env", {}), *(job.get("env", {}) for job in jobs)) if "github.token" in str(env)]
+    assert wide == []
+    for step in (step for job in jobs for step in job["steps"]):
+        assert ("github.token" in str(step.get("env", {}))) is bool(re.search(r"\bgh (?!variable)\w+", step.get("run", "")))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_nothing_is_released_or_deployed_untested_and_a_person_lets_production_move(path: Path) -> None:
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+    last = {"deploy.yaml": "deploy", "release.yaml": "release", "model-change.yaml": "gate"}.get(path.name)
+    if last:
+        assert jobs[last].get("needs") == (None if last == "gate" else "test")
+        assert jobs[last].get("environment") == (None if last == "release" else "production")
+
+
+def test_every_service_is_deployed_after_those_whose_address_it_is_given() -> None:
+    steps = yaml.safe_load((FOLDER / "deploy.yaml").read_text(encoding="utf-8"))["jobs"]["deploy"]["steps"]
+    services = [re.findall(r"_SERVICE=(\w+)", step["run"]) for step in steps if "cloudbuild/deploy.yaml" in step.get("run", "")]
+    assert services == [["serve"], ["drift"], ["frontend"]]
+
+
+def test_what_a_sign_in_leaves_in_the_folder_is_not_sent_with_the_source() -> None:
+    """google-github-actions/auth writes gha-creds-….json there; gcloud sends all that git does not ignore."""
+    name = "gha-creds-0123456789abcdef.json"
+    asked = subprocess.run(["git", "check-ignore", "--quiet", name], cwd=FOLDER.parents[1], check=False)
+    assert asked.returncode == 0
+    assert not (FOLDER.parents[1] / ".gcloudignore").exists()
+
+
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 ZIZMOR = [SCRIPTS / "zizmor", "--offline", "--quiet", "--no-progress", "--color=never"]
 SCHEMA = [SCRIPTS / "check-jsonschema", "--builtin-schema", "vendor.github-workflows"]

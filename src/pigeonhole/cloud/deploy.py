@@ -171,6 +171,7 @@ def deploy(
     before = _traffic_now(services, service.name)
     service.traffic = [run_v2.TrafficTarget(type_=latest, percent=0 if before else 100, tag=TAG), *before]
     say(f"deploying {service.template.containers[0].image} {'without traffic' if before else 'for the first time'}")
+    moved = False
     try:
         request = run_v2.UpdateServiceRequest(service=service, allow_missing=True)
         with refusals("Cloud Run"):
@@ -179,6 +180,7 @@ def deploy(
         if not url:
             raise RunError(f"Cloud Run tells no address of the tag {TAG}")
         check(url, made.uri)
+        moved = True
         _move(services, service, [run_v2.TrafficTarget(type_=latest, percent=100, tag=TAG)])
         check(made.uri, made.uri)
     except RunError as error:
@@ -186,11 +188,29 @@ def deploy(
             raise GateError(f"{error}; this was the first revision of pigeonhole-{name}, so no other one can answer") from error
         try:
             _move(services, service, before)
-        except RunError as no:
-            back = f"cloudbuild/rollback.yaml gives it to {before[0].revision}"
-            raise RunError(f"{error}; and the traffic was not given back ({no}): {back}") from error
+        except (RunError, ConfigError) as no:
+            raise RunError(f"{error}; and the traffic was not given back ({no}): {_way_back(before)}") from error
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(f"interrupted: {error}; and {_stands(before, moved)}") from interrupt
         raise GateError(f"{error}; the traffic is where it was: {_told(before)}") from error
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"interrupted: {_stands(before, moved)}") from interrupt
     return {"service": made.uri, "revision": made.latest_ready_revision.rsplit("/", 1)[-1], "tag": url}
+
+
+def _stands(before: list["run_v2.TrafficTarget"], moved: bool) -> str:
+    """What a deployment that ended early has done: Cloud Run goes on with what it was asked for."""
+    if not before:
+        return "Cloud Run may have made the first revision, with all the traffic; deploy it again"
+    if not moved:
+        return f"the traffic is where it was: {_told(before)}; the new revision gets none"
+    return (
+        f"the new revision answered without traffic and was given it, and no answer with it was waited for; {_way_back(before)}"
+    )
+
+
+def _way_back(before: list["run_v2.TrafficTarget"]) -> str:
+    return f"cloudbuild/rollback.yaml gives it to {before[0].revision}"
 
 
 def _told(traffic: list["run_v2.TrafficTarget"]) -> str:

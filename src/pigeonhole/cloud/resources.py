@@ -3,9 +3,10 @@
 Promises: no line makes a thing twice; roles are given on the smallest thing that they work on. Knows nothing of running a line.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,6 +61,8 @@ INVOKES = (("schedule", "drift"), ("frontend", "drift"), ("frontend", "serve"))
 SCHEDULE = "17 * * * *"  # a run an hour, as the hours of the log close
 LIFECYCLE = "cloudbuild/lifecycle.json"
 CLEANUP = "cloudbuild/cleanup.json"
+POLICIES = "monitoring/alert_policies"
+ALERTS = ("alpha", "monitoring", "policies")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class Step:
     """`find` prints something where the thing is there: a line `word`, or a policy (JSON) with `binding`, where they are set.
 
     `make` is empty for what another command makes, `delete` for what stays; `by_hand`: only a person can make it; `holds_data`:
-    deleting it loses something. `asked`: words of a line that stand for what another line prints, such as a name Google gave.
+    deleting it loses something; `mends`: it changes what is there and not as described. `asked`: words of a line that stand for
+    what another line prints, such as a name Google gave, each with what stands there where that line prints nothing.
     """
 
     what: str
@@ -102,7 +106,8 @@ class Step:
     binding: "Binding | None" = None
     word: str = ""
     needs: Line = ()  # prints something where the step can be done at all
-    asked: tuple[tuple[str, Line], ...] = ()
+    asked: tuple[tuple[str, Line, str], ...] = ()
+    mends: bool = False
     by_hand: bool = False
     holds_data: bool = False
 
@@ -139,7 +144,7 @@ def steps(site: Site, folder: Path) -> Iterator[Step]:
     """
     yield from _apis(site)
     yield from _accounts(site)
-    yield from _bucket(site)
+    yield from _bucket(site, folder)
     yield from _images(site)
     yield from _secrets(site)
     yield from _roles(site)
@@ -151,6 +156,15 @@ def steps(site: Site, folder: Path) -> Iterator[Step]:
 def _gcloud(site: Site, *words: str, **flags: str) -> Line:
     named = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     return ("gcloud", *words, *named, f"--project={site.project.id}")
+
+
+def _fingerprint(folder: Path, name: str) -> str:
+    """Of a file, for a label on what is made from it: Google may write down its content in another way, a label it does not."""
+    try:
+        text = (folder / name).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{name}: there is no such file here; run this in the folder of the repository") from error
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _apis(site: Site) -> Iterator[Step]:
@@ -172,7 +186,7 @@ def _accounts(site: Site) -> Iterator[Step]:
         )
 
 
-def _bucket(site: Site) -> Iterator[Step]:
+def _bucket(site: Site, folder: Path) -> Iterator[Step]:
     url, buckets = f"gs://{site.project.bucket}", ("storage", "buckets")
     safe = ("--uniform-bucket-level-access", "--public-access-prevention")
     yield Step(
@@ -182,10 +196,12 @@ def _bucket(site: Site) -> Iterator[Step]:
         _gcloud(site, "storage", "rm", url, "--recursive"),
         holds_data=True,
     )
+    content = _fingerprint(folder, LIFECYCLE)
     yield Step(
         f"lifecycle of {url}",
-        _gcloud(site, *buckets, "describe", url, format="value(lifecycle_config)"),
-        _gcloud(site, *buckets, "update", url, lifecycle_file=LIFECYCLE),
+        _gcloud(site, *buckets, "describe", url, format="value(labels.lifecycle)"),
+        _gcloud(site, *buckets, "update", url, lifecycle_file=LIFECYCLE, update_labels=f"lifecycle={content}"),
+        word=content,
     )
 
 
@@ -301,17 +317,28 @@ def _github(site: Site) -> Iterator[Step]:
         _gcloud(site, *pools, "create", POOL, location="global", display_name="GitHub"),
     )
     place = {"location": "global", "workload_identity_pool": POOL}
+    condition = f"assertion.repository=='{site.repository}' && assertion.ref=='refs/heads/main'"
+    provider = _gcloud(site, *pools, "providers", "describe", "github", **place, format="value(name)")
     yield Step(
-        f"identity provider {POOL}/github for {site.repository}, main only",
-        _gcloud(site, *pools, "providers", "describe", "github", **place, format="value(name)"),
+        f"identity provider {POOL}/github",
+        provider,
         _gcloud(
             site,
             *(*pools, "providers", "create-oidc", "github"),
             **place,
             issuer_uri="https://token.actions.githubusercontent.com",
             attribute_mapping="google.subject=assertion.sub,attribute.repository=assertion.repository",
-            attribute_condition=f"assertion.repository=='{site.repository}' && assertion.ref=='refs/heads/main'",
+            attribute_condition=condition,
         ),
+    )
+    # One that is there may be of another repository, which could go on deploying.
+    yield Step(
+        f"identity provider {POOL}/github for {site.repository}, main only",
+        _gcloud(site, *pools, "providers", "describe", "github", **place, format="value(attributeCondition)"),
+        _gcloud(site, *pools, "providers", "update-oidc", "github", **place, attribute_condition=condition),
+        word=condition,
+        needs=provider,
+        mends=True,
     )
     pool = f"projects/{site.number}/locations/global/workloadIdentityPools/{POOL}"
     member = f"principalSet://iam.googleapis.com/{pool}/attribute.repository/{site.repository}"
@@ -331,25 +358,21 @@ def for_github(site: Site) -> Iterator[str]:
 
 
 def _watching(site: Site, folder: Path) -> Iterator[Step]:
-    names: dict[str, tuple[Line, str, str]] = {
-        "dashboard Pigeonhole": (("monitoring", "dashboards"), "config_from_file", "monitoring/dashboard.json")
-    }
-    policies = sorted((folder / "monitoring/alert_policies").glob("*.json"))
-    if not policies:
-        raise ConfigError("monitoring/alert_policies: there is no such folder here; run this in the folder of the repository")
-    for path in policies:
-        title = json.loads(path.read_text(encoding="utf-8"))["displayName"]
-        file = f"monitoring/alert_policies/{path.name}"
-        names[f"alert policy {title}"] = (("alpha", "monitoring", "policies"), "policy_from_file", file)
-    for what, (kind, flag, file) in names.items():
-        yield Step(
-            what,
-            _named(site, kind, what),
-            _gcloud(site, *kind, "create", **{flag: file}),
-            _gcloud(site, *kind, "delete", FOUND, "--quiet"),
-        )
+    boards, file = ("monitoring", "dashboards"), "monitoring/dashboard.json"
+    yield Step(
+        "dashboard Pigeonhole",
+        _named(site, boards, "Pigeonhole"),
+        _gcloud(site, *boards, "create", config_from_file=file),
+        _gcloud(site, *boards, "delete", FOUND, "--quiet"),
+    )
+    files = [f"{POLICIES}/{path.name}" for path in sorted((folder / POLICIES).glob("*.json"))]
+    if not files:
+        raise ConfigError(f"{POLICIES}: there is no such folder here; run this in the folder of the repository")
+    titles = [json.loads((folder / file).read_text(encoding="utf-8"))["displayName"] for file in files]
+    for title, file in zip(titles, files, strict=True):
+        yield from _policy(site, title, file, _fingerprint(folder, file))
     if site.email:
-        yield from _told(site, [(kind, what) for what, (kind, *_) in names.items() if what.startswith("alert policy")])
+        yield from _told(site, titles)
     if site.billing:
         # Of one project: the budgets of all that are paid from one account stand in one list.
         name = f"pigeonhole-{site.project.id}"
@@ -369,7 +392,32 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
         )
 
 
-def _told(site: Site, policies: list[tuple[Line, str]]) -> Iterator[Step]:
+def _policy(site: Site, title: str, file: str, rule: str) -> Iterator[Step]:
+    """An alert policy, and that it was made from the file as it is now.
+
+    gcloud puts a policy in the place of another as a whole: those whom it tells are named again, others than ours too.
+    """
+    named = _named(site, ALERTS, title)
+    yield Step(
+        f"alert policy {title}",
+        named,
+        _gcloud(site, *ALERTS, "create", policy_from_file=file, user_labels=f"app=pigeonhole,rule={rule}"),
+        _gcloud(site, *ALERTS, "delete", FOUND, "--quiet"),
+    )
+    told = _named(site, ALERTS, title, shown="notificationChannels.list()")
+    changed = {"policy_from_file": file, "update_user_labels": f"rule={rule}", "set_notification_channels": "CHANNELS"}
+    yield Step(
+        f"alert policy {title} as in {file}",
+        _named(site, ALERTS, title, shown="userLabels.rule"),
+        _gcloud(site, *ALERTS, "update", "POLICY", **changed),
+        word=rule,
+        needs=named,
+        mends=True,
+        asked=(("POLICY", named, "POLICY"), ("CHANNELS", told, "")),
+    )
+
+
+def _told(site: Site, titles: Sequence[str]) -> Iterator[Step]:
     """Who hears of an alert: without a channel a policy opens an incident that nobody is sent."""
     channels, address = ("beta", "monitoring", "channels"), f"email_address={site.email}"
     # By its own name: somebody's other channel to this address is not ours to delete.
@@ -381,18 +429,17 @@ def _told(site: Site, policies: list[tuple[Line, str]]) -> Iterator[Step]:
         _gcloud(site, *channels, "create", display_name="Pigeonhole", type="email", channel_labels=address),
         _gcloud(site, *channels, "delete", FOUND, "--force", "--quiet"),
     )
-    for kind, what in policies:
+    for title in titles:
         yield Step(
-            f"{what} tells {site.email}",
-            _named(site, kind, what, ' AND notificationChannels:"CHANNEL"'),
-            _gcloud(site, *kind, "update", "POLICY", add_notification_channels="CHANNEL"),
-            asked=(("POLICY", _named(site, kind, what)), ("CHANNEL", channel)),
+            f"alert policy {title} tells {site.email}",
+            _named(site, ALERTS, title, ' AND notificationChannels:"CHANNEL"'),
+            _gcloud(site, *ALERTS, "update", "POLICY", add_notification_channels="CHANNEL"),
+            asked=(("POLICY", _named(site, ALERTS, title), "POLICY"), ("CHANNEL", channel, "CHANNEL")),
         )
 
 
-def _named(site: Site, kind: Line, what: str, also: str = "") -> Line:
-    title = what.rsplit(" ", 1)[-1]
-    return _gcloud(site, *kind, "list", filter=f'displayName="{title}"{also}', format="value(name)")
+def _named(site: Site, kind: Line, title: str, also: str = "", shown: str = "name") -> Line:
+    return _gcloud(site, *kind, "list", filter=f'displayName="{title}"{also}', format=f"value({shown})")
 
 
 def _services(site: Site) -> Iterator[Step]:

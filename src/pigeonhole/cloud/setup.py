@@ -1,6 +1,7 @@
 """`uv run invoke cloud.setup | cloud.preflight | cloud.teardown`: what resources.py describes, looked for, made, taken away.
 
-Each line of gcloud is printed before it runs; what is there is not made again. `--dry-run` prints all lines and runs none.
+Each line of gcloud is printed before it runs; what is there is not made again, and is changed where it is not as described.
+`--dry-run` prints all lines and runs none.
 """
 
 import json
@@ -93,7 +94,7 @@ def _check_options(verb: str, options: dict[str, str], flags: set[str], argument
 def dry_run(verb: str, site: Site, with_data: bool) -> dict[str, Any]:
     """The lines that would run, if nothing (setup, preflight) or everything (teardown) were there."""
     lines = {
-        "setup": [step.make for step in all_steps(site) if step.make and not step.by_hand],
+        "setup": [step.make for step in all_steps(site) if step.make and not (step.by_hand or step.mends)],
         "preflight": list(dict.fromkeys(step.find for step in all_steps(site))),
         "teardown": [step.delete for step in removable(site, with_data)],
     }[verb]
@@ -108,7 +109,7 @@ def setup(site: Site, ask: Memory) -> dict[str, Any]:
     there, left = 0, []
     for step in [step for step in all_steps(site) if step.make]:
         if found(step, ask):
-            there += 1
+            there += not step.mends
         elif step.by_hand or (step.needs and not ask(step.needs)):
             left.append({"what": step.what, "line": shlex.join(filled(step.make, step, ask))})
             say(f"left to do {'by hand' if step.by_hand else 'after `uv run deploy`'}: {step.what}")
@@ -171,9 +172,9 @@ def removable(site: Site, with_data: bool) -> Iterator[Step]:
 
 
 def filled(line: Line, step: Step, ask: Callable[[Line], str]) -> Line:
-    """A line of a step with what the step asks for put in; a word that has no answer yet stays."""
-    for word, question in step.asked:
-        answer = (ask(question).split() or [word])[0]
+    """A line of a step with what the step asks for put in; a name that is not there yet stays a word."""
+    for word, question, otherwise in step.asked:
+        answer = (ask(question).split() or [otherwise])[0]
         line = tuple(part.replace(word, answer) for part in line)
     return line
 
