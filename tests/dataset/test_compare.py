@@ -82,7 +82,7 @@ def test_a_change_over_a_limit_is_refused_and_its_report_is_written_all_the_same
 
 
 def test_rows_that_check_data_refuses_are_refused_here_too(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="the text is empty"):
         compared(tmp_path, tiny_rows(), [*tiny_rows(), ("", "billing")])
 
 
