@@ -27,7 +27,7 @@ MakeRecord = Callable[..., Record]
 DAY = timedelta(days=1)
 NEVER_S = 3600.0
 
-needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL, not Windows")
 
 
 def ids_in(log: Path) -> list[str]:
@@ -134,7 +134,7 @@ class Disk:
             os.truncate(path, self._synced.get(path.stat().st_ino, 0))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no inode numbers")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs inode numbers, not Windows")
 @pytest.mark.parametrize(("durability", "kept"), [("process", 0), ("host", 6)])
 def test_a_power_cut_takes_the_spool_of_level_process_and_nothing_of_level_host(
     durability: Durability, kept: int, tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch

@@ -332,14 +332,14 @@ def can_be_process_1() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(["unshare", "-pf", "true"], check=False).returncode == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, not Windows")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc")
 @pytest.mark.parametrize("place", [[], ["unshare", "-pf", "--kill-child"]], ids=["a process", "process 1"])
 @pytest.mark.parametrize("later_s", [0.0, 0.4, 0.9])
 def test_sigterm_before_the_service_is_ready_ends_it_with_0_even_as_process_1_of_a_container(
     words_bundle: Path, tmp_path: Path, place: list[str], later_s: float
 ) -> None:
     if place and not can_be_process_1():
-        pytest.skip("needs the right to make a process namespace, not Windows")
+        pytest.skip("needs the right to make a process namespace")
     environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
     with subprocess.Popen([*place, sys.executable, "-c", PROGRAM], env={**os.environ, **environment}) as process:
         child = int(wait_for_child(process.pid) if place else process.pid)
@@ -353,7 +353,7 @@ def test_sigterm_before_the_service_is_ready_ends_it_with_0_even_as_process_1_of
             process.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, not Windows")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc")
 @pytest.mark.parametrize("later_s", [0.0, 0.1, 0.3, 0.6, 0.9])
 def test_ctrl_c_before_the_service_is_ready_is_one_line_and_130(words_bundle: Path, tmp_path: Path, later_s: float) -> None:
     environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
@@ -379,7 +379,7 @@ def test_sigterm_while_a_version_is_opened_ends_it_with_0(words_bundle: Path, mo
         assert process.returncode == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL, not Windows")
 def test_kill_9_loses_no_answer_that_was_given(words_bundle: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with served(PIGEONHOLE_BUNDLE=str(words_bundle), PIGEONHOLE_LOG=str(log)) as (process, http):
