@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.serving.conftest import run_service, wait_until, words_bundle  # noqa: F401  a fixture
+from tests.conftest import wait_until
+from tests.serving.conftest import run_service, words_bundle  # noqa: F401  a fixture
 
 from pigeonhole import client as module
 from pigeonhole.bundle import open_bundle
