@@ -234,6 +234,7 @@ def test_the_table_of_variables_is_that_of_the_server() -> None:
     answer = subprocess.run([*words(SERVE), "--help"], capture_output=True, text=True, check=True)
     told = {line.split()[0]: line.split()[1] for line in answer.stdout.splitlines() if re.match(r"  [A-Z_]+ ", line)}
     table = dict(re.findall(r"^\| `([A-Z_]+)` \|.*\| `?([^`|]+)`? \|$", README, re.MULTILINE))
+    assert len(table) >= 5
     assert {name: default for name, default in table.items() if name != "PIGEONHOLE_BUNDLE"}.items() <= told.items()
     assert table.keys() <= told.keys()
 
