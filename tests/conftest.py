@@ -7,8 +7,10 @@ import csv
 import itertools
 import os
 import shutil
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,18 @@ def train_arguments(folder: Path, data: Path) -> list[str]:
         f"registry={folder / 'registry'}",
         "export.min_agreement=0.9",
     ]
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    soon = time.monotonic() + 60  # a busy machine
+    while not true():
+        assert time.monotonic() < soon, "waited too long"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

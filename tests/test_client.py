@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.serving.conftest import run_service, wait_until, words_bundle  # noqa: F401  a fixture
+from tests.conftest import wait_until
+from tests.serving.conftest import run_service, words_bundle  # noqa: F401  a fixture
 
 from pigeonhole import client as module
 from pigeonhole.bundle import open_bundle
@@ -166,7 +167,7 @@ def test_what_may_pass_is_asked_again_with_the_same_key_and_a_shorter_deadline(
     assert len(script.attempts) == 3
     assert len({attempt["idempotency-key"] for attempt in script.attempts}) == 1
     deadlines = [int(attempt["x-request-timeout-ms"]) for attempt in script.attempts]
-    assert 10_000 >= deadlines[0] >= deadlines[1] >= deadlines[2] > 9_000
+    assert 10_000 >= deadlines[0] >= deadlines[1] >= deadlines[2] > 5_000
     assert (script.attempts[0]["authorization"], script.attempts[0]["x-canary-key"]) == ("Bearer secret", "user-1")
 
 
@@ -231,7 +232,7 @@ def drip(handler: Handler, data: bytes) -> None:
     with contextlib.suppress(OSError):  # the client has gone
         for byte in data:
             handler.wfile.write(bytes([byte]))
-            time.sleep(0.01)
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("slow", [drip_body, drip_head])
@@ -239,7 +240,7 @@ def test_the_deadline_ends_an_answer_that_comes_byte_by_byte(serve: Serve, slow:
     began = time.monotonic()
     with pytest.raises(ServiceError, match=r"no answer within 0\.3 s: TimeoutError"):
         ask(serve(slow), timeout_s=0.3)
-    assert time.monotonic() - began < 3  # the answer takes over five
+    assert time.monotonic() - began < 15  # the answer takes over 25
 
 
 def test_threads_that_come_and_go_leave_no_connection_each_and_close_ends_them_all(serve: Serve) -> None:

@@ -34,7 +34,7 @@ def test_what_is_written_is_read_back(root: str) -> None:
         assert stream.read() == b"two\0"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, which Windows has not")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
 @pytest.mark.parametrize("write", [storage.write, storage.create], ids=["write", "create"])
 def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(
     write: Callable[[str, bytes], object], tmp_path: Path
@@ -152,7 +152,7 @@ def test_a_folder_in_place_of_a_file_is_said_to_be_one(tmp_path: Path) -> None:
         storage.read(str(tmp_path))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.skipif(os.name == "nt", reason="needs pipes and devices, not Windows")
 def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (str(tmp_path / "pipe"), "/dev/zero"):

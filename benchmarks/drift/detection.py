@@ -3,8 +3,8 @@
     uv run python benchmarks/drift/detection.py bundle=URL [banking77=FILE clinc150=FILE] [trials=25] [nulls=400] [out=FOLDER]
 
 `bundle` was trained on tickets. Held-out rows (its validation and test split, 576 texts) are dealt anew for each trial: one half
-is the reference, the window comes from the other, so that no text is on both sides. With the two files (CSV with a column
-`text`), 600 texts of the first are the reference's world, and texts of the second are mixed into the window. Prints one JSON
+is the reference, the window comes from the other, so that no text is on both sides. With the two files of labelled
+rows, 600 texts of the first are the reference's world, and texts of the second are mixed into the window. Prints one JSON
 object; with `out`, it is also kept there, with a picture.
 """
 
@@ -29,6 +29,7 @@ from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.command import command, say
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
+from pigeonhole.dataset.read import read_rows
 from pigeonhole.drift.detectors import DETECTORS, Rows, detect
 from pigeonhole.errors import ConfigError
 from pigeonhole.metrics import wilson_interval
@@ -44,8 +45,8 @@ Draw = Callable[[np.random.Generator, Any, int], Rows]  # random, the held-out r
 @dataclass(frozen=True)
 class Options:
     bundle: str | None = setting(None, "the URL of a bundle that was trained on tickets")
-    banking77: str | None = setting(None, "a CSV file with a column text: the reference's world")
-    clinc150: str | None = setting(None, "another one, whose texts are mixed into it")
+    banking77: str | None = setting(None, "labelled rows: the reference's world")
+    clinc150: str | None = setting(None, "other ones, whose texts are mixed into it")
     trials: int = setting(25, "windows of each kind and size", ge=1)
     nulls: int = setting(400, "windows that do not differ", ge=1)
     out: str | None = setting(None, "folder's URL for the result and a picture")
@@ -182,8 +183,7 @@ def _answer(classifier: Classifier, texts: Sequence[str]) -> Rows:
 
 def _some_texts(path: str, most: int = 600) -> list[str]:
     """A seeded choice of a file's texts: banking77's files are sorted by label."""
-    with open(path, encoding="utf-8", newline="") as stream:
-        texts = [row["text"] for row in csv.DictReader(stream)]
+    texts = [row.text for row in read_rows(DataConfig(path=path))]
     return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:most]]
 
 

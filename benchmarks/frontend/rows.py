@@ -20,10 +20,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.scoring.same_answers import column_of
 from frontend.up import Part, parts, running, wait_until_ready
 from playwright.sync_api import Page, sync_playwright
+from tests.conftest import free_port
 from tests.e2e.conftest import CHROMIUM, QUIET
-from tests.frontend.conftest import environment, free_port
+from tests.frontend.conftest import environment
 
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
@@ -75,9 +77,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 def texts_of(file: str | None, column: str, rows: int) -> list[str]:
     if file is None:
         return [SENTENCES[number % 4].format(number) for number in range(rows)]
-    with Path(file).open(encoding="utf-8", newline="") as stream:
-        found = [row[column] for row in csv.DictReader(stream)]
-    return list(itertools.islice(itertools.cycle(found), rows))
+    return list(itertools.islice(itertools.cycle(column_of(file, column)), rows))
 
 
 def as_csv(texts: list[str]) -> bytes:

@@ -23,6 +23,7 @@ from typing import IO, Any
 import msgspec
 from benchmarks.scoring.processes import family_of, title_of, workers_of
 
+from pigeonhole.bundle import open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import key_lines, read_options, setting
@@ -58,13 +59,14 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")
+    open_bundle(options.bundle)  # before all else: what the jobs say of it is not shown
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_table(folder / "in.jsonl", options.rows)
         words = [f"bundle={options.bundle}", f"input={folder / 'in.jsonl'}", "text=text", "id=id", "shard_rows=200"]
         began = time.monotonic()
         with job([*words, f"output={folder / 'undisturbed'}"]) as process:
-            process.wait(JOB_S)
+            code_of(process)
         seconds = time.monotonic() - began
         if process.returncode:
             raise RunError(f"the undisturbed run ended with {process.returncode}")
@@ -107,7 +109,7 @@ def torment(
             left = kills - toll.victims.total()
             with (folder / "stderr").open("w+b") as stderr, job([*words, f"output={output}"], stderr) as process:
                 toll.victims.update(_kill_some(process, left, seconds, points, left_behind))
-                code = process.wait(JOB_S)
+                code = code_of(process)
                 if code == RunError.exit_code:
                     toll.gave_up += 1
                 elif code not in (0, -signal.SIGKILL):
@@ -129,6 +131,14 @@ def job(words: Sequence[str], stderr: int | IO[bytes] = subprocess.DEVNULL) -> I
     finally:
         process.kill()
         process.wait()
+
+
+def code_of(process: "subprocess.Popen[bytes]") -> int:
+    """Once it has ended. Raises RunError."""
+    try:
+        return process.wait(JOB_S)
+    except subprocess.TimeoutExpired as error:
+        raise RunError(f"a job did not end within {JOB_S:.0f} s; give it fewer rows=") from error
 
 
 def files_of(output: Path) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ from benchmarks.scoring.chaos import SCORE, WORDS
 from benchmarks.scoring.processes import family_of, memory_mb, title_of
 from tests.keyword_bundle import keyword_bundle
 
+from pigeonhole.bundle import open_bundle
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import key_lines, read_options, setting
@@ -60,6 +61,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     more = [argument for argument in arguments if argument not in own]
     own_words = ["bundle=URL", "input=FILE", "output=FOLDER", "text=text"]
     read_options(ScoreConfig, [*own_words, *more])  # before a table is written, which may take minutes
+    if options.bundle != "keywords":
+        open_bundle(options.bundle)
     with tempfile.TemporaryDirectory() as scratch:
         url = keyword_bundle(Path(scratch, "keywords"), "1").url if options.bundle == "keywords" else options.bundle
         return {"footprints": [asdict(_measure(size, options.characters, [f"bundle={url}", *more])) for size in sizes]}

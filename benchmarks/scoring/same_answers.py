@@ -64,9 +64,12 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
 
 
 def column_of(file: str, column: str) -> list[str]:
-    """Raises ConfigError where the file has no such column, or no row."""
-    with open(file, encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    """Raises ConfigError where the file cannot be read, or has no such column, or no row."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"texts={file}: no CSV file that can be read ({error}); give one in UTF-8 with a header") from error
     if not rows or column not in rows[0]:
         has = ", ".join(rows[0]) if rows else "no row"
         raise ConfigError(f"column={column}: expected a column of {file}, which has {has}")

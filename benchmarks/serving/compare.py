@@ -7,7 +7,6 @@ also writes it to compare.json, and a table and a picture beside it.
 """
 
 import contextlib
-import csv
 import itertools
 import json
 import os
@@ -29,14 +28,16 @@ import msgspec
 
 from pigeonhole.bundle import TOKENIZER, open_bundle, seal
 from pigeonhole.command import command, say
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TICKETS = ROOT / "src" / "pigeonhole" / "dataset" / "tickets" / "tickets.csv"
 CLIENT_CORE, SERVER_CORE = "0", "1"
 CONNECTIONS = (1, 32, 128)
+SIZES = (1, 32)  # texts at a time, in process
 PEERS = ("plain", "bentoml", "litserve", "mlserver", "transformers", "infinity")
 UNASKED = ("infinity",)  # it brings 5 GB of torch for graphics cards along: made only where it is asked for by name
 IDLE_PER_S = 20  # what a service costs that has little to do
@@ -64,7 +65,7 @@ print(json.dumps(rates))
 class Options:
     bundle: str | None = setting(None, "the bundle's URL")
     twin: str | None = setting(None, "the save_pretrained folder of the same weights")
-    texts: str = setting(str(TICKETS), "a CSV file with a column text")
+    texts: str = setting(DataConfig().path, "labelled rows, whose texts are asked")
     rounds: int = setting(3, "times that each server is measured", ge=1, le=100)
     seconds: float = setting(4.0, "of each measurement", ge=1, le=600)
     open_per_s: int = setting(
@@ -105,7 +106,7 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         raise ConfigError(f"servers={options.servers}: expected some of int8, fp32, {', '.join(PEERS)}, comma between them")
     if len(os.sched_getaffinity(0)) < 2:
         raise ConfigError("two cores are needed: one for the server, one for the client")
-    texts = _texts(Path(options.texts))
+    texts = _texts(options.texts)
     with tempfile.TemporaryDirectory() as scratch:
         bundles = _bundles(options.bundle, Path(scratch))
         chosen = wanted or [*bundles, *(peer for peer in PEERS if peer not in UNASKED)]
@@ -134,9 +135,10 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     return result
 
 
-def _texts(file: Path) -> list[str]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        texts = [row["text"] for row in csv.DictReader(stream)]
+def _texts(url: str) -> list[str]:
+    texts = [row.text for row in read_rows(DataConfig(path=url))]
+    if len(texts) <= SIZES[-1]:
+        raise ConfigError(f"texts={url}: {len(texts)} texts; more than {SIZES[-1]} are needed")
     random.Random(0).shuffle(texts)
     return texts[:2000]
 
@@ -283,7 +285,7 @@ def _load(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_process(bundle: str, texts: list[str], seconds: float) -> dict[str, float]:
-    told = {"bundle": bundle, "texts": texts, "seconds": seconds, "sizes": [1, 32]}
+    told = {"bundle": bundle, "texts": texts, "seconds": seconds, "sizes": SIZES}
     program = ["taskset", "-c", SERVER_CORE, sys.executable, "-c", IN_PROCESS]
     ran = subprocess.run(program, input=json.dumps(told), capture_output=True, text=True, check=True)
     rates: dict[str, float] = json.loads(ran.stdout)

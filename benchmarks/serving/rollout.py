@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from benchmarks.serving.served import Connection, Served, cores_of, percentile, predict_request, served
+from benchmarks.serving.served import Connection, Served, percentile, predict_request, served
 
 from pigeonhole.bundle import WEIGHTS, open_bundle, seal
 from pigeonhole.classifier import Classifier
@@ -71,10 +71,12 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     options = read_options(Options, arguments)
     if options.bundle is None or options.other is None:
         raise ConfigError("bundle=URL and other=URL are needed; see --help")
+    if not {0, 1} <= os.sched_getaffinity(0):
+        raise ConfigError("cores 0 and 1 are needed: the first for the server, the second for those who ask")
     texts = sorted({row.text for row in read_rows(DataConfig(path=options.texts))})[:MOST_TEXTS]
     with tempfile.TemporaryDirectory() as scratch:
         registry, name, right = _registry(Path(scratch), options.bundle, options.other, texts)
-        os.sched_setaffinity(0, cores_of("1"))
+        os.sched_setaffinity(0, {1})
         environment = {"PIGEONHOLE_REGISTRY": registry.url, "PIGEONHOLE_CANARY_SHARE": str(CANARY_SHARE), "PIGEONHOLE_BUNDLE": ""}
         with served(Path(scratch), "0", **environment) as server:
             found = asyncio.run(measure(server, registry, name, right, options))
@@ -95,7 +97,9 @@ def _registry(scratch: Path, first: str, second: str, texts: list[str]) -> tuple
         if version != BROKEN:
             predictions = Classifier.open(open_bundle(str(folder))).predict(texts)
             right[version] = {text: (each.label, each.score) for text, each in zip(texts, predictions, strict=True)}
-    weights = Path(registry.version_url(name, BROKEN)) / f"{manifest.models[manifest.served]}{WEIGHTS}"
+    model = Path(registry.version_url(name, BROKEN)) / manifest.models[manifest.served]
+    beside = model.with_name(model.name + WEIGHTS)
+    weights = beside if beside.exists() else model
     damaged = bytearray(weights.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     weights.write_bytes(damaged)

@@ -62,7 +62,8 @@ def served(folder: Path, cores: str | None = None, **environment: str) -> Iterat
         _wait_until_ready(process, port)
         yield Served(process, port)
     except RunError as error:
-        raise RunError(f"{error}{_end_of(said)}") from error
+        refused = process.returncode == ConfigError.exit_code  # what it was given: a bundle that is not there, for instance
+        raise (ConfigError if refused else RunError)(f"{error}{_end_of(said)}") from error
     finally:
         process.terminate()
         try:

@@ -6,6 +6,7 @@ batches of 32, accuracy on `data`. `bundle` and `twin` come from one run (`bundl
 """
 
 import gzip
+import itertools
 import statistics
 import tempfile
 import time
@@ -25,6 +26,7 @@ from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import key_lines, read_options, setting
 
+BATCH = 32
 Answer = Callable[[Sequence[str]], Sequence[int]]  # texts -> label ids
 
 
@@ -46,6 +48,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     options = read_options(Options, arguments)
     if not options.bundle or not options.twin:
         raise ConfigError("bundle= and twin= are needed: bundle/ and model/ of one run folder")
+    weights = Path(options.twin) / "model.safetensors"
+    if not weights.is_file():
+        raise ConfigError(f"twin={options.twin}: no model.safetensors there; model/ of the run folder has one")
     import torch
 
     torch.set_num_threads(1)
@@ -67,7 +72,6 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         for share in (0.3, 0.5):
             for precision, (classifier, file) in _pruned(bundle, options.twin, share, Path(folder)).items():
                 measure(f"pruned_{share:.0%}_{precision}".replace("%", ""), _onnx(classifier), file)
-    weights = Path(options.twin) / "model.safetensors"
     measure("torch", _torch(bundle, options.twin, compiled=False), weights)
     if options.compile:
         measure("torch_compiled", _torch(bundle, options.twin, compiled=True), weights)
@@ -83,8 +87,9 @@ def _size(file: Path | None) -> dict[str, float]:
 
 
 def _speed(answer: Answer, texts: Sequence[str], seconds: float) -> dict[str, float]:
-    for start in (0, 32):
-        answer(texts[start : start + 32])  # warm, compiled
+    texts = [*itertools.islice(itertools.cycle(texts), max(BATCH, len(texts)))]
+    for start in (0, len(texts) - BATCH):
+        answer(texts[start : start + BATCH])  # warm, compiled
         answer(texts[start : start + 1])
     alone: list[float] = []
     end = time.monotonic() + seconds
@@ -94,14 +99,14 @@ def _speed(answer: Answer, texts: Sequence[str], seconds: float) -> dict[str, fl
         alone.append(time.perf_counter() - began)
     done, began = 0, time.process_time()
     while time.process_time() - began < seconds:
-        at = done % max(1, len(texts) - 32)
-        done += len(answer(texts[at : at + 32]))
+        at = done % (len(texts) - BATCH + 1)
+        done += len(answer(texts[at : at + BATCH]))
     rate = done / (time.process_time() - began)
     return {"alone_p50_ms": round(statistics.median(alone) * 1e3, 2), "texts_a_cpu_s": round(rate, 1)}
 
 
 def _accuracy(answer: Answer, texts: Sequence[str], truth: "np.ndarray[Any, np.dtype[np.int64]]") -> float:
-    predicted = [label_id for start in range(0, len(texts), 32) for label_id in answer(texts[start : start + 32])]
+    predicted = [label_id for start in range(0, len(texts), BATCH) for label_id in answer(texts[start : start + BATCH])]
     return round(float((np.array(predicted) == truth).mean()), 4)
 
 

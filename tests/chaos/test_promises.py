@@ -17,7 +17,7 @@ from pigeonhole.chaos.world import Acknowledged, Process, Server, until_told
 from pigeonhole.command import call
 from pigeonhole.errors import RunError
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL, not Windows")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_trial_that_fails_leaves_no_process_behind(small_bundle: Path, tmp_pat
 
 
 def test_a_server_that_goes_on_answering_is_waited_for_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "QUIET_S", 1.0, raising=False)
+    monkeypatch.setattr(world, "QUIET_S", 1.0)
     told = Acknowledged()
 
     def answer() -> None:

@@ -1,6 +1,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,7 +15,7 @@ class StandIn:
 
     def __init__(self, answer: Answer) -> None:
         self.asked: list[tuple[str, str, Any]] = []
-        self.tokens: list[str] = []
+        self.headers: list[Message] = []
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -23,7 +24,7 @@ class StandIn:
                 is_form = self.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
                 asked = (self.command, self.path, body.decode() if is_form else json.loads(body) if body else None)
                 stand_in.asked.append(asked)
-                stand_in.tokens.append(self.headers.get("authorization", ""))
+                stand_in.headers.append(self.headers)
                 status, found = answer(*asked)
                 data = json.dumps(found).encode()
                 self.send_response(status)

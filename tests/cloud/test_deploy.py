@@ -330,7 +330,7 @@ def test_a_labelled_answer_passes_and_the_token_is_sent_with_the_question(stand_
     server = stand_in(lambda *_: (200, {"label": "billing"}))
     deploy.ask(f"http://{server.host}", "token", *deploy.QUESTIONS["serve"])
     assert server.asked == [("POST", "/predict", deploy.QUESTION)]
-    assert server.tokens == ["Bearer token"]
+    assert [headers["authorization"] for headers in server.headers] == ["Bearer token"]
 
 
 def test_a_token_is_the_deploying_accounts_and_who_may_not_have_it_is_told_the_line(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from dockerfiles import build, engine
+from tests.conftest import wait_until
 
 from pigeonhole.errors import ConfigError, RunError
 
@@ -72,8 +73,7 @@ def test_a_container_that_does_not_end_is_ended_and_told_with_what_it_said(tmp_p
     told = tmp_path / "first"
     line = ["sh", "-c", f"echo here I am; sleep 60 & echo $! > {told}.new && mv {told}.new {told}; wait"]
     with engine._started(line) as (process, output):
-        while not told.exists():
-            assert process.poll() is None
+        wait_until(told.exists)
         container = engine.Container(process, int(told.read_text()), output)
         with pytest.raises(RunError, match=r"train still runs after 0\.5 s: here I am"):
             build.printed(container, "train", 0.5)
@@ -120,7 +120,7 @@ def test_an_image_that_runs_as_another_user_and_one_that_never_answers_are_told(
     here: Any = Here("buildah", TALKER)
     with pytest.raises(RunError, match=rf"frontend: uid {os.geteuid()}, ended with 0 after SIGTERM; expected 10001 and 0"):
         build.ask(here, engine.Build("frontend"), {}, {}, "/", None)
-    monkeypatch.setattr(build, "PATIENCE_S", 1)
+    monkeypatch.setattr(build, "PATIENCE_S", 5)
     silent: Any = Here("buildah", TALKER.replace("self.send_response(200)", "import time; time.sleep(60)"))
     with pytest.raises(RunError, match="frontend gave no answer: x"):
         build.ask(silent, engine.Build("frontend"), {}, {}, "/", None)
@@ -133,10 +133,9 @@ def test_a_container_of_docker_is_gone_when_its_client_is(tmp_path: Path, monkey
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase $1 in run) exec sleep 60;; esac\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with engine.Docker().run(engine.Build("serve"), [], {}, {}) as container:
+    with engine.Docker().run(engine.Build("serve"), [], {}, {}):
         asked = tmp_path / "asked"
-        while not (asked.exists() and asked.read_text().endswith("\n")):
-            assert container.process.poll() is None
+        wait_until(lambda: asked.exists() and asked.read_text().endswith("\n"))
     started, ended = asked.read_text().splitlines()
     (name,) = re.findall(r"--name (\S+)", started)
     assert "--read-only --network host --mount type=tmpfs,destination=/tmp" in started  # as Cloud Run and compose.yaml start it

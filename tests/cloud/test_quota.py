@@ -69,6 +69,7 @@ def test_an_image_of_another_platform_is_found_before_it_is_deployed(
     found = quota.images(SITE, COMMIT, lambda image, part: get(f"{server.host}/{image.partition('/')[2]}", part))
     assert [thing["what"].partition(COMMIT + " ")[2] for thing in found] == told
     assert all(COMMIT in thing["line"] and thing["line"].startswith("gcloud builds submit") for thing in found)
+    assert {headers["authorization"] for headers in server.headers} == {"Bearer token"}
 
 
 INDEX = [{"platform": {"os": system, "architecture": chip}} for system, chip in (("linux", "arm64"), ("unknown", "unknown"))]

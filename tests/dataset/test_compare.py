@@ -119,7 +119,7 @@ def test_of_a_text_that_stands_there_twice_the_first_row_counts(tmp_path: Path) 
 
 
 def test_rows_that_check_data_refuses_are_refused_here_too(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="the text is empty"):
         compared(tmp_path, tiny_rows(), [*tiny_rows(), ("", "billing")])
 
 

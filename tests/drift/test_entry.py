@@ -1,14 +1,13 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from tests.conftest import free_port, wait_until
 
 from pigeonhole.drift.settings import Settings
 
@@ -18,8 +17,7 @@ PROGRAM = "from pigeonhole.drift.entry import main; main()"
 @contextlib.contextmanager
 def started(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The process, and the address at which it will listen."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     variables = {**os.environ, "PORT": str(port), "PIGEONHOLE_REPORTS": settings.reports, "PIGEONHOLE_LOG": settings.log}
     with subprocess.Popen([sys.executable, "-c", PROGRAM], env=variables, stderr=subprocess.PIPE) as process:
         try:
@@ -31,7 +29,7 @@ def started(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], str]]
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM, not Windows")
 def test_the_command_listens_says_what_is_missing_and_sigterm_ends_it_with_0(settings: Settings) -> None:
     with started(settings) as (process, address):
-        assert _answers(f"{address}/health")
+        wait_until(lambda: _answers(f"{address}/health"))
         process.terminate()
         _, said = process.communicate(timeout=20)
         assert process.returncode == 0
@@ -41,7 +39,7 @@ def test_the_command_listens_says_what_is_missing_and_sigterm_ends_it_with_0(set
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT, not Windows")
 def test_ctrl_c_ends_it_with_130_as_it_does_the_service(settings: Settings) -> None:
     with started(settings) as (process, address):
-        assert _answers(f"{address}/health")
+        wait_until(lambda: _answers(f"{address}/health"))
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
 
@@ -49,8 +47,7 @@ def test_ctrl_c_ends_it_with_130_as_it_does_the_service(settings: Settings) -> N
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc says which signals a process handles")
 def test_sigterm_while_libraries_load_ends_it_with_0(settings: Settings) -> None:
     with started(settings) as (process, _):
-        while not _handles_sigterm(process.pid):
-            time.sleep(0.01)
+        wait_until(lambda: _handles_sigterm(process.pid))
         process.terminate()
         assert process.wait(20) == 0
 
@@ -62,8 +59,6 @@ def _handles_sigterm(pid: int) -> bool:
 
 
 def _answers(url: str) -> bool:
-    for _ in range(600):
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-        time.sleep(0.05)
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return bool(answer.status == 200)
     return False

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
-from tests.conftest import tiny_rows
-from tests.frontend.conftest import ROOT, environment, free_port, wait_until_ready
+from tests.conftest import free_port, tiny_rows
+from tests.frontend.conftest import ROOT, environment, wait_until_ready
 
 from pigeonhole.bundle import MANIFEST, REFERENCE, open_bundle, seal
 from pigeonhole.registry import Registry

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 import streamlit as st
 from frontend.ports import API_VARIABLE, DRIFT_VARIABLE, KEY_VARIABLE
 from streamlit.testing.v1 import AppTest
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9"
@@ -30,12 +30,6 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", seconds: floa
         except httpx.TransportError:
             time.sleep(0.1)
     raise AssertionError(f"{url} does not answer")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from frontend.view import joined, labels_of
 from streamlit.testing.v1 import AppTest
-from tests.conftest import tiny_rows
-from tests.frontend.conftest import NOBODY, both_services, environment, free_port, wait_until_ready
+from tests.conftest import free_port, tiny_rows
+from tests.frontend.conftest import NOBODY, both_services, environment, wait_until_ready
 from tests.keyword_bundle import QUEUES, keyword_bundle
 
 from pigeonhole.registry import Registry

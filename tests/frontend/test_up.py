@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 from frontend.up import PORTS, Part, parts, wait_until_ready
-from tests.frontend.conftest import ROOT, environment, free_port
+from tests.conftest import free_port
+from tests.frontend.conftest import ROOT, environment
 
 
 @pytest.fixture

@@ -3,18 +3,28 @@
 import asyncio
 import importlib
 import math
+import os
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from benchmarks.scoring import chaos
 from benchmarks.scoring.memory import last_quarter
 from benchmarks.scoring.speed import parts_a_cpu_second
-from benchmarks.serving import load, overload
+from benchmarks.serving import compare, load, overload
 from benchmarks.serving.served import percentile, served
+from benchmarks.training import compression, label_errors
+from tests.conftest import write_rows
 
 from pigeonhole.command import call
-from pigeonhole.errors import RunError
+from pigeonhole.configuration import compose
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.read import read_rows
+from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.training.label_errors import LabelErrorsConfig
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -66,6 +76,12 @@ def test_a_key_that_it_does_not_know_is_one_line_and_exit_2(name: str, capsys: p
         ("scoring/speed.py", ["bundle=here", "texts=FILE", "what=pool,pipeline"], "twin="),
         ("serving/compare.py", ["bundle=here", "twin=here", "servers=int7"], "servers=int7"),
         ("training/compare.py", ["contenders=theirs"], "contenders=theirs"),
+        ("scoring/chaos.py", ["bundle=nowhere"], "nowhere: manifest.json is missing"),
+        ("scoring/memory.py", ["bundle=nowhere"], "nowhere: manifest.json is missing"),
+        ("scoring/same_answers.py", ["bundle=here", "texts=nowhere.csv"], "texts=nowhere.csv"),
+        ("scoring/speed.py", ["bundle=here", "texts=src"], "texts=src"),
+        ("training/compression.py", ["bundle=here", "twin=nowhere"], "twin=nowhere: no model.safetensors"),
+        ("training/label_errors.py", ["data=nowhere.csv"], "nowhere.csv: there is no such file"),
     ],
 )
 def test_a_value_that_means_nothing_is_refused_before_anything_is_measured(
@@ -74,6 +90,78 @@ def test_a_value_that_means_nothing_is_refused_before_anything_is_measured(
     monkeypatch.chdir(ROOT)
     assert code_of(name, *arguments) == 2
     assert about in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: it says on which cores a process may run")
+def test_a_benchmark_of_two_cores_says_so_on_one_before_it_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    for name, words in (
+        ("serving/rollout.py", ["bundle=here", "other=there"]),
+        ("serving/compare.py", ["bundle=here", "twin=there"]),
+    ):
+        assert code_of(name, *words) == 2
+        assert "cores" in capsys.readouterr().err
+
+
+def test_texts_that_are_too_few_for_a_batch_are_refused(tmp_path: Path) -> None:
+    few = write_rows(tmp_path / "few.csv", [("where is my parcel", "delivery")] * 32)
+    with pytest.raises(ConfigError, match="32 texts; more than 32 are needed"):
+        compare._texts(str(few))
+
+
+@pytest.mark.parametrize("texts", [1, 32, 33, 40])
+def test_a_few_texts_make_whole_batches_too(texts: int) -> None:
+    sizes = set()
+
+    def answer(batch: Sequence[str]) -> list[int]:
+        sizes.add(len(batch))
+        return [0] * len(batch)
+
+    assert compression._speed(answer, ["where is my parcel"] * texts, 0.001)["texts_a_cpu_s"] > 0
+    assert sizes == {1, 32}
+
+
+def test_a_job_of_chaos_that_does_not_end_is_a_failure_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos, "JOB_S", 0.1)
+    monkeypatch.setattr(chaos, "SCORE", [sys.executable, "-c", "import time; time.sleep(60)"])
+    with chaos.job([]) as process, pytest.raises(RunError, match=r"did not end within .* rows="):
+        chaos.code_of(process)
+
+
+def flips(data: Path, share: float) -> dict[str, Any]:
+    rows = list(read_rows(DataConfig(path=str(data))))
+    return label_errors.measure(rows, share, 0, compose(LabelErrorsConfig, "label_errors", ["model=tiny", "threads=1"]))
+
+
+def test_planted_flips_are_found_though_a_text_stands_there_often_or_begins_as_a_formula(tmp_path: Path) -> None:
+    texts = [(f"={word} {' '.join([word] * (number % 3 + 2))}", word) for number in range(60) for word in ("parcel", "invoice")]
+    found = flips(write_rows(tmp_path / "rows.csv", texts), 0.1)
+    assert (found["rows"], found["planted"]) == (120, 12)
+    assert found["found"] == 12
+    assert found["precision"] == {"12": 1.0}
+    assert found["right_suggestion_among_found"] == 1
+
+
+def test_no_precision_is_told_among_more_rows_than_were_planted() -> None:
+    assert label_errors.tops(12) == [12]
+    assert label_errors.tops(144) == [50, 100, 144]
+    assert label_errors.tops(500) == [50, 100, 250, 500]
+
+
+@pytest.mark.parametrize(
+    ("rows", "share"), [([("a b", "x"), ("c d", "y")] * 9, 0.01), ([("a b", "x")] * 9, 0.5), ([("a b", "x"), ("c d", "y")], 0.5)]
+)
+def test_rows_in_which_nothing_can_be_flipped_are_refused(rows: list[tuple[str, str]], share: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="5 rows, two labels and one flip are needed"):
+        flips(write_rows(tmp_path / "rows.csv", rows), share)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc tells what the server took")
+def test_a_bundle_that_no_server_opens_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of("serving/workers.py", "bundle=nowhere") == 2
+    assert "nowhere: manifest.json is missing" in capsys.readouterr().err
 
 
 def test_percentiles_are_those_of_the_nearest_rank() -> None:

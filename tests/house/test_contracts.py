@@ -1,6 +1,8 @@
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,22 @@ def copy(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.csv"))
     return tmp_path
+
+
+def test_the_architecture_page_shows_every_room_and_names_what_each_contract_forbids() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    (rooms,) = (contract for contract in contracts if contract["type"] == "layers")
+    picture = page.split("```")[1]
+    assert {
+        name for layer in rooms["layers"] for name in re.findall(r"\w+", layer) if not re.search(rf"\b{name}[./]", picture)
+    } == set()
+    rows = dict(re.findall(r"^\| ([^|]+) \| (.+) \|$", page, re.MULTILINE))
+    assert [contract["name"] for contract in contracts if contract["name"] not in rows] == []
+    for contract in contracts:
+        if "libraries" in contract["name"]:
+            told = set(re.findall(r"[\w-]+", rows[contract["name"]].partition("not even")[0]))
+            assert {name.replace("sklearn", "scikit-learn") for name in contract["forbidden_modules"]} <= told
 
 
 def test_contracts_hold() -> None:

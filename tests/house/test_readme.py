@@ -8,7 +8,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)  # (language, body)
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("reports/*.md")]
+MADE = {ROOT / path for path in re.findall(r"^/(docs/reference/\S+)$", (ROOT / ".gitignore").read_text(), re.MULTILINE)}
+"""By docs/reference.py."""
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("reports/*.md"),
+]
+PAGES = [page for page in PAGES if page not in MADE]
 
 
 def tree() -> dict[str, str]:
@@ -41,10 +50,16 @@ def test_every_room_stands_in_the_tree() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#\s]+)", page.read_text(encoding="utf-8"))
-    made = re.findall(r"^/(docs/reference/\S+)$", (ROOT / ".gitignore").read_text(), re.MULTILINE)  # by docs/reference.py
-    there = {ROOT / path for path in made}
-    assert [link for link in links if not (page.parent / link).exists() and (page.parent / link) not in there] == []
+    links = re.findall(r"\]\((?!https?://)([^)#\s]*)(#[^)\s]*)?\)", page.read_text(encoding="utf-8"))
+    there = {link: (page.parent / link).resolve() if link else page for link, _ in links}
+    assert [link for link, file in there.items() if not file.exists() and file not in MADE] == []
+    assert [f"{link}{anchor}" for link, anchor in links if anchor and anchor not in anchors(there[link])] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub and the documentation site make them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def test_every_measured_number_has_its_command_and_the_report_of_its_date() -> None:

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -150,9 +150,7 @@ def trained(workshop: Workshop) -> dict[str, Any]:
 @contextlib.contextmanager
 def started(line: str, workshop: Workshop, **environment: str) -> Iterator[str]:
     """The address of a server that a README line starts, while it answers GET /health; SIGTERM has to end it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(words(line), cwd=workshop.folder, env={**workshop.environment, **environment, "PORT": str(port)})
     try:
@@ -235,6 +233,7 @@ def test_the_table_of_variables_is_that_of_the_server() -> None:
     answer = subprocess.run([*words(SERVE), "--help"], capture_output=True, text=True, check=True)
     told = {line.split()[0]: line.split()[1] for line in answer.stdout.splitlines() if re.match(r"  [A-Z_]+ ", line)}
     table = dict(re.findall(r"^\| `([A-Z_]+)` \|.*\| `?([^`|]+)`? \|$", README, re.MULTILINE))
+    assert len(table) >= 5
     assert {name: default for name, default in table.items() if name != "PIGEONHOLE_BUNDLE"}.items() <= told.items()
     assert table.keys() <= told.keys()
 

@@ -149,6 +149,20 @@ def test_only_a_skip_for_what_ci_cannot_install_is_accepted() -> None:
     assert tasks.forbidden_skips(SUMMARY) == ["SKIPPED [2] tests/test_b.py:9: could not import 'onnx': No module named 'onnx'"]
 
 
+def test_every_reason_to_skip_a_test_is_one_that_ci_accepts_or_names_what_a_machine_of_ci_has() -> None:
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    reasons = {
+        found for file in files for found in re.findall(r'\b(?:reason=|why = |pytest\.skip\()(?:\n\s*)?"([^"]+)"', file) if found
+    }
+    assert len(reasons) > 20
+    refused = set(tasks.forbidden_skips("\n".join(f"SKIPPED [1] tests/test_a.py:3: {reason}" for reason in reasons)))
+    assert {line.rpartition(": ")[2] for line in refused} == {
+        "needs what .ci/tools installs",
+        "needs gcloud",
+        "needs the right to make a process namespace",
+    }
+
+
 def test_a_browser_that_is_missing_is_no_excuse_on_ci() -> None:
     """What tests/e2e says where there is no Chromium or no axe; .ci/tools installs both."""
     line = "SKIPPED [7] tests/e2e/test_visit.py: needs chromium and axe-core, which .ci/tools installs"

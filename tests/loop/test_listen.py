@@ -5,12 +5,14 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from fastapi.testclient import TestClient
+from tests.conftest import wait_until
 
 from pigeonhole.command import call
 from pigeonhole.drift.alarm import SIGNATURE, Alarm, sign
@@ -29,10 +31,11 @@ def job_that(program: str) -> list[str]:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
-    """Each job runs until the file `go` is there, then prints its result."""
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    """Each job runs until the file `go` is there, at the latest at the end of the test, then prints its result."""
     wait = f"while not pathlib.Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.01)"
-    return Jobs(job_that(f"import json, pathlib, time\n{wait}\nprint(json.dumps(dict(decision='WAIT')))"))
+    yield Jobs(job_that(f"import json, pathlib, time\n{wait}\nprint(json.dumps(dict(decision='WAIT')))"))
+    (tmp_path / "go").touch()
 
 
 @pytest.fixture
@@ -45,12 +48,12 @@ def post(client: TestClient, body: bytes, **headers: str) -> Any:
 
 
 def ended(client: TestClient) -> dict[str, Any]:
-    until = time.monotonic() + 60
-    while (jobs := client.get("/jobs").json()["jobs"])[0]["ended"] is None:
-        assert time.monotonic() < until, jobs
-        time.sleep(0.01)
-    found: dict[str, Any] = jobs[0]
-    return found
+    def last() -> dict[str, Any]:
+        found: dict[str, Any] = client.get("/jobs").json()["jobs"][0]
+        return found
+
+    wait_until(lambda: last()["ended"] is not None)
+    return last()
 
 
 def test_an_alarm_starts_one_job_and_its_result_is_kept(client: TestClient, tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
 import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from pigeonhole.prediction_log import Features, Record, new_id
+from pigeonhole.prediction_log import Features, Record, new_id, read_window
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 """The moment of the first record that make_record makes; each further one is a millisecond later."""
+DAY = timedelta(days=1)
+
+
+def ids_in(log: Path) -> list[str]:
+    return [record.prediction_id for record in read_window(str(log), NOON - 900 * DAY, NOON + 9000 * DAY)]
 
 
 @pytest.fixture

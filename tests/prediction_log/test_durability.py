@@ -11,27 +11,22 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from tests.prediction_log.conftest import NOON
+from tests.conftest import wait_until
+from tests.prediction_log.conftest import ids_in
 
 from pigeonhole import storage
 from pigeonhole.errors import LogError, StorageError
-from pigeonhole.prediction_log import Durability, LogWriter, Record, WhenFull, read_window, writer
+from pigeonhole.prediction_log import Durability, LogWriter, Record, WhenFull, writer
 from pigeonhole.prediction_log.record import encode_line
 
 MakeRecord = Callable[..., Record]
-DAY = timedelta(days=1)
 NEVER_S = 3600.0
 
-needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-
-
-def ids_in(log: Path) -> list[str]:
-    return [record.prediction_id for record in read_window(str(log), NOON - 900 * DAY, NOON + 9000 * DAY)]
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL, not Windows")
 
 
 WRITE = """
@@ -53,13 +48,13 @@ WRITE = """
 """
 
 
-def killed(folder: Path, durability: Durability, interval_s: float, pause_s: float = 0.0) -> list[str]:
-    """The ids that a process acknowledged before SIGKILL took it, `pause_s` after the last of them."""
+def killed(folder: Path, durability: Durability, interval_s: float, may_die: Callable[[], bool] = lambda: True) -> list[str]:
+    """The ids that a process acknowledged before SIGKILL took it, as soon as it might."""
     command = [sys.executable, "-c", textwrap.dedent(WRITE), str(folder), durability, str(interval_s), "100"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         acknowledged = [process.stdout.readline().strip() for _ in range(100)]
-        time.sleep(pause_s)
+        wait_until(may_die)
         process.send_signal(signal.SIGKILL)
     return acknowledged
 
@@ -73,7 +68,7 @@ def test_kill_9_takes_what_level_none_has_not_shipped_and_nothing_of_level_proce
 
 @needs_signals
 def test_level_none_loses_no_more_than_came_since_the_last_shipping(tmp_path: Path) -> None:
-    acknowledged = killed(tmp_path, "none", interval_s=0.05, pause_s=1.5)
+    acknowledged = killed(tmp_path, "none", interval_s=0.05, may_die=lambda: len(ids_in(tmp_path)) == 100)
     assert sorted(ids_in(tmp_path)) == sorted(acknowledged)
 
 
@@ -134,7 +129,7 @@ class Disk:
             os.truncate(path, self._synced.get(path.stat().st_ino, 0))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no inode numbers")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs inode numbers, not Windows")
 @pytest.mark.parametrize(("durability", "kept"), [("process", 0), ("host", 6)])
 def test_a_power_cut_takes_the_spool_of_level_process_and_nothing_of_level_host(
     durability: Durability, kept: int, tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
@@ -222,8 +217,7 @@ def test_level_remote_refuses_at_once_while_the_store_fails_and_accepts_again_af
         with pytest.raises(LogError, match=r"has failed \d+ times running"):
             log.append([refused])
         broken_store.unlink()
-        while log.backlog().failures:
-            time.sleep(0.01)
+        wait_until(lambda: not log.backlog().failures)
         log.append([make_record()])
     assert len(ids_in(tmp_path)) == 2
     assert refused.prediction_id not in ids_in(tmp_path)
@@ -249,8 +243,7 @@ def test_a_full_spool_refuses_records_and_takes_them_again_when_it_is_shipped(
         with pytest.raises(LogError, match="the spool is full, 2000 bytes are allowed"):
             fill(log)
         broken_store.unlink()
-        while log.backlog().size_bytes:
-            time.sleep(0.01)
+        wait_until(lambda: not log.backlog().size_bytes)
         kept[-1] = make_record()
         log.append(kept[-1:])
     assert sorted(ids_in(tmp_path)) == sorted(record.prediction_id for record in kept)
@@ -263,7 +256,7 @@ def test_a_full_spool_may_be_told_to_drop_records_and_counts_them(
 ) -> None:
     appended = 0
     with open_small(tmp_path, durability, "drop") as log:
-        while log.dropped < 3:
+        while log.dropped < 3 and appended < 1000:
             log.append([make_record()])
             appended += 1
             time.sleep(0.01)  # until `none` is written down
@@ -321,8 +314,7 @@ def test_what_level_none_holds_is_written_down_at_the_end_though_the_store_hangs
 ) -> None:
     log = LogWriter(str(tmp_path), durability="none", interval_s=NEVER_S, segment_records=2)
     log.append([make_record(), make_record()])  # the shipper hangs with these
-    while not list((tmp_path / "spool" / "predictions").glob("*.jsonl")) or log._unwritten:
-        time.sleep(0.01)
+    wait_until(lambda: bool(list((tmp_path / "spool" / "predictions").glob("*.jsonl"))) and not log._unwritten)
     time.sleep(0.1)
     log.append([make_record()])
     assert len(log._unwritten) == 1
@@ -342,8 +334,6 @@ def test_what_another_writer_shipped_makes_room_again(tmp_path: Path, make_recor
             with pytest.raises(LogError, match="the spool is full"):
                 log.append([make_record()])
             living.unlink()
-            soon = time.monotonic() + 10
-            while log._spool.size_bytes and time.monotonic() < soon:
-                time.sleep(0.01)
+            wait_until(lambda: not log._spool.size_bytes)
             log.append([make_record()])
     assert len(ids_in(tmp_path)) == 1

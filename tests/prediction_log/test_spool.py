@@ -72,7 +72,7 @@ def test_host_durability_syncs_what_it_writes(tmp_path: Path, monkeypatch: pytes
         assert len(synced) == expected
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file size limits")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
 def test_a_full_disk_is_an_error_and_leaves_only_whole_lines(tmp_path: Path) -> None:
     """A file size limit makes write(2) short, then fail, as a full disk does."""
     program = textwrap.dedent("""
@@ -102,7 +102,7 @@ def test_a_full_disk_is_an_error_and_leaves_only_whole_lines(tmp_path: Path) -> 
     assert segment.read_bytes() == LINE * 9 + b"after\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file size limits")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
 def test_a_disk_that_is_full_at_any_byte_holds_whole_records_and_all_that_were_acknowledged(tmp_path: Path) -> None:
     """Every byte of two records is the last one once; half of the time what is torn cannot be cut off either."""
     program = textwrap.dedent("""
@@ -206,7 +206,7 @@ def test_the_spool_of_a_remote_log_is_the_given_folder_or_a_private_one(tmp_path
     assert one.parent.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no user ids")
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs user ids, not Windows")
 def test_a_temporary_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(os, "getuid", lambda: 4242)

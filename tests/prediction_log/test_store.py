@@ -1,13 +1,13 @@
 """A bucket behind a network that fails: real HTTP, honest preconditions."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import fsspec.config
 import pytest
+from tests.conftest import wait_until
 from tests.prediction_log.conftest import NOON
 
 from pigeonhole import storage
@@ -46,12 +46,10 @@ def test_whatever_the_network_does_each_record_is_in_the_bucket_once(
         proxy.faults = (fault,)
         for record in records:
             log.append([record])
-        while not proxy.met[fault]:
-            time.sleep(0.005)
+        wait_until(lambda: bool(proxy.met[fault]))
         assert log.backlog().size_bytes > 0
         proxy.faults = ()
-        while log.backlog().size_bytes:
-            time.sleep(0.01)
+        wait_until(lambda: not log.backlog().size_bytes)
     window = read_window("gs://bucket/log", NOON, NOON + timedelta(hours=1))
     assert sorted(record.prediction_id for record in window) == sorted(record.prediction_id for record in records)
     assert (window.counts.duplicates, window.counts.torn, window.counts.damaged_objects) == (0, 0, 0)

@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.conftest import wait_until
+from tests.prediction_log.conftest import DAY, NOON, ids_in
 
 from pigeonhole import storage
 from pigeonhole.errors import LogError, StorageError
@@ -21,19 +23,6 @@ from pigeonhole.prediction_log.record import encode_line
 from pigeonhole.prediction_log.writer import ship_segment
 
 MakeRecord = Callable[..., Record]
-NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-DAY = timedelta(days=1)
-
-
-def wait_for(condition: Callable[[], bool], patience_s: float = 10.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-def ids_in(log: Path) -> list[str]:
-    return [record.prediction_id for record in read_window(str(log), NOON - 900 * DAY, NOON + 9000 * DAY)]
 
 
 @pytest.fixture
@@ -70,14 +59,14 @@ def test_a_shipped_record_is_in_the_object_of_its_hour_and_gone_from_the_spool(
 def test_the_shipper_ships_after_the_interval(tmp_path: Path, make_record: MakeRecord) -> None:
     with LogWriter(str(tmp_path), interval_s=0.05) as log:
         log.append([make_record()])
-        wait_for(lambda: storage.list_files(str(tmp_path / "predictions")) != [])
-        wait_for(lambda: log.backlog().size_bytes == 0)
+        wait_until(lambda: storage.list_files(str(tmp_path / "predictions")) != [])
+        wait_until(lambda: log.backlog().size_bytes == 0)
 
 
 def test_the_shipper_does_not_wait_when_a_segment_is_full(tmp_path: Path, make_record: MakeRecord) -> None:
     with LogWriter(str(tmp_path), interval_s=3600, segment_records=10) as log:
         log.append([make_record() for _ in range(12)])
-        wait_for(lambda: storage.list_files(str(tmp_path / "predictions")) != [])
+        wait_until(lambda: storage.list_files(str(tmp_path / "predictions")) != [])
 
 
 def test_closing_ships_what_is_left_and_leaves_no_file_in_the_spool(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -153,11 +142,11 @@ def test_a_failing_store_keeps_the_spool_and_is_tried_again_until_it_works(
     records = [make_record() for _ in range(5)]
     with caplog.at_level(logging.WARNING), LogWriter(str(tmp_path), interval_s=0.01) as log:
         log.append(records)
-        wait_for(lambda: log.backlog().failures >= 2)
+        wait_until(lambda: log.backlog().failures >= 2)
         log.append([make_record()])
         assert log.backlog().size_bytes > 0
         store.unlink()
-        wait_for(lambda: log.backlog().size_bytes == 0 and log.backlog().failures == 0)
+        wait_until(lambda: log.backlog().size_bytes == 0 and log.backlog().failures == 0)
     assert len(ids_in(tmp_path)) == 6
     assert [message.split(":")[0].split(",")[0] for message in caplog.messages] == [
         "the prediction log stays in the spool for now",
@@ -172,11 +161,11 @@ def test_an_outage_of_any_length_is_survived(tmp_path: Path, make_record: MakeRe
         patched.setattr(writer, "ship_segment", lambda *_: (_ for _ in ()).throw(StorageError("the store is away")))
         log = LogWriter(str(tmp_path), interval_s=0.01)
         log.append([record])
-        wait_for(lambda: log.backlog().failures > 0)
+        wait_until(lambda: log.backlog().failures > 0)
         log._failures += 10_000
         failures = log._failures
-        wait_for(lambda: log.backlog().failures > failures + 1)
-    wait_for(lambda: ids_in(tmp_path) == [record.prediction_id] and log.backlog() == writer.Backlog(0, 0.0, 0))
+        wait_until(lambda: log.backlog().failures > failures + 1)
+    wait_until(lambda: ids_in(tmp_path) == [record.prediction_id] and log.backlog() == writer.Backlog(0, 0.0, 0))
     log.close()
 
 
@@ -206,10 +195,10 @@ def test_a_stuck_store_does_not_hold_up_the_end(tmp_path: Path, make_record: Mak
     log.append([make_record()])
     began = time.monotonic()
     log.close(patience_s=0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # the store hangs for 30
     assert len(ids_in(tmp_path)) == 1
     release.set()
-    wait_for(lambda: set(threading.enumerate()) <= others)
+    wait_until(lambda: set(threading.enumerate()) <= others)
 
 
 def test_the_backlog_tells_bytes_and_age(slow_log: LogWriter, tmp_path: Path, make_record: MakeRecord) -> None:
@@ -300,14 +289,14 @@ WRITE_FOR_EVER = """
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL, not Windows")
 def test_kill_9_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     acknowledged: list[str] = []
     for life_s in (0.05, 0.11, 0.2):
         command = [sys.executable, "-c", textwrap.dedent(WRITE_FOR_EVER), str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            acknowledged.append(process.stdout.readline().strip())
+            acknowledged += [process.stdout.readline().strip() for _ in range(40)]
             time.sleep(life_s)
             process.send_signal(signal.SIGKILL)
             acknowledged += process.stdout.read().split("\n")[:-1]  # a line that was not printed whole was not acknowledged

@@ -248,10 +248,3 @@ def patience_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(Batcher, "ask", ask_noting)
     return given
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    soon = time.monotonic() + 30  # a busy machine
-    while not true():
-        assert time.monotonic() < soon
-        time.sleep(0.01)

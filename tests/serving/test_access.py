@@ -193,7 +193,7 @@ def test_a_revoked_key_stops_within_a_look_and_a_list_that_is_gone_changes_nothi
     Path(url).write_bytes(list_of_keys)
     revoke_key(url, made.id)
     access.look()
-    with pytest.raises(Exception, match="invalid_key"):
+    with pytest.raises(Problem, match="invalid_key"):
         access._key(secret)
 
 

@@ -30,7 +30,7 @@ class Work:
     def __call__(self, asked: Sequence[int]) -> list[int]:
         self.batches.append(list(asked))
         self.entered.set()
-        assert self.let_go.wait(10)
+        assert self.let_go.wait(60)
         return [2 * number for number in asked]
 
 
@@ -44,12 +44,13 @@ async def busy(work: Work, max_waiting: int, asked: int) -> tuple[Batcher[int, i
 
 
 def soon() -> float:
-    return time.monotonic() + 10
+    return time.monotonic() + 60
 
 
 async def queued(batcher: Batcher[int, int], texts: int) -> None:
-    while batcher.waiting_texts != texts:  # noqa: ASYNC110  the batcher has no event for its tests
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while batcher.waiting_texts != texts:  # noqa: ASYNC110  the batcher has no event for its tests
+            await asyncio.sleep(0.001)
 
 
 def test_what_has_queued_while_a_batch_ran_is_the_next_batch() -> None:
@@ -225,7 +226,7 @@ def test_of_a_batch_that_failed_who_has_gone_meanwhile_is_not_worked_on_again() 
         def __call__(self, asked: Sequence[int]) -> list[int]:
             answers = super().__call__(asked)
             if 2 in asked:
-                time.sleep(0.5)
+                time.sleep(max(0.0, late - time.monotonic()) + 0.1)
                 raise ValueError
             return answers
 
@@ -233,7 +234,7 @@ def test_of_a_batch_that_failed_who_has_gone_meanwhile_is_not_worked_on_again() 
 
     async def ask() -> list[list[int] | BaseException]:
         batcher, first = await busy(work, max_waiting=100, asked=1)
-        deadlines = {2: time.monotonic() + 0.3, 3: time.monotonic() + 0.3, 4: soon()}
+        deadlines = {2: late, 3: late, 4: soon()}
         others = [asyncio.create_task(batcher.ask([number], deadline)) for number, deadline in deadlines.items()]
         await queued(batcher, 3)
         work.let_go.set()
@@ -241,6 +242,7 @@ def test_of_a_batch_that_failed_who_has_gone_meanwhile_is_not_worked_on_again() 
         await batcher.stop()
         return answers
 
+    late = time.monotonic() + 1
     one, two, three, four = asyncio.run(ask())
     assert (one, four) == ([2], [8])
     assert isinstance(two, LateError)

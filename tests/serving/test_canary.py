@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serving.conftest import Running, Start, opened, wait_until
+from tests.conftest import wait_until
+from tests.serving.conftest import Running, Start, opened
 from tests.serving.test_failures import Held, fill_disk
 from tests.serving.test_shadow import Moody, crash
 from tests.serving.test_telemetry import samples

@@ -3,7 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.serving.conftest import Running, Start, wait_until
+from tests.conftest import wait_until
+from tests.serving.conftest import Running, Start
 from tests.serving.test_failures import Held
 from tests.serving.test_telemetry import samples
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.serving.conftest import WEIGHTS, WORDS, Running, Start, wait_until
+from tests.conftest import wait_until
+from tests.serving.conftest import WEIGHTS, WORDS, Running, Start
 from tests.serving.test_telemetry import samples
 
 from pigeonhole.classifier import Classifier, Prediction
@@ -28,7 +29,7 @@ class Held(Classifier):
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         self.entered.set()
-        assert self.let_go.wait(20)
+        assert self.let_go.wait(60)
         self.texts += texts
         return super().predict(texts)
 
@@ -39,7 +40,7 @@ def test_a_question_whose_caller_has_gone_is_not_computed(start: Start, classifi
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
     with start(held) as service, ThreadPoolExecutor(1) as pool:
         first = pool.submit(service.http.post, "/predict", json={"text": "parcel"})
-        assert held.entered.wait(5)
+        assert held.entered.wait(60)
         with socket.create_connection(("127.0.0.1", service.port)) as connection:
             connection.sendall(head + body)
             wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 1)
@@ -55,10 +56,9 @@ def test_a_full_queue_answers_503_with_retry_after_at_once(start: Start, classif
     held = Held(classifier)
     with start(held, max_waiting=256) as service, ThreadPoolExecutor(4) as pool:
         first = pool.submit(service.http.post, "/predict", json={"text": "parcel"})
-        assert held.entered.wait(5)
+        assert held.entered.wait(60)
         waiting = pool.submit(service.http.post, "/predict", json={"texts": ["parcel"] * 256})
-        while "pigeonhole_waiting_texts 256.0" not in service.http.get("/metrics").text:
-            time.sleep(0.01)
+        wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 256)
         refused = service.http.post("/predict", json={"text": "parcel"})
         assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
         assert service.http.get("/health").status_code == 200
@@ -75,7 +75,7 @@ def test_an_answer_that_comes_too_late_is_a_503_and_is_not_computed(
     held = Held(classifier)
     with start(held) as service, ThreadPoolExecutor(2) as pool:
         first = pool.submit(service.http.post, "/predict", json={"text": "first"})
-        assert held.entered.wait(5)
+        assert held.entered.wait(60)
         second = pool.submit(service.http.post, "/predict", json={"text": "second"})
         wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 1)
         late = service.http.post("/predict", json={"text": "late"}, headers={"x-request-timeout-ms": deadline_ms})
@@ -172,11 +172,10 @@ def test_one_bad_text_does_not_fail_the_others_of_its_batch(start: Start, classi
     poisoned = Poisoned(classifier)
     with start(poisoned) as service, ThreadPoolExecutor(8) as pool:
         first = pool.submit(service.http.post, "/predict", json={"text": "first"})
-        assert poisoned.entered.wait(5)
+        assert poisoned.entered.wait(60)
         texts = ["one", "two", "poison", "three"]
         others = [pool.submit(service.http.post, "/predict", json={"text": text}) for text in texts]
-        while "pigeonhole_waiting_texts 4.0" not in service.http.get("/metrics").text:
-            time.sleep(0.01)
+        wait_until(lambda: samples(service)["pigeonhole_waiting_texts{}"] == 4)
         poisoned.let_go.set()
         assert [other.result().status_code for other in [first, *others]] == [200, 200, 200, 500, 200]
         assert "stack" not in others[2].result().text
@@ -213,7 +212,7 @@ class Deadly(Held):
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         if "die" in texts:
-            assert self.let_go.wait(20)
+            assert self.let_go.wait(60)
             raise SystemExit(len(texts))
         return super().predict(texts)
 
@@ -222,12 +221,11 @@ def test_a_dead_worker_fails_all_who_wait_at_once_and_is_replaced(start: Start, 
     deadly = Deadly(classifier)
     with start(deadly, max_waiting=256) as service, ThreadPoolExecutor(4) as pool:
         first = pool.submit(service.http.post, "/predict", json={"text": "parcel"})
-        assert deadly.entered.wait(5)
+        assert deadly.entered.wait(60)
         others = []
         for text, waiting in (("die", 32), ("is my parcel", 64)):
             others.append(pool.submit(service.http.post, "/predict", json={"texts": [text] * 32}))
-            while f"pigeonhole_waiting_texts {waiting}.0" not in service.http.get("/metrics").text:
-                time.sleep(0.01)
+            wait_until(lambda waiting=waiting: samples(service)["pigeonhole_waiting_texts{}"] == waiting)  # type: ignore[misc]
         deadly.let_go.set()
         assert first.result().status_code == 200
         refused = [other.result() for other in others]
@@ -236,8 +234,7 @@ def test_a_dead_worker_fails_all_who_wait_at_once_and_is_replaced(start: Start, 
         assert service.http.get("/health").json()["code"] == "not_alive"
         assert service.http.get("/ready").json()["code"] == "not_ready"
         assert service.http.post("/predict", json={"text": "parcel"}).json()["code"] == "worker_died"
-        while service.http.get("/health").status_code != 200:
-            time.sleep(0.02)
+        wait_until(lambda: service.http.get("/health").status_code == 200)
         assert service.http.post("/predict", json={"text": "parcel"}).status_code == 200
         assert service.http.get("/ready").status_code == 200
         assert "pigeonhole_worker_deaths_total 1.0" in service.http.get("/metrics").text
@@ -250,7 +247,7 @@ def test_a_worker_that_hangs_is_no_life(start: Start, classifier: Classifier, mo
     told: list[bool] = []
     with start(held, tell=lambda: told.append(True)) as service, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(service.http.post, "/predict", json={"text": "parcel"})
-        assert held.entered.wait(5)
+        assert held.entered.wait(60)
         time.sleep(0.2)
         assert service.http.get("/health").json()["code"] == "not_alive"
         before, rung = len(told), samples(service)[rings]

@@ -15,7 +15,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tests.serving.conftest import Running, Start, wait_until
+from tests.conftest import wait_until
+from tests.serving.conftest import Running, Start
 
 from pigeonhole.errors import ConfigError
 from pigeonhole.serving.access import UnknownCaller

@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import httpx
 import pytest
+from tests.conftest import wait_until
 from tests.keyword_bundle import keyword_bundle
 from tests.serving.conftest import LABELS, OTHER_LABELS, Running, Start, opened
 
@@ -39,7 +40,7 @@ def move(registry: Registry, version: str | None) -> None:
 def wait_for(service: Running, version: str) -> float:
     began = time.monotonic()
     while service.http.get("/ready").json()["model_version"] != version:
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         time.sleep(0.01)
     return time.monotonic() - began
 
@@ -65,8 +66,7 @@ def test_under_load_no_request_fails_and_every_answer_is_of_one_version(start: S
                 wait_for(service, version)
                 swapped += 1
             counted = 'outcome="refused"} 1.0' if version == "broken" else f'outcome="swapped"}} {swapped}.0'
-            while len(answers) < seen + 10 or counted not in service.http.get("/metrics").text:
-                time.sleep(0.01)
+            wait_until(lambda: len(answers) >= seen + 10 and counted in service.http.get("/metrics").text)  # noqa: B023
         stop.set()
         for client in clients:
             client.join()
@@ -224,7 +224,7 @@ def test_the_old_model_is_gone_after_the_swap_even_if_nobody_asks_the_new_one(re
             gc.collect()
         await service.stop()
 
-    soon = time.monotonic() + 5
+    soon = time.monotonic() + 60
     old = weakref.ref(service.classifier)
     asyncio.run(ask_then_swap())
 

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from tests.conftest import free_port, wait_until
 from tests.serving.conftest import make_bundle
 
 from pigeonhole.bundle import Manifest
@@ -44,11 +45,6 @@ needs_sigterm = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTER
 PROGRAM = "from pigeonhole.serving.entry import main; main()"
 
 
-def free_port() -> int:
-    with bind("127.0.0.1", 0) as listener:
-        return int(listener.getsockname()[1])
-
-
 def publish(registry: Registry, folder: Path, name: str, version: str) -> Manifest:
     manifest = make_bundle(folder / name / version, name, version)
     registry.publish(folder / name / version, manifest)
@@ -74,15 +70,17 @@ def served(**environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Cl
     )
     with process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
         try:
-            while True:
-                assert process.poll() is None, process.communicate()
-                with contextlib.suppress(httpx.ConnectError):
-                    if http.get("/ready").status_code == 200:
-                        break
-                time.sleep(0.02)
+            wait_until(lambda: process.poll() is not None or is_ready(http))
+            assert process.poll() is None, process.communicate()
             yield process, http
         finally:
             process.kill()
+
+
+def is_ready(http: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.ConnectError):
+        return http.get("/ready").status_code == 200
+    return False
 
 
 def wait_until_read(http: httpx.Client) -> None:
@@ -92,12 +90,15 @@ def wait_until_read(http: httpx.Client) -> None:
 
 def wait_until_it_ends(http: httpx.Client) -> None:
     """Nobody listens any more, and each connection has been told so: both happen in one turn of the loop."""
-    while True:
+
+    def nobody_listens() -> bool:
         try:
             socket.create_connection((http.base_url.host, http.base_url.port), timeout=5).close()
         except ConnectionRefusedError:
-            return
-        time.sleep(0.01)
+            return True
+        return False
+
+    wait_until(nobody_listens)
 
 
 def test_help_names_every_variable_and_costs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,8 +255,7 @@ def test_sigterm_under_load_answers_all_that_was_accepted_ships_the_log_and_ends
         threads = [threading.Thread(target=ask, args=(headers,)) for headers in [{}, {"connection": "close"}] * 3]
         for thread in threads:
             thread.start()
-        while len(answered) < 400:
-            time.sleep(0.01)
+        wait_until(lambda: len(answered) >= 400)
         process.send_signal(signal.SIGTERM)
         asked_at = time.monotonic()
         out, err = process.communicate(timeout=10)
@@ -284,7 +284,7 @@ def test_a_request_that_was_on_its_way_at_sigterm_is_answered_and_is_the_last_of
         wait_until_it_ends(http)
         last = http.post("/predict", json={"text": "parcel"})
         assert (last.status_code, last.headers["connection"]) == (200, "close")
-        assert process.wait(8) == 0
+        assert process.wait(20) == 0
 
 
 @needs_sigterm
@@ -297,7 +297,7 @@ def test_a_head_that_is_on_its_way_in_pieces_at_sigterm_is_waited_for(words_bund
             wait_until_it_ends(http)
             connection.sendall(b"st: x\r\n\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        assert process.wait(8) == 0
+        assert process.wait(20) == 0
 
 
 @needs_sigterm
@@ -314,13 +314,13 @@ def test_a_request_of_which_only_the_body_is_missing_at_sigterm_is_waited_for(wo
             time.sleep(1.5 * LINGER_S)  # past that of a connection without a question
             connection.sendall(body[3:])
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        assert process.wait(8) == 0
+        assert process.wait(20) == 0
 
 
 def wait_for_child(pid: int) -> str:
-    while not (found := Path(f"/proc/{pid}/task/{pid}/children").read_text()):
-        time.sleep(0.01)
-    return found
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_until(lambda: bool(children.read_text()))
+    return children.read_text()
 
 
 def is_caught(pid: int, number: int) -> bool:
@@ -332,38 +332,39 @@ def can_be_process_1() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(["unshare", "-pf", "true"], check=False).returncode == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, not Windows")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc")
 @pytest.mark.parametrize("place", [[], ["unshare", "-pf", "--kill-child"]], ids=["a process", "process 1"])
 @pytest.mark.parametrize("later_s", [0.0, 0.4, 0.9])
 def test_sigterm_before_the_service_is_ready_ends_it_with_0_even_as_process_1_of_a_container(
     words_bundle: Path, tmp_path: Path, place: list[str], later_s: float
 ) -> None:
     if place and not can_be_process_1():
-        pytest.skip("needs the right to make a process namespace, not Windows")
+        pytest.skip("needs the right to make a process namespace")
     environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
     with subprocess.Popen([*place, sys.executable, "-c", PROGRAM], env={**os.environ, **environment}) as process:
-        child = int(wait_for_child(process.pid) if place else process.pid)
-        while not is_caught(child, signal.SIGTERM):
-            time.sleep(0.01)
-        time.sleep(later_s)
-        os.kill(child, signal.SIGTERM)
         try:
-            assert process.wait(10) == 0
+            child = int(wait_for_child(process.pid) if place else process.pid)
+            wait_until(lambda: is_caught(child, signal.SIGTERM))
+            time.sleep(later_s)
+            os.kill(child, signal.SIGTERM)
+            assert process.wait(20) == 0
         finally:
             process.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, not Windows")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc")
 @pytest.mark.parametrize("later_s", [0.0, 0.1, 0.3, 0.6, 0.9])
 def test_ctrl_c_before_the_service_is_ready_is_one_line_and_130(words_bundle: Path, tmp_path: Path, later_s: float) -> None:
     environment = {"PORT": str(free_port()), "PIGEONHOLE_BUNDLE": str(words_bundle), "PIGEONHOLE_LOG": str(tmp_path / "log")}
     command = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
-        while not is_caught(process.pid, signal.SIGTERM):
-            time.sleep(0.001)
-        time.sleep(later_s)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        try:
+            wait_until(lambda: is_caught(process.pid, signal.SIGTERM))
+            time.sleep(later_s)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert said.endswith("interrupted\n")
     assert "Traceback" not in said
@@ -379,7 +380,7 @@ def test_sigterm_while_a_version_is_opened_ends_it_with_0(words_bundle: Path, mo
         assert process.returncode == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL, not Windows")
 def test_kill_9_loses_no_answer_that_was_given(words_bundle: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with served(PIGEONHOLE_BUNDLE=str(words_bundle), PIGEONHOLE_LOG=str(log)) as (process, http):

@@ -37,7 +37,7 @@ def test_what_was_loaded_is_no_more_work_for_the_garbage_collector() -> None:
         gc.enable()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is asked of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: it says what is mapped")
 def test_what_a_start_read_of_libraries_is_given_back_and_still_runs() -> None:
     ran = subprocess.run([sys.executable, "-c", LIBRARIES], capture_output=True, text=True, check=True, timeout=60)
     assert int(ran.stdout) > 20_000

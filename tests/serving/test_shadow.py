@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
-from tests.serving.conftest import OTHER_LABELS, Running, Start, opened, wait_until
+from tests.conftest import wait_until
+from tests.serving.conftest import OTHER_LABELS, Running, Start, opened
 from tests.serving.test_telemetry import samples
 from tests.test_classifier import count_for_ever
 

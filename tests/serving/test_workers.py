@@ -14,7 +14,8 @@ import httpx
 import pytest
 from filelock import FileLock
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serving.test_serve import free_port, records, wait_for_child
+from tests.conftest import free_port, wait_until
+from tests.serving.test_serve import records, wait_for_child
 
 from pigeonhole.serving.settings import read_settings
 from pigeonhole.serving.workers import LOOK_S, PATIENCE_S, RESTART_S, Workers, _Worker
@@ -41,10 +42,7 @@ class Pool:
         return sum(each.value for each in found if each.name == sample and labels.items() <= each.labels.items())
 
     def wait_for(self, workers: int) -> None:
-        until = time.monotonic() + 20
-        while self.metric("pigeonhole_processes") < workers:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: self.metric("pigeonhole_processes") >= workers)
 
 
 @contextlib.contextmanager
@@ -95,10 +93,7 @@ def test_workers_share_the_port_and_their_metrics_and_a_dead_one_is_replaced(wor
             assert running.metric("pigeonhole_requests_total", route="/predict", code="200") == 30
         assert running.metric("pigeonhole_waiting_texts") == 0
         os.kill(first, signal.SIGKILL)
-        until = time.monotonic() + 20
-        while first in running.workers() or len(running.workers()) < 2:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: first not in running.workers() and len(running.workers()) >= 2)
         running.wait_for(2)
         assert second in running.workers()
         running.ask(10)

@@ -1,12 +1,11 @@
 import os
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import wait_until
 from tests.training.test_trainer import run, stop_at
 
 from pigeonhole import storage
@@ -15,14 +14,6 @@ from pigeonhole.training import train, trainer, worker
 from pigeonhole.training.carry import Carrier
 
 NAMES = (trainer.BEST, trainer.PROGRESS)
-
-
-def until(done: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if done():
-            return
-        time.sleep(0.01)
-    pytest.fail("nothing came in 30 s")
 
 
 def test_a_run_whose_machine_was_taken_away_goes_on_on_another_to_the_same_weights(tmp_path: Path, bucket: str) -> None:
@@ -121,7 +112,7 @@ def test_it_is_carried_while_the_run_goes_on(tmp_path: Path, bucket: str) -> Non
     url = storage.join(bucket, tmp_path.name)
     with Carrier(tmp_path, url, ("a",), every_s=0.01):
         (tmp_path / "a").write_bytes(b"one")
-        until(lambda: storage.exists(storage.join(url, "a")))
+        wait_until(lambda: storage.exists(storage.join(url, "a")))
 
 
 def test_a_bucket_that_says_no_for_a_while_ends_no_run(
@@ -137,7 +128,7 @@ def test_a_bucket_that_says_no_for_a_while_ends_no_run(
     monkeypatch.setattr(storage, "write", refuse)
     (tmp_path / "a").write_bytes(b"one")
     with Carrier(tmp_path, "gs://bucket/x", ("a",), every_s=0.001):
-        until(lambda: len(tries) >= 3)
+        wait_until(lambda: len(tries) >= 3)
     assert capsys.readouterr().err.count("the checkpoint was not carried: no role for you") == 2
 
 

@@ -1,6 +1,5 @@
 import json
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import free_port
 
 from pigeonhole.errors import RunError
 from pigeonhole.training.cluster import Place, read_place, torchrun, train_together
@@ -51,9 +51,7 @@ def a_place(rank: int, machines: int, port: int) -> Place:
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        found: int = listener.getsockname()[1]
-    return found
+    return free_port()
 
 
 def test_two_machines_meet_and_the_first_one_tells_the_result(tmp_path: Path, port: int) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import train_arguments
+from tests.conftest import free_port, train_arguments
 from tests.training.fork_server import ForkServer
 from tests.training.test_trainer import RECIPE
 
@@ -24,9 +23,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 def together(server: ForkServer, folder: Path, program: Path, *arguments: str, stop_at: str = "") -> list[int]:
     """Exit codes of both; `stop_at`: the step at which the second one alone receives SIGTERM."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         server.start(

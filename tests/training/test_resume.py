@@ -95,7 +95,7 @@ def test_a_run_told_to_stop_in_any_step_ends_with_it_and_goes_on_to_the_same_wei
     assert_same(load_file(tmp_path / trainer.BEST), uninterrupted)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, which Windows has not")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
 def test_a_run_whose_disk_is_full_says_so_and_goes_on_to_the_same_weights(
     tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
 ) -> None:

@@ -1,10 +1,10 @@
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import wait_until
 from wandb.proto import wandb_internal_pb2
 
 from pigeonhole.errors import ConfigError
@@ -65,9 +65,7 @@ def kinds_of(file: Path) -> dict[str, Any]:
 def test_an_offline_run_holds_its_metrics_and_the_bundle_as_an_artifact_of_its_own(tmp_path: Path, no_account: None) -> None:
     track("wandb", tmp_path / "run")
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    until = time.monotonic() + 20
-    while time.monotonic() < until and "exit" not in kinds_of(file):  # W&B's own process writes it
-        time.sleep(0.05)
+    wait_until(lambda: "exit" in kinds_of(file))  # W&B's own process writes it
     kept = kinds_of(file)
     assert kept["history"].history.step.num == 1
     assert 'value_json: "0.5"' in str(kept["history"].history)

@@ -44,6 +44,8 @@ def test_the_secret_is_read_as_the_jobs_own_account(stand_in: Callable[[Answer],
         "/computeMetadata/v1/instance/service-accounts/default/token",
         f"/v1/{NAME}:access",
     ]
+    metadata, secrets = server.headers
+    assert (metadata["metadata-flavor"], secrets["authorization"]) == ("Google", "Bearer a-token")
 
 
 def test_help_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
