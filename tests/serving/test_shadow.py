@@ -220,7 +220,11 @@ def test_a_shadow_that_crashes_three_times_running_is_asked_no_more(classifier: 
 
 def test_failures_that_do_not_follow_one_another_are_forgiven(classifier: Classifier, notes: Notes) -> None:
     moods = itertools.cycle([crash, lambda: None])
-    wavering = started(notes, Moody(classifier, lambda: next(moods)()))
+
+    def waver() -> None:
+        next(moods)()
+
+    wavering = started(notes, Moody(classifier, waver))
     answered = classifier.predict(["parcel"])
     for number in range(2 * shadow.MAX_FAILURES):
         wavering.offer(["parcel"], answered)
