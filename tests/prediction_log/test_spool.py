@@ -28,12 +28,12 @@ def test_appended_lines_stand_in_the_segment_at_once_and_in_order(tmp_path: Path
     spool.close()
 
 
-def test_a_rotated_segment_is_closed_and_the_next_has_the_next_number(tmp_path: Path) -> None:
+def test_a_rotated_segment_is_closed_and_the_next_has_the_next_number_and_a_count_of_its_own(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.rotate()
     assert spool.all_segments() == []
     for _ in range(2):
-        spool.append([LINE])
+        assert [spool.append([LINE]).records for _ in range(2)] == [1, 2]
         spool.rotate()
         spool.rotate()
     assert [path.name for path in spool.closed_segments()] == [f"{spool.writer}-0000000{number}.jsonl" for number in (1, 2)]

@@ -169,6 +169,25 @@ def test_an_outage_of_any_length_is_survived(tmp_path: Path, make_record: MakeRe
     log.close()
 
 
+def test_a_store_that_is_away_is_asked_after_pauses_that_double_up_to_a_limit(
+    tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MAX_BACKOFF_S", 0.08)
+    monkeypatch.setattr(writer, "ship_segment", lambda *_: (_ for _ in ()).throw(StorageError("the store is away")))
+    with LogWriter(str(tmp_path), interval_s=0.01) as log:
+        pauses: list[float] = []
+        wait = log._stop.wait
+
+        def wait_noting(seconds: float) -> bool:
+            pauses.append(seconds)
+            return wait(seconds)
+
+        monkeypatch.setattr(log._stop, "wait", wait_noting)
+        log.append([make_record()])
+        wait_for(lambda: len(pauses) >= 5)
+    assert pauses[:5] == [0.02, 0.04, 0.08, 0.08, 0.08]
+
+
 def test_what_a_failing_store_never_took_is_adopted_by_the_next_writer(tmp_path: Path, make_record: MakeRecord) -> None:
     store = tmp_path / "predictions"
     store.write_text("a file where the folder should be")

@@ -1,6 +1,8 @@
 """The shadow alias, and a shadow that disagrees, sleeps, hangs or crashes beside a service that answers."""
 
 import itertools
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -110,13 +112,14 @@ def started(notes: Notes, classifier: Classifier) -> Shadow:
 def test_a_shadow_that_sleeps_drops_what_it_cannot_hear_and_nobody_waits(classifier: Classifier, notes: Notes) -> None:
     wake = threading.Event()
     sleeping = started(notes, Moody(classifier, lambda: wake.wait(20)))
-    answered = classifier.predict(["parcel"])
+    texts = ["parcel", "refund"]
+    answered = classifier.predict(texts)
     for _ in range(shadow.MAX_QUEUED + 50):
-        sleeping.offer(["parcel"], answered)
-    assert notes.outcomes["dropped"] >= 49
+        sleeping.offer(texts, answered)
+    assert notes.outcomes["dropped"] >= 2 * 49
     assert notes.outcomes["agreed"] == 0
     wake.set()
-    wait_until(lambda: notes.outcomes["agreed"] + notes.outcomes["dropped"] == shadow.MAX_QUEUED + 50)
+    wait_until(lambda: notes.outcomes["agreed"] + notes.outcomes["dropped"] == 2 * (shadow.MAX_QUEUED + 50))
     sleeping.stop()
 
 
@@ -214,6 +217,34 @@ def test_a_shadow_that_crashes_three_times_running_is_asked_no_more(classifier: 
     crashing.offer(["parcel"], answered)
     wait_until(lambda: notes.outcomes["agreed"] == 1)
     crashing.stop()
+
+
+def test_failures_that_do_not_follow_one_another_are_forgiven(classifier: Classifier, notes: Notes) -> None:
+    moods = itertools.cycle([crash, lambda: None])
+
+    def waver() -> None:
+        next(moods)()
+
+    wavering = started(notes, Moody(classifier, waver))
+    answered = classifier.predict(["parcel"])
+    for number in range(2 * shadow.MAX_FAILURES):
+        wavering.offer(["parcel"], answered)
+        wait_until(lambda number=number: sum(notes.outcomes.values()) == number + 1)  # type: ignore[misc]
+    found = wavering.report()
+    assert found is not None
+    assert (found["is_asked"], found["texts"]["failed"], found["texts"]["agreed"]) == (True, 3, 3)
+    wavering.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: a thread has a niceness of its own")
+def test_a_shadow_works_when_nobody_else_does(classifier: Classifier, notes: Notes) -> None:
+    working = started(notes, classifier)
+    working.offer(["parcel"], classifier.predict(["parcel"]))
+    wait_until(lambda: notes.outcomes["agreed"] == 1)
+    thread = working._thread.native_id
+    assert thread is not None
+    assert os.getpriority(os.PRIO_PROCESS, thread) == shadow.NICENESS
+    working.stop()
 
 
 def test_a_forward_pass_that_never_ends_is_cut_off_and_the_next_one_runs(

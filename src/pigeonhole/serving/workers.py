@@ -136,7 +136,7 @@ class Workers:
         # A terminal's Ctrl-C goes to the whole group of processes: here it is the parent alone that tells the workers.
         line, stdin = socket.socketpair()
         with stdin:
-            process = subprocess.Popen(command, env=self._environment, stdin=stdin, process_group=0)
+            process = subprocess.Popen(command, env=self._environment, stdin=stdin.fileno(), process_group=0)
         return _Worker(process, line, time.monotonic())
 
     def _answers(self) -> bool:
