@@ -10,7 +10,7 @@ from benchmarks.decisions import promise as resampling
 from pigeonhole.bundle import OutOfScopeRule, open_bundle
 from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.dataset.config import DataConfig
-from pigeonhole.dataset.load import load_dataset
+from pigeonhole.dataset.load import OutOfScope, load_dataset
 from pigeonhole.dataset.read import Row
 from pigeonhole.decision import softmax
 from pigeonhole.evaluation.decisions import auroc, strange
@@ -98,6 +98,22 @@ def test_the_precision_that_the_configuration_names_is_the_one_promised(tiny_dat
     thresholds = {target: fit_thresholds(held_out, true, target).thresholds.tolist() for target in (0.5, 0.9)}
     assert rules.promise is not None
     assert rules.promise.thresholds.tolist() == thresholds[0.9] != thresholds[0.5]
+    seeded = fit_rules(classifier, inside, manifest, dataset, DecisionConfig(precision=0.9), seed=3)
+    other = fit_thresholds(calibrate(np.stack([found.logits for found in inside]), true, 3).held_out, true, 0.9, 3)
+    assert seeded.promise is not None
+    assert seeded.promise.thresholds.tolist() == other.thresholds.tolist()
+
+
+def test_neighbours_are_training_rows_and_the_share_kept_is_the_one_that_is_named(tiny_data: Path, sealed_bundle: Path) -> None:
+    classifier = Classifier.open(open_bundle(str(sealed_bundle)))
+    dataset = load_dataset(DataConfig(path=str(tiny_data), trigger_words="report", val=0.2, test=0.2))
+    train, validation = ([row.text for row in rows] for rows in (dataset.split.train, dataset.split.validation))
+    inside, neighbours = classifier.predict(validation), as_neighbours(classifier.predict(train))
+    outside = ["the moon sings at night", "my aunt in Kiel won the cup", "an old ship needs more salt"]
+    dataset = replace(dataset, out_of_scope=OutOfScope(outside, ["never fitted"]))
+    for kept in (0.6, 0.9):
+        rules = fit_rules(classifier, inside, classifier.manifest, dataset, DecisionConfig(kept=kept), seed=0)
+        assert rules.scope == fit_out_of_scope(inside, classifier.predict(outside), neighbours, kept)
 
 
 @pytest.mark.parametrize("seed", [6, 16])

@@ -18,17 +18,19 @@ from tests.conftest import tiny_rows, train_arguments, write_rows
 from tests.serving.conftest import make_bundle
 from transformers import MPNetConfig, MPNetForSequenceClassification
 
-from pigeonhole.bundle import open_bundle, seal
+from pigeonhole.bundle import Manifest, open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.configuration import compose
 from pigeonhole.dataset import check_data
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import BundleError, ConfigError, DataError, NotFoundError, StoppedError
-from pigeonhole.metrics import accuracy
+from pigeonhole.evaluation.labelled import read_own_rows, thresholds_of
+from pigeonhole.metrics import accuracy, score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import corridor, export
 from pigeonhole.training.batches import TokenizedRows
+from pigeonhole.training.calibration import calibrate
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.corridor import make_recipe, publish, validate
@@ -61,6 +63,21 @@ def test_the_test_metrics_come_out_again_through_the_servers_door(tiny_run: dict
     assert accuracy(truth, predicted) == tiny_run["test"]["accuracy"]
     assert tiny_run["parity"]["rows"] == len(split.test) + len(split.validation)
     assert tiny_run["parity"]["fp32_max_logit_difference"] < 1e-4
+
+
+def test_what_is_sealed_was_calibrated_on_the_validation_rows_and_measured_so_on_the_test_rows(tiny_run: dict[str, Any]) -> None:
+    bundle = open_bundle(tiny_run["bundle"])
+    manifest, split, classifier = bundle.manifest, read_own_rows(bundle)[1].split, Classifier.open(bundle)
+    validation, test = ([row.text for row in rows] for rows in (split.validation, split.test))
+    ids = [np.array([manifest.labels.index(row.label) for row in rows]) for rows in (split.validation, split.test)]
+    expected = calibrate(np.stack([found.logits for found in classifier.predict(validation)]), ids[0], 0)
+    assert (manifest.temperature, manifest.vector_scaling) == (expected.temperature, expected.vector)
+    assert manifest.temperature != 1
+    probabilities = np.stack([found.probabilities for found in classifier.predict(test)])
+    measured = score_metrics(ids[1], probabilities, manifest.labels, 0, thresholds_of(manifest))
+    assert tiny_run["test"]["ece"] == pytest.approx(measured["ece"])
+    scores = pq.read_table(bundle.path("reference.parquet"))["score"].to_numpy()
+    assert scores == pytest.approx(probabilities.max(axis=1))
 
 
 def test_the_run_folder_holds_configuration_origin_history_and_pictures(tiny_run: dict[str, Any]) -> None:
@@ -201,7 +218,15 @@ def test_what_is_sealed_follows_the_keys_of_export_and_serve(
     def off(*asked: Any) -> Parity:
         return replace(compare(*asked), fp32_max_logit_difference=0.4, int8_agreement_with_fp32=0.95)
 
+    heard: list[int] = []
+    draft = export.draft
+
+    def note(*given: Any, usual: list[list[int]], **named: Any) -> Manifest:
+        heard.append(len(usual))
+        return draft(*given, usual=usual, **named)
+
     monkeypatch.setattr(export, "compare", off)
+    monkeypatch.setattr(export, "draft", note)
     keys = ["trainer.epochs=0", "export.tolerance=0.5", "export.min_agreement=0.96", "serve.threshold=0.7"]
     found = run([*train_arguments(tmp_path, tiny_data), *keys])
     assert "int8 and fp32 agree on 0.9500 of" in capsys.readouterr().err
@@ -209,6 +234,7 @@ def test_what_is_sealed_follows_the_keys_of_export_and_serve(
     assert (manifest.served, manifest.models) == ("fp32", {"fp32": "model.onnx"})
     assert not [name for name in manifest.files if "int8" in name]
     assert set(manifest.thresholds.values()) == {0.7}
+    assert heard == [90]  # of 150 rows those of training: int8 and the order of words hear nothing of the others
 
 
 def stop_in_second_epoch(epoch: Epoch) -> None:
