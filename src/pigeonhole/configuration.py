@@ -133,6 +133,7 @@ def _groups_of(name: str) -> set[str]:
 
 
 def _take_option(arguments: list[str], option: str) -> str | None:
+    arguments[:] = [part for each in arguments for part in (each.split("=", 1) if each.startswith(f"{option}=") else [each])]
     if option not in arguments:
         return None
     place = arguments.index(option)
@@ -140,6 +141,8 @@ def _take_option(arguments: list[str], option: str) -> str | None:
         raise ConfigError(f"{option}: a value is missing")
     value = arguments[place + 1]
     del arguments[place : place + 2]
+    if option in arguments:
+        raise ConfigError(f"{option} is given twice")
     return value
 
 

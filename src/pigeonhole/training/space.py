@@ -5,7 +5,7 @@ over `seed` is no search: it repeats one recipe, and nothing is chosen. Needs ne
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,7 +13,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from pigeonhole.configuration import config_folder, parse_yaml
+from pigeonhole.configuration import compose, config_folder, parse_yaml
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import Setting, nearest, settings_of
 from pigeonhole.training.config import TrainConfig
@@ -79,6 +79,16 @@ def read_space(name: str, trials: int | None = None) -> Space:
     if space.of_seeds:
         _check_seeds(path, space)
     return space
+
+
+def check_training(space: Space, training: Sequence[str]) -> None:
+    """Whether the keys of `train` beside a sweep leave it its own, and go with both ends of them. Raises ConfigError."""
+    for argument in training:
+        key = argument.partition("=")[0]
+        if key in space.keys:
+            raise ConfigError(f"{argument}: the sweep itself says so; leave {key} out")
+    for end in (0, -1):
+        compose(TrainConfig, "train", [*training, *(f"{key}={written(space.ends(key)[end])}" for key in space.keys)])
 
 
 def _with_numbers(values: Range | list[Choice]) -> Range | list[Choice]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from pigeonhole import storage
 from pigeonhole.command import command
-from pigeonhole.configuration import compose, help_text
+from pigeonhole.configuration import help_text
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.config import TrainConfig
-from pigeonhole.training.space import read_space, written
+from pigeonhole.training.space import check_training, read_space
 
 USAGE = """usage: sweep [sweep=NAME|FILE.yaml] [key=value …] [KEY OF train=value …]
 
@@ -54,10 +54,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         raise ConfigError("split=test: a search would choose by the rows that measure its choice; it is for a sweep of seeds")
     for argument in training:
         key = argument.partition("=")[0]
-        if key in ("out", "registry", "tracking") or key in space.keys or key.startswith("tracking."):
+        if key in ("out", "registry", "tracking") or key.startswith("tracking."):
             raise ConfigError(f"{argument}: the sweep itself says so; leave {key} out")
-    for end in (0, -1):
-        compose(TrainConfig, "train", [*training, *(f"{key}={written(space.ends(key)[end])}" for key in space.keys)])
+    check_training(space, training)
     folder = _folder(config.folder or f"sweeps/{Path(config.sweep).stem}")
     # torch and Optuna take seconds to import: neither --help nor a wrong key has to wait for them.
     from pigeonhole.training.study import search

@@ -20,7 +20,7 @@ from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation.slices import read_patterns
 from pigeonhole.options import key_lines, read_options, setting, to_flat
 from pigeonhole.training.config import FILES, TrainConfig
-from pigeonhole.training.space import read_space, to_vertex
+from pigeonhole.training.space import check_training, read_space, to_vertex
 from pigeonhole.training.worker import SECRET
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def make_job(project: Project, config: VertexConfig, training: Sequence[str]) ->
     }
     if config.workers > 1 and config.machine == "sweep":
         raise ConfigError(f"workers={config.workers}: a sweep's runs have one machine each; expected workers=1")
+    if config.machine == "sweep":
+        check_training(read_space(config.sweep, config.trials), training)
     machines = config.machine if config.workers == 1 else f"{config.workers}x{config.machine}"
     return job_around(project, config, f"pigeonhole-{chosen.name or 'train'}-{config.image[:7]}-{machines}", container)
 
