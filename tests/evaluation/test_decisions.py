@@ -26,9 +26,9 @@ def decided(decision: Decision) -> Prediction:
 
 
 def test_what_is_accepted_is_measured_by_itself_and_a_refused_row_is_no_right_answer() -> None:
-    decisions: list[Decision] = ["accept"] * 4 + ["review"] * 4 + ["out_of_scope"] * 2
+    decided_rows = [decided("accept")] * 4 + [decided("review")] * 4 + [decided("out_of_scope")] * 2
     right = np.array([True, True, True, False, True, False, False, False, True, False])
-    found = score_decisions(right, [decided(decision) for decision in decisions])
+    found = score_decisions(right, decided_rows)
     shares = {name: (part["share"], part["n"]) for name, part in found.items() if name != "n"}
     assert shares == {"accepted": (0.4, 10), "precision": (0.75, 4), "out_of_scope": (0.2, 10), "accuracy_in_scope": (0.4, 10)}
 
