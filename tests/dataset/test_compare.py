@@ -92,7 +92,7 @@ def change(**parts: Any) -> compare.Change:
         "labels": {"a": (40, 40)},
         "rows": (40, 40),
     }
-    given = {name: rows[:count] for name, count in parts.items() if name in ("removed", "leaked")}
+    given: dict[str, Any] = {name: rows[:count] for name, count in parts.items() if name in ("removed", "leaked")}
     if "relabelled" in parts:
         given["relabelled"] = [(row, "b") for row in rows[: parts["relabelled"]]]
     return compare.Change(**{**none, "texts_in_both": 20, "tested_before": 10, **given})

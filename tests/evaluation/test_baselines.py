@@ -27,6 +27,12 @@ def test_tfidf_learns_words_and_gives_a_label_without_rows_nothing() -> None:
     assert (found[:, 2] == 0).all()
 
 
+def test_labels_keep_their_places_where_one_between_them_has_no_rows() -> None:
+    found = baselines.tfidf_probabilities(TRAIN_TEXTS, TRAIN_IDS * 2, ["an invoice", "a parcel"], c=3)
+    assert found.argmax(axis=1).tolist() == [0, 2]
+    assert (found[:, 1] == 0).all()
+
+
 def test_tfidf_is_deterministic() -> None:
     first, second = (baselines.tfidf_probabilities(TRAIN_TEXTS, TRAIN_IDS, ["an invoice"], c=3) for _ in range(2))
     np.testing.assert_array_equal(first, second)
@@ -76,5 +82,7 @@ def test_cross_fit_takes_fewer_rows_than_folds(n: int) -> None:
 def test_cross_fit_deals_each_label_evenly_over_the_folds() -> None:
     true_ids = np.array([0] * 10 + [1] * 5)
     fold_ids = baselines.deal(true_ids, folds=5, seed=0)
+    assert fold_ids.tolist() == baselines.deal(true_ids, folds=5, seed=0).tolist()
+    assert fold_ids.tolist() != baselines.deal(true_ids, folds=5, seed=1).tolist()
     for label_id, rows in ((0, 2), (1, 1)):
         assert np.bincount(fold_ids[true_ids == label_id]).tolist() == [rows] * 5

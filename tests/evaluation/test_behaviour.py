@@ -3,7 +3,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pigeonhole.dataset.read import Row
+from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.read import Row, read_rows
 from pigeonhole.evaluation.behaviour import (
     CITIES,
     FIRST_NAMES,
@@ -11,6 +12,7 @@ from pigeonhole.evaluation.behaviour import (
     MONTHS,
     MOST_TEXTS,
     measure_behaviour,
+    minimum_of,
     politely,
     summarise,
     with_other_names,
@@ -80,6 +82,12 @@ def test_the_same_seed_puts_the_same_texts_to_every_version() -> None:
 def test_minimum_functionality_counts_labels() -> None:
     minimum = [Row("number 1", "1", 2), Row("number 2", "3", 3)]
     assert measure_behaviour(by_number, TEXTS[:5], minimum)["minimum functionality"].tolist() == [True, False]
+
+
+def test_the_texts_of_minimum_functionality_are_for_the_labels_of_tickets_alone() -> None:
+    labels = {row.label for row in read_rows(DataConfig())}
+    assert {row.label for row in minimum_of(sorted(labels))} == labels
+    assert minimum_of(sorted(labels)[1:]) == minimum_of([*labels, "other"]) == []
 
 
 def test_a_typo_swaps_two_letters_inside_one_word_and_leaves_short_words() -> None:

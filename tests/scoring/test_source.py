@@ -106,6 +106,12 @@ def test_jsonl_keeps_types_that_a_column_has_throughout(tmp_path: Path) -> None:
     assert table.column("deep").to_pylist() == ['{"k":[1]}', None, None]
 
 
+@pytest.mark.parametrize("number", [(1 << 53) + 1, -(1 << 53) - 1, 1 << 64])
+def test_a_whole_number_that_a_double_cannot_hold_keeps_its_digits_beside_fractions(tmp_path: Path, number: int) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "n": number}, {"text": "b", "n": 0.5}])
+    assert whole(scanned(path)).table.column("n").to_pylist() == [str(number), "0.5"]
+
+
 def test_bad_rows_of_a_jsonl_file_have_their_place_and_reason(tmp_path: Path) -> None:
     rows = [{"text": "good"}, "\n", {"text": None}, "{broken\n", {"text": ["a"]}, {"other": 1}, "[1]\n", {"text": True}]
     found = whole(scanned(write_jsonl(tmp_path / "a.jsonl", rows)))
@@ -231,6 +237,9 @@ def test_files_with_other_columns_or_types_are_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", ["text,id", "a,b"])
     write_csv(tmp_path / "b.csv", ["text", "a"])
     with pytest.raises(DataError, match=r"b\.csv: columns text; .*a\.csv has text, id"):
+        scanned(tmp_path / "a.csv", tmp_path / "b.csv")
+    write_csv(tmp_path / "b.csv", ["id,text", "a,b"])
+    with pytest.raises(DataError, match=r"b\.csv: columns id, text; .*a\.csv has text, id"):
         scanned(tmp_path / "a.csv", tmp_path / "b.csv")
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a"], "n": [1.5]}), tmp_path / "b.parquet")
