@@ -1,10 +1,12 @@
 import gzip
 import random
+import zlib
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 from tests.drift.conftest import NOON
@@ -126,6 +128,40 @@ def test_an_object_that_is_not_sound_stays_as_it_is(log: str) -> None:
         [f"date=2026-03-01/hour=12/{first.name}", f"date=2026-03-01/hour=13/{second.name}"]
     )
     assert first.exists()
+
+
+def test_objects_with_a_torn_line_or_of_a_newer_release_stay_as_they_are(
+    log: str, records_of: Callable[..., list[Record]]
+) -> None:
+    folder = Path(log) / "predictions" / "date=2026-03-01" / "hour=12"
+    line = encode_line(records_of(["seven"])[0])
+    newer = line.rpartition(b',"crc32"')[0].replace(b'"schema_version":1', b'"schema_version":2')
+    kept = {
+        "newer.jsonl.gz": gzip.compress(b'%b,"crc32":"%08x"}\n' % (newer, zlib.crc32(newer))),
+        "torn.jsonl.gz": gzip.compress(line + line[:40] + b"\n"),
+    }
+    for name, data in kept.items():
+        (folder / name).write_bytes(data)
+    assert compact_log(log, LATER).sources_left == [f"date=2026-03-01/hour=12/{name}" for name in kept]
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+
+
+def test_each_word_on_one_prediction_is_kept(log: str) -> None:
+    [first] = read_window(log, NOON, LATER, "feedback", compacted_lines)
+    put(log, "feedback", msgspec.structs.replace(first, feedback_id=new_id(), label="delivery"), "writer-1")
+    compact_log(log, LATER)
+    assert {word.label for word in read_window(log, NOON, LATER, "feedback", compacted_lines)} == {"billing", "delivery"}
+
+
+def test_an_hour_settles_for_as_long_as_the_environment_says(
+    log: str, records_of: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(log, "predictions", records_of(["young"], datetime.now(UTC) - 9 * HOUR)[0], "writer-9")
+    monkeypatch.setenv("PIGEONHOLE_LOG", log)
+    for settles, hours in (("12", 3), ("6", 1)):
+        monkeypatch.setenv("PIGEONHOLE_SETTLE_HOURS", settles)
+        assert call(run, []) == 0
+        assert f'"hours":{hours}' in capsys.readouterr().out
 
 
 def test_whatever_byte_of_a_compacted_object_is_damaged_the_rest_of_the_log_is_read(log: str) -> None:

@@ -121,6 +121,22 @@ def test_a_client_that_sends_one_usual_text_over_and_over_is_drift() -> None:
     assert overall(detect(reference, reference.take(np.full(100, 17)))) == "drift"
 
 
+def test_figures_are_means_rates_and_the_largest_share() -> None:
+    random = np.random.default_rng(13)
+    few = replace(
+        rows(4, random),
+        label_ids=np.array([0, 2, 2, 1]),
+        scores=np.array([0.5, 0.6, 0.7, 1.0]),
+        n_words=np.array([1, 2, 3, 10]),
+        n_tokens=np.array([3, 4, 5, 12]),
+        unknown_tokens=np.array([0, 1, 0, 2]),
+    )
+    found = {finding.detector: finding for finding in detect(few, few, min_rows=2)}
+    figures = ("confidence", "predicted_classes", "n_words", "unknown_token_rate", "estimated_accuracy")
+    assert [found[name].reference for name in figures] == pytest.approx([0.7, 0.5, 4.0, 3 / 24, 0.7])
+    assert [found[name].effect for name in figures] == [0.0] * 5
+
+
 def test_higher_confidence_is_no_fall_of_accuracy() -> None:
     random = np.random.default_rng(6)
     window = rows(200, random)

@@ -3,7 +3,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec.config
@@ -141,8 +141,9 @@ def test_an_object_that_nobody_can_read_is_named(world: tuple[str, Record, list[
     log, marked, _ = world
     folder = Path(log) / "predictions" / "date=2026-03-01" / "hour=13"
     (folder / "damaged-00000001.jsonl.gz").write_bytes(b"\x1f\x8b torn")
+    (folder / "damaged-00000002.jsonl.gz").write_bytes(b"\x1f\x8b\x08" + bytes(7) + b"\xff no deflate")
     (folder / "compact-0.parquet").write_bytes(b"PAR1 torn")
-    with pytest.raises(RunError, match="2 objects cannot be read and may hold a copy"):
+    with pytest.raises(RunError, match="3 objects cannot be read and may hold a copy"):
         erase_keys(log, {marked.prediction_id})
     assert SECRET.encode() not in b"".join(path.read_bytes() for path in folder.glob("*.jsonl"))
 
@@ -156,6 +157,27 @@ def test_what_a_killed_writer_left_beside_its_object_goes(world: tuple[str, Reco
     os.utime(old, (time.time() - 3600,) * 2)
     erase_keys(log, {marked.prediction_id})
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_an_object_from_which_is_erased_again_and_again_keeps_its_name_short(settings: Settings, records_of: RecordsOf) -> None:
+    records = records_of(["one", "two", "three"])
+    with LogWriter(settings.log) as writer:
+        writer.append(records)
+    put(settings.log, "feedback", word_on(records[0]), "writer-0")
+    tallies = [erase_keys(settings.log, {record.prediction_id}) for record in records[:2]]
+    assert [(tally.records, tally.feedback) for tally in tallies] == [(1, 1), (1, 0)]
+    (left,) = (name for name in storage.list_files(f"{settings.log}/predictions") if name.endswith(".jsonl.gz"))
+    assert left.count("-erased-") == 1
+
+
+def test_days_are_whole_ones_before_today(settings: Settings, records_of: RecordsOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC)
+    old, kept = (records_of(["one"], now - timedelta(days=days))[0] for days in (4, 3))
+    put(settings.log, "predictions", old, "writer-0")
+    put(settings.log, "predictions", kept, "writer-1")
+    monkeypatch.setenv("PIGEONHOLE_LOG", settings.log)
+    assert call(run, ["days=3"]) == 0
+    assert [record.prediction_id for record in read_window(settings.log, now - timedelta(days=9), now)] == [kept.prediction_id]
 
 
 def test_retention_takes_whole_days_and_leaves_the_rest(world: tuple[str, Record, list[Record]]) -> None:

@@ -75,6 +75,24 @@ def test_the_latest_word_counts_and_a_contradiction_is_told(
     assert (found["n"], found["accuracy"], found["contradicted"]) == (1, 1.0, 1)
 
 
+def test_the_latest_answer_to_the_queue_counts_and_the_same_word_twice_is_no_contradiction(
+    settings: Settings,
+    reference: Reference,
+    records_of: Callable[..., list[Record]],
+    write_log: Callable[[list[Record]], None],
+    give: Callable[..., None],
+) -> None:
+    doubt = {"billing": 0.4, "delivery": 0.4, "account": 0.2}  # such a prediction is always drawn
+    first, second = records_of(TEXTS[:2], label="billing", probabilities=doubt)
+    write_log([first, second])
+    give([(first.prediction_id, label) for label in ("nobody's", "delivery", "billing")], source="review")
+    give([(second.prediction_id, "billing")] * 2, source="review")
+    found = measure(settings, reference)
+    reviewed = found["reviewed"]
+    assert isinstance(reviewed, dict)
+    assert (reviewed["n"], reviewed["accuracy"], found["contradicted"]) == (2, 1.0, 1)
+
+
 def test_what_cannot_be_joined_is_counted_and_left_out(
     settings: Settings,
     reference: Reference,

@@ -1,11 +1,13 @@
 """Hand-made rows, whose every figure can be counted on a page."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from pigeonhole.drift.held_out import Cell, HeldOut, compare, pick, summary
+from pigeonhole.bundle import Bundle
+from pigeonhole.drift.held_out import Cell, HeldOut, compare, pick, read_held_out, summary
 from pigeonhole.errors import ConfigError
 
 
@@ -38,6 +40,24 @@ def test_the_summary_counts_every_cell_and_every_bin() -> None:
         ("1-5 words", 2, 0.5),
         ("16-40 words", 2, 1.0),
     ]
+
+
+def test_a_length_at_the_end_of_a_slice_is_in_it() -> None:
+    found = summary(replace(rows("aa aa aa aa aa aa aa"), n_words=np.array([1, 5, 6, 15, 16, 40, 41])))
+    assert [(each["slice"], each["n"]) for each in found["slices"]] == [
+        ("1-5 words", 2),
+        ("6-15 words", 2),
+        ("16-40 words", 2),
+        ("41 words and more", 1),
+    ]
+
+
+def test_texts_that_are_not_one_for_each_row_are_not_shown_beside_them(bundle: Bundle) -> None:
+    thirty = [f"text {number}" for number in range(30)]
+    for texts, has in ((thirty, True), (thirty[1:], False), (None, False)):
+        found = read_held_out(bundle.url, bundle.manifest, texts)
+        assert found is not None
+        assert (found.texts is not None) == has
 
 
 def test_a_cell_a_row_and_a_column_of_the_matrix_are_picked_with_the_wrong_ones_first() -> None:
@@ -75,6 +95,8 @@ def test_without_texts_only_what_looks_like_the_same_rows_is_compared() -> None:
     assert (found["matched_by"], found["now_wrong"]["n"], found["now_right"]["n"]) == ("place", 1, 1)
     with pytest.raises(ConfigError, match="not tested on common rows"):
         compare(rows("aa ab"), rows("ba aa"), None, 9)
+    with pytest.raises(ConfigError, match="not tested on common rows"):
+        compare(rows("aa ab"), replace(rows("aa ab"), n_words=np.array([3, 21])), None, 9)
 
 
 def test_each_of_several_labels_has_four_cells_and_each_cell_its_rows() -> None:

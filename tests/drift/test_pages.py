@@ -113,7 +113,7 @@ def test_traffic_counts_texts_labels_latency_and_feedback_step_by_step(
     with LogWriter(settings.log, "feedback") as log:
         for number, (record, label) in enumerate(words):
             at = now - timedelta(seconds=10 - number)
-            word = Feedback(feedback_id=str(number), at=at, prediction_id=record.prediction_id, label=label, source="t")
+            word = Feedback(feedback_id=str(9 - number), at=at, prediction_id=record.prediction_id, label=label, source="t")
             log.append([word])
     found = client.get("/traffic?hours=1&steps=2").json()
     first, second = found["steps"]

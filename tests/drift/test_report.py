@@ -51,6 +51,21 @@ def test_less_confidence_is_drift_with_a_lower_estimated_accuracy(reference: Ref
     assert report["accuracy"]["estimated"] == pytest.approx(reference.accuracy - fall, abs=0.01)
 
 
+def test_an_estimated_accuracy_is_a_share(reference: Reference) -> None:
+    surer = compare(replace(reference, accuracy=0.99), sample(reference, 60, score=1.5), SPAN, budget=0.01, min_rows=25)
+    assert surer["accuracy"]["estimated"] == 1.0
+    worse = compare(replace(reference, accuracy=0.1), sample(reference, 60, score=0.1), SPAN, budget=0.01, min_rows=25)
+    assert worse["accuracy"]["estimated"] == 0.0
+
+
+def test_the_history_tells_the_latest_reports_first(reference: Reference, tmp_path: Path) -> None:
+    reports = Reports(str(tmp_path))
+    for n in (10, 60, 10):
+        reports.keep(compare(reference, sample(reference, n), SPAN, budget=0.01, min_rows=25), None)
+    told = [(each["number"], each["verdict"]) for each in reports.history(most=2)]
+    assert told == [(3, "too_few_rows"), (2, "no_drift")]
+
+
 def test_too_few_rows_give_no_figures(reference: Reference) -> None:
     report = compare(reference, sample(reference, 10), SPAN, budget=0.01, min_rows=25)
     assert report["verdict"] == "too_few_rows"

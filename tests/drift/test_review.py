@@ -123,6 +123,19 @@ def test_words_of_the_queue_s_source_on_what_was_never_drawn_do_not_count(
     assert (found["n"], found["reviewed"]["n"], found["reviewed"]["accuracy"]) == (len(never), 0, None)
 
 
+def test_the_queue_says_why_it_asks_and_its_order_is_not_that_of_time(
+    settings: Settings, bundle: Bundle, records_of: RecordsOf, write_log: Callable[[list[Record]], None]
+) -> None:
+    doubt, sure = {"billing": 0.4, "delivery": 0.4, "account": 0.2}, {"billing": 1.0, "delivery": 0.0, "account": 0.0}
+    write_log([*records_of(TEXTS[:20], probabilities=doubt, score=0.4), *records_of(TEXTS[:20], probabilities=sure, score=1.0)])
+    span = (settings.log, NOON, NOON + HOUR, NOON + HOUR, read_reference(bundle.url))
+    items = queue(*span, n=40, audit_share=0.49)["items"]
+    assert {(item.score, item.reason) for item in items} == {(0.4, "uncertain"), (1.0, "audit")}
+    ids = [item.prediction_id for item in items]
+    assert ids == sorted(ids, key=lambda found: found[::-1])
+    assert ids != sorted(ids)
+
+
 @pytest.mark.parametrize("query", ["n=0", "n=201", "n=many", "hours=-1", "zebra=1"])
 def test_a_query_that_cannot_be_meant_is_refused(query: str, settings: Settings) -> None:
     client = TestClient(create_app(settings), raise_server_exceptions=False)

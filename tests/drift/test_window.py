@@ -87,10 +87,11 @@ def test_other_versions_and_unknown_labels_are_counted_and_never_mixed_in(
     settings: Settings, bundle: Bundle, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
 ) -> None:
     older = records_of(TEXTS[:5], version="20250101-000000-00000000")
+    foreign = records_of(TEXTS[:2], model="another")
     strange = records_of(TEXTS[:3], label="a label of nobody")
-    write_log([*older, *strange, *records_of(TEXTS[:30])])
+    write_log([*older, *foreign, *strange, *records_of(TEXTS[:30])])
     found = read_sample(settings.log, NOON, NOON + HOUR, read_reference(bundle.url))
-    assert (found.found, len(found.rows), found.other_versions, found.unknown_labels) == (30, 30, 5, 3)
+    assert (found.found, len(found.rows), found.other_versions, found.unknown_labels) == (30, 30, 7, 3)
 
 
 def test_a_large_window_is_sampled_evenly(
@@ -171,7 +172,8 @@ def test_records_of_before_sketches_leave_the_embedding_detector_out(
 ) -> None:
     made = records_of(TEXTS[:60])
     older = [
-        msgspec.structs.replace(record, features=msgspec.structs.replace(record.features, sketch=None)) for record in made[:3]
+        msgspec.structs.replace(record, features=msgspec.structs.replace(record.features, sketch=sketch))
+        for record, sketch in zip(made[:3], (None, [], [0.5] * 8), strict=True)
     ]
     write_log([*made[3:], *older])
     reference = read_reference(bundle.url)
