@@ -168,11 +168,13 @@ class Visitor:
         self.settle()
 
     def settle(self) -> None:
-        """Until Streamlit runs nothing and nothing is a grey placeholder."""
+        """Until Streamlit runs nothing, nothing is a grey placeholder, and every chart that is to be seen is drawn."""
         self.page.wait_for_timeout(150)
         self.page.wait_for_function(
             "() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
             " && !document.querySelector('[data-testid=stSkeleton]') && !document.querySelector('[data-stale=true]')"
+            " && [...document.querySelectorAll('[data-testid=stVegaLiteChart]')]"
+            ".every(each => !each.offsetParent || each.querySelector('canvas, svg'))"
         )
         self.page.wait_for_timeout(150)
 
@@ -184,8 +186,14 @@ class Visitor:
         self.page.get_by_role("button", name=name).first.click()
         self.settle()
 
-    def shoot(self, name: str) -> None:
-        """All of the page, also what has to be scrolled to; kept with the run's artefacts, to be looked at."""
+    def await_words(self, words: str | re.Pattern[str]) -> None:
+        """Until they are to be seen: a moment after a click Streamlit runs nothing yet, on a slow machine a long moment."""
+        self.page.get_by_text(words).filter(visible=True).first.wait_for()
+        self.settle()
+
+    def shoot(self, name: str, shows: str | re.Pattern[str]) -> None:
+        """All of the page, also what has to be scrolled to, once what it is to show is there; kept with the run's artefacts."""
+        self.await_words(shows)
         SHOTS.mkdir(parents=True, exist_ok=True)
         size = self.page.viewport_size
         assert size is not None

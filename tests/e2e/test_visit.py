@@ -11,8 +11,23 @@ from tests.e2e.conftest import Stack, Visitor
 
 Visit = Callable[..., Visitor]
 
-PAGES = {"": "Classify", "batch": "Batch", "review": "Review", "model": "Model", "traffic": "Traffic and drift"}
+ASKED = "?text=where+is+my+parcel"
+PAGES = {ASKED: "Classify", "batch": "Batch", "review": "Review", "model": "Model", "traffic": "Traffic and drift"}
 TABS = {"model": ("Quality", "Errors", "Versions", "Compare", "Card"), "traffic": ("Now", "Over time", "Drift")}
+SHOWN = {
+    "Classify": "Calibrated: of answers",
+    "Batch": "Up to 100,000 texts",
+    "Review": re.compile(r"^\d+ in hand"),
+    "Model Quality": "Does the answer hang on trifles?",
+    "Model Errors": re.compile("with a wrong label, the surest first|No text has a wrong label"),
+    "Model Versions": "What was decided",
+    "Model Compare": "Label by label",
+    "Model Card": "What answers now",
+    "Traffic and drift Now": "Prediction log:",
+    "Traffic and drift Over time": "How often it was right, by what people said",
+    "Traffic and drift Drift": "Compare now",
+}
+"""What stands at the end of each page and tab, or all that it has to say: the last that comes."""
 
 
 def test_the_first_visitor_of_all_is_asked_to_log_in_also_at_a_pages_own_address(browser: Browser, guarded: str) -> None:
@@ -34,7 +49,7 @@ def test_a_text_is_classified_explained_corrected_and_linked_to(visit: Visit, st
     assert page.locator("b", has_text="bold").count() == 0
     visitor.press("Which words decided?")
     page.get_by_text(re.compile("speak for")).wait_for()
-    visitor.shoot("classify-desktop")
+    visitor.shoot("classify-desktop", "speak for")
     assert visitor.barriers() == []
     visitor.press("Link to this question")
     link = page.get_by_test_id("stCode").inner_text()
@@ -63,8 +78,7 @@ def test_a_file_is_classified_looked_through_and_taken_home(visit: Visit) -> Non
     page.get_by_label("Text contains").fill("password")
     page.keyboard.press("Enter")
     page.get_by_text("1 row", exact=True).wait_for()
-    visitor.settle()
-    visitor.shoot("batch-desktop")
+    visitor.shoot("batch-desktop", "1 row")
     assert visitor.barriers() == []
     with page.expect_download() as download:
         page.get_by_role("button", name=re.compile("Download 401 rows")).click()
@@ -108,9 +122,9 @@ def test_texts_are_reviewed_with_one_key_each_and_the_drift_service_counts_them(
     page.keyboard.press("2")
     page.get_by_text("50.0 %").wait_for()
     visitor.settle()
+    left = int(page.get_by_text(re.compile(r"^\d+ in hand")).inner_text().split()[0])
     page.keyboard.press("s")
-    visitor.settle()
-    visitor.shoot("review-desktop")
+    visitor.shoot("review-desktop", re.compile(rf"^{left - 1} in hand") if left > 1 else "Nothing is waiting")
     assert visitor.barriers() == []
     assert httpx.get(f"{stack.drift}/review?n=1", timeout=60).json()["waiting"] == before - 2
     with page.expect_download() as download:
@@ -128,15 +142,12 @@ def test_the_model_shows_its_errors_and_what_another_version_would_change(visit:
     page.get_by_text("got another label than their own").wait_for()
     page.get_by_role("combobox", name="True label").click()
     page.get_by_role("option", name="billing").click()
-    page.get_by_text("10 texts, the wrong ones first.").wait_for()
-    visitor.settle()
-    visitor.shoot("model-errors-desktop")
+    visitor.shoot("model-errors-desktop", "10 texts, the wrong ones first.")
     visitor.tab("Versions")
-    page.get_by_text("What was decided").wait_for()
-    visitor.shoot("model-versions-desktop")
+    visitor.shoot("model-versions-desktop", SHOWN["Model Versions"])
     visitor.tab("Compare")
     page.get_by_role("heading", name="Was right, now wrong: 1").wait_for()
-    visitor.shoot("model-compare-desktop")
+    visitor.shoot("model-compare-desktop", SHOWN["Model Compare"])
 
 
 def test_drift_is_looked_for_and_evidentlys_report_is_shown_in_its_cage(visit: Visit, stack: Stack) -> None:
@@ -146,7 +157,7 @@ def test_drift_is_looked_for_and_evidentlys_report_is_shown_in_its_cage(visit: V
     page.get_by_text("Time to an answer").first.wait_for()
     visitor.tab("Over time")
     page.get_by_text("as the prediction log has them").wait_for()
-    visitor.shoot("traffic-over-time-desktop")
+    visitor.shoot("traffic-over-time-desktop", SHOWN["Traffic and drift Over time"])
     visitor.tab("Drift")
     page.get_by_role("button", name="Compare now").click()
     page.get_by_role("heading", name=re.compile("Latest comparison")).wait_for(timeout=240_000)
@@ -154,8 +165,7 @@ def test_drift_is_looked_for_and_evidentlys_report_is_shown_in_its_cage(visit: V
     page.get_by_text("Show Evidently's report").click()
     caged = page.frame_locator("iframe[title='st.iframe'], iframe").first.frame_locator("iframe[title='drift report']")
     caged.get_by_text(re.compile("Drift", re.IGNORECASE)).first.wait_for()
-    visitor.settle()
-    visitor.shoot("traffic-drift-desktop")
+    visitor.shoot("traffic-drift-desktop", "Latest comparison")
     assert httpx.get(f"{stack.drift}/stats", timeout=60).json()["reports"]
 
 
@@ -168,9 +178,11 @@ def test_no_page_has_a_serious_barrier(visit: Visit, scheme: str) -> None:
         for tab in TABS.get(path, ("",)):
             if tab:
                 visitor.tab(tab)
+            place = f"{title} {tab}".rstrip()
+            visitor.await_words(SHOWN[place])
             if scheme == "dark":
-                visitor.shoot(f"{title} {tab} dark".replace("  ", " ").replace(" ", "-").lower())
-            barriers[f"{title} {tab}"] = visitor.barriers()
+                visitor.shoot(f"{place} dark".replace(" ", "-").lower(), SHOWN[place])
+            barriers[place] = visitor.barriers()
     assert {place: found for place, found in barriers.items() if found} == {}
 
 
@@ -181,5 +193,6 @@ def test_every_page_fits_a_phone(visit: Visit) -> None:
         for tab in TABS.get(path, ("",)):
             if tab:
                 visitor.tab(tab)
-            visitor.shoot(f"{title} {tab} phone".replace("  ", " ").replace(" ", "-").lower())
+            place = f"{title} {tab}".rstrip()
+            visitor.shoot(f"{place} phone".replace(" ", "-").lower(), SHOWN[place])
             assert visitor.page.evaluate("() => document.documentElement.scrollWidth") <= 390

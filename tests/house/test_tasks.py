@@ -238,6 +238,14 @@ def test_every_image_has_a_bill_of_materials_of_the_group_that_it_installs(
         assert [line for line in lines if line.endswith((words, f"{words} --no-editable"))]
 
 
+def test_an_audit_reads_each_image_and_passes_over_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = lines_of("audit")
+    asked = [groups for groups in tasks.IMAGE_GROUPS.values() if any(f" {groups} " in line for line in lines)]
+    assert asked == list(tasks.IMAGE_GROUPS.values())
+    assert [line for line in lines if line.startswith("uvx pip-audit") and " --strict " not in line] == []
+
+
 def test_a_tag_is_the_version_or_nothing_is_released() -> None:
     with pytest.raises(Exit, match=r"tag v9\.9\.9: pyproject\.toml says version"):
         tasks.release(MockContext(), tag="v9.9.9")

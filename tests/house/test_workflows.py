@@ -78,6 +78,13 @@ def test_every_service_is_deployed_after_those_whose_address_it_is_given() -> No
     assert services == [["serve"], ["drift"], ["frontend"]]
 
 
+def test_what_comes_back_from_the_bucket_is_no_copy_that_was_still_here() -> None:
+    steps = yaml.safe_load((FOLDER / "data-change.yaml").read_text(encoding="utf-8"))["jobs"]["push"]["steps"]
+    lines = [step["run"] for step in steps if "run" in step]
+    last = ["uv run dvc push", "rm -r data .dvc/cache", "uv run dvc pull", "uv run invoke data.status"]
+    assert lines[-4:] == last
+
+
 def test_what_a_sign_in_leaves_in_the_folder_is_not_sent_with_the_source() -> None:
     """google-github-actions/auth writes gha-creds-….json there; gcloud sends all that git does not ignore."""
     name = "gha-creds-0123456789abcdef.json"
