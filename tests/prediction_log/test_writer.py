@@ -184,7 +184,7 @@ def test_a_store_that_is_away_is_asked_after_pauses_that_double_up_to_a_limit(
 
         monkeypatch.setattr(log._stop, "wait", wait_noting)
         log.append([make_record()])
-        wait_for(lambda: len(pauses) >= 5)
+        wait_until(lambda: len(pauses) >= 5)
     assert pauses[:5] == [0.02, 0.04, 0.08, 0.08, 0.08]
 
 

@@ -4,7 +4,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from tests.serving.conftest import Running, Start, wait_until
+from tests.conftest import wait_until
+from tests.serving.conftest import Running, Start
 from tests.serving.test_telemetry import samples
 from uvicorn.protocols.http.flow_control import FlowControl
 
