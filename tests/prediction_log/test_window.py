@@ -30,12 +30,13 @@ def with_checksum(body: bytes) -> bytes:
     return b'%b,"crc32":"%08x"}\n' % (body, zlib.crc32(body))
 
 
-def test_the_window_begins_with_start_and_ends_before_end(tmp_path: Path, make_record: MakeRecord) -> None:
-    times = [NOON - timedelta(microseconds=1), NOON, NOON + HOUR - timedelta(microseconds=1), NOON + HOUR]
+@pytest.mark.parametrize("start", [NOON, NOON + HOUR / 2], ids=["of whole hours", "of two halves"])
+def test_the_window_begins_with_start_and_ends_before_end(tmp_path: Path, make_record: MakeRecord, start: datetime) -> None:
+    times = [start - timedelta(microseconds=1), start, start + HOUR - timedelta(microseconds=1), start + HOUR]
     with LogWriter(str(tmp_path)) as log:
         log.append([make_record(at=at) for at in times])
         for _ in range(2):  # from the spool, then from the store
-            assert [record.at for record in read_window(str(tmp_path), NOON, NOON + HOUR)] == times[1:3]
+            assert [record.at for record in read_window(str(tmp_path), start, start + HOUR)] == times[1:3]
             log.flush()
 
 
