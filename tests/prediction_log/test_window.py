@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import re
 import zlib
 from collections.abc import Callable
@@ -179,6 +180,16 @@ def test_an_object_that_goes_away_meanwhile_is_no_error(
         return [*listed(url), "gone-00000001.jsonl.gz"]
 
     monkeypatch.setattr(storage, "list_files", list_more)
+    assert len(read_window(str(tmp_path), NOON, NOON + HOUR).records) == 1
+
+
+def test_what_has_taken_the_place_of_an_object_since_it_was_listed_is_read(
+    tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a compacted object does."""
+    put(tmp_path, gzip.compress(encode_line(make_record())))
+    listed, looks = storage.list_files, itertools.count()
+    monkeypatch.setattr(storage, "list_files", lambda url: listed(url) if next(looks) else ["gone-00000001.jsonl.gz"])
     assert len(read_window(str(tmp_path), NOON, NOON + HOUR).records) == 1
 
 
