@@ -85,8 +85,8 @@ def test_a_text_meets_more_than_its_next_neighbour() -> None:
 
 def test_pairs_are_compared_in_blocks_and_none_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "_PAIRS_AT_ONCE", 2)
-    texts = [f"{_random_text(random.Random(number // 2), 60)}{number % 2}" for number in range(20)]
-    assert find_near_duplicates(sketch(texts), np.arange(20, dtype=np.int8), np.arange(20)).across.all()
+    texts = [f"{_random_text(random.Random(number // 2), 60)}{number % 2}" for number in range(400)]
+    assert find_near_duplicates(sketch(texts), (np.arange(400) % 2).astype(np.int8), np.arange(400)).rows.all()
 
 
 def test_tickets_have_none() -> None:

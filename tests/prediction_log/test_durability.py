@@ -274,6 +274,15 @@ def test_a_writer_counts_the_spool_that_it_finds(tmp_path: Path, make_record: Ma
         log.append([make_record()])
 
 
+def test_a_spool_never_grows_beyond_what_is_allowed_not_by_one_append(tmp_path: Path, make_record: MakeRecord) -> None:
+    size_bytes = len(encode_line(make_record()))
+    with LogWriter(str(tmp_path), interval_s=NEVER_S, max_spool_bytes=2 * size_bytes) as log:
+        with pytest.raises(LogError, match="the spool is full"):
+            log.append([make_record() for _ in range(3)])
+        log.append([make_record()])
+    assert len(ids_in(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("of", ["segment", "lock"])
 def test_a_dead_writers_segment_that_cannot_be_read_is_told_once_and_is_no_failure_of_the_store(
     of: str, tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -322,6 +331,30 @@ def test_what_level_none_holds_is_written_down_at_the_end_though_the_store_hangs
     assert len(ids_in(tmp_path)) == 3
     held_store.set()
     log._shipper.join(10)
+
+
+def test_what_came_while_the_store_took_its_time_is_shipped_at_the_end(
+    tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came, opened, create = threading.Event(), threading.Event(), storage.create
+
+    def wait(url: str, data: bytes) -> bool:
+        came.set()
+        opened.wait(30)
+        return create(url, data)
+
+    monkeypatch.setattr(storage, "create", wait)
+    log = LogWriter(str(tmp_path), interval_s=NEVER_S, segment_records=1)
+    log.append([make_record()])
+    assert came.wait(30)
+    log.append([make_record()])
+    end = threading.Thread(target=log.close, args=(30.0,))
+    end.start()
+    assert log._stop.wait(30)
+    opened.set()
+    end.join()
+    assert not list((tmp_path / "spool" / "predictions").glob("*.jsonl"))
+    assert len(ids_in(tmp_path)) == 2
 
 
 def test_what_another_writer_shipped_makes_room_again(tmp_path: Path, make_record: MakeRecord) -> None:

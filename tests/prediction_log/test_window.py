@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import re
 import zlib
 from collections.abc import Callable
@@ -30,12 +31,13 @@ def with_checksum(body: bytes) -> bytes:
     return b'%b,"crc32":"%08x"}\n' % (body, zlib.crc32(body))
 
 
-def test_the_window_begins_with_start_and_ends_before_end(tmp_path: Path, make_record: MakeRecord) -> None:
-    times = [NOON - timedelta(microseconds=1), NOON, NOON + HOUR - timedelta(microseconds=1), NOON + HOUR]
+@pytest.mark.parametrize("start", [NOON, NOON + HOUR / 2], ids=["of whole hours", "of two halves"])
+def test_the_window_begins_with_start_and_ends_before_end(tmp_path: Path, make_record: MakeRecord, start: datetime) -> None:
+    times = [start - timedelta(microseconds=1), start, start + HOUR - timedelta(microseconds=1), start + HOUR]
     with LogWriter(str(tmp_path)) as log:
         log.append([make_record(at=at) for at in times])
         for _ in range(2):  # from the spool, then from the store
-            assert [record.at for record in read_window(str(tmp_path), NOON, NOON + HOUR)] == times[1:3]
+            assert [record.at for record in read_window(str(tmp_path), start, start + HOUR)] == times[1:3]
             log.flush()
 
 
@@ -178,6 +180,16 @@ def test_an_object_that_goes_away_meanwhile_is_no_error(
         return [*listed(url), "gone-00000001.jsonl.gz"]
 
     monkeypatch.setattr(storage, "list_files", list_more)
+    assert len(read_window(str(tmp_path), NOON, NOON + HOUR).records) == 1
+
+
+def test_what_has_taken_the_place_of_an_object_since_it_was_listed_is_read(
+    tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a compacted object does."""
+    put(tmp_path, gzip.compress(encode_line(make_record())))
+    listed, looks = storage.list_files, itertools.count()
+    monkeypatch.setattr(storage, "list_files", lambda url: listed(url) if next(looks) else ["gone-00000001.jsonl.gz"])
     assert len(read_window(str(tmp_path), NOON, NOON + HOUR).records) == 1
 
 

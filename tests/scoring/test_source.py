@@ -242,6 +242,9 @@ def test_files_with_other_columns_or_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b\.csv: columns id, text; .*a\.csv has text, id"):
         scanned(tmp_path / "a.csv", tmp_path / "b.csv")
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"n": [1], "text": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet: columns n, text; .*a\.parquet has text, n"):
+        scanned(tmp_path / "a.parquet", tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": ["a"], "n": [1.5]}), tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"column 'n' is of type double, in .* of type int64"):
         scanned(tmp_path / "a.parquet", tmp_path / "b.parquet")

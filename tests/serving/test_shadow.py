@@ -220,7 +220,7 @@ def test_a_shadow_that_crashes_three_times_running_is_asked_no_more(classifier: 
 
 
 def test_failures_that_do_not_follow_one_another_are_forgiven(classifier: Classifier, notes: Notes) -> None:
-    moods = itertools.cycle([crash, lambda: None])
+    moods: itertools.cycle[Callable[[], object]] = itertools.cycle([crash, lambda: None])
 
     def waver() -> None:
         next(moods)()
