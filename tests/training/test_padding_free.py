@@ -88,6 +88,14 @@ def test_attention_has_a_dropout_of_its_own(plain: bool, monkeypatch: pytest.Mon
     assert torch.equal(forward(packed())[0], forward(packed())[0])
 
 
+def test_logits_are_fp32_where_layers_multiply_in_bf16() -> None:
+    model = fresh_model().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, embedding = PaddingFree(model)(packed())
+    assert logits.dtype == embedding.dtype == torch.float32
+    torch.testing.assert_close(logits, model.head(embedding), atol=1e-6, rtol=1e-6)
+
+
 def test_dropout_is_on_while_training() -> None:
     model = fresh_model().train()
     forward = PaddingFree(model)
