@@ -75,6 +75,27 @@ def test_a_text_has_the_same_logits_in_any_order_of_the_rows(tmp_path: Path) -> 
     np.testing.assert_allclose(trainer.predict_logits(model, shuffled), trainer.predict_logits(model, TEXTS)[order], atol=1e-6)
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["written out", "module by module"])
+def test_attention_has_a_dropout_of_its_own(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padding_free, "is_plain", lambda layer: plain)
+    model = fresh_model().train()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5 if name.endswith("attention.self.dropout") else 0.0
+    forward = PaddingFree(model)
+    assert not torch.equal(forward(packed())[0], forward(packed())[0])
+    model.eval()
+    assert torch.equal(forward(packed())[0], forward(packed())[0])
+
+
+def test_logits_are_fp32_where_layers_multiply_in_bf16() -> None:
+    model = fresh_model().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, embedding = PaddingFree(model)(packed())
+    assert logits.dtype == embedding.dtype == torch.float32
+    torch.testing.assert_close(logits, model.head(embedding), atol=1e-6, rtol=1e-6)
+
+
 def test_dropout_is_on_while_training() -> None:
     model = fresh_model().train()
     forward = PaddingFree(model)

@@ -131,6 +131,21 @@ def test_the_model_leaves_with_the_weights_of_its_best_epoch(tmp_path: Path) -> 
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 
 
+def test_weights_of_later_epochs_that_are_worse_do_not_leave(tmp_path: Path) -> None:
+    """Judged by wrong labels, the more it learns the worse it gets."""
+    model, wrong, seen = fresh_model(), rows(24, seed=1), []
+    wrong = TokenizedRows(wrong.input_ids, (wrong.label_ids + 1) % 3)
+
+    def note(history: list[Epoch]) -> None:
+        seen.append(model.head.weight.detach().clone())
+
+    history = trainer.train(model, rows(48), wrong, RECIPE, tmp_path, "run", note)
+    best = max(history, key=lambda epoch: epoch.validation_macro_f1)
+    assert best.number < len(history) == len(seen)
+    assert torch.equal(model.head.weight, seen[best.number - 1])
+    assert torch.equal(load_file(tmp_path / trainer.BEST)["head.weight"], seen[best.number - 1])
+
+
 def test_training_stops_early_when_nothing_gets_better(tmp_path: Path) -> None:
     recipe = Recipe(**{**RECIPE.__dict__, "epochs": 50, "learning_rate": 1e-12, "head_learning_rate": 1e-12, "patience": 2})
     assert [epoch.number for epoch in run(tmp_path / "best", recipe)[1]] == [1, 2, 3]
