@@ -133,6 +133,7 @@ def test_an_alarm_of_a_model_named_message_is_no_push(client: TestClient, tmp_pa
         b'{"id": "\xff"}',
         b'{"a":' * 50_000,
         b'{"message": {"data": "%%%"}}',
+        b'{"message": {"data": "%%' + base64.b64encode(alarm()) + b'"}}',
         b'{"message": 3}',
         b"x" * 200_000,
         alarm() + b" " * 200_000,

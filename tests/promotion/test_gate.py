@@ -271,7 +271,7 @@ def _says_no(verdict: gate.Verdict) -> set[str]:
 
 def test_every_check_speaks_and_no_reason_is_empty() -> None:
     verdict = decide(TRUE, GOOD, POOR, Limits())
-    assert [check.name for check in verdict.checks] == ["rows", "macro_f1", "recall", "calibration", "slices", "size"]
+    assert [check.name for check in verdict.checks] == ["macro_f1", "recall", "calibration", "slices", "size"]
     assert verdict.reasons == [check.reason for check in verdict.checks]
     assert all(verdict.reasons)
 
