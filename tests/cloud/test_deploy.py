@@ -243,7 +243,7 @@ def test_a_login_that_ends_during_a_deployment_leaves_a_word_on_the_traffic(
     services = client(stand_in(found_service(first=False)))
 
     def ended(request: Any) -> Any:
-        raise RefreshError("invalid_grant")  # type: ignore[no-untyped-call]
+        raise RefreshError("invalid_grant")
 
     def check(url: str, _: str) -> None:
         if not url.endswith("/candidate"):

@@ -14,7 +14,7 @@ Visit = Callable[..., Visitor]
 ASKED = "?text=where+is+my+parcel"
 PAGES = {ASKED: "Classify", "batch": "Batch", "review": "Review", "model": "Model", "traffic": "Traffic and drift"}
 TABS = {"model": ("Quality", "Errors", "Versions", "Compare", "Card"), "traffic": ("Now", "Over time", "Drift")}
-SHOWN = {
+SHOWN: dict[str, str | re.Pattern[str]] = {
     "Classify": "Calibrated: of answers",
     "Batch": "Up to 100,000 texts",
     "Review": re.compile(r"^\d+ in hand"),
