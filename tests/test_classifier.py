@@ -291,6 +291,16 @@ def test_a_tokenizer_whose_library_panics_is_refused(tiny_bundle: Path) -> None:
         Classifier.open(open_bundle(str(tiny_bundle)))
 
 
+def test_a_token_without_an_embedding_is_refused_at_load(tiny_bundle: Path) -> None:
+    """A text with such a word would end in onnxruntime's own error."""
+    tokenizer = json.loads((tiny_bundle / "tokenizer.json").read_bytes())
+    tokenizer["model"]["vocab"]["zebra"] = len(tokenizer["model"]["vocab"])
+    (tiny_bundle / "tokenizer.json").write_text(json.dumps(tokenizer))
+    seal(tiny_bundle, msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest))
+    with pytest.raises(BundleError, match=r"model\.int8\.onnx does not run: .*out of data bounds"):
+        Classifier.open(open_bundle(str(tiny_bundle)))
+
+
 def test_golden_answers_of_the_served_precision_are_required(tiny_bundle: Path) -> None:
     golden = msgspec.json.decode((tiny_bundle / "golden.json").read_bytes())
     only_fp32 = [{"text": probe["text"], "logits": {"fp32": probe["logits"]["fp32"]}} for probe in golden]

@@ -100,6 +100,7 @@ class Encoder:
         tokenizer.enable_truncation(max_length, stride=self._windowing.overlap)
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self.vocabulary_size: int = tokenizer.get_vocab_size()
         self._unknown_id = _unknown_id(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
@@ -231,6 +232,10 @@ class Classifier:
         """The answer that this classifier's rules give to the numbers of another's."""
         encoding = Encoding([], found.n_tokens, found.unknown_tokens, found.truncated)
         return self._decode([encoding], [found.logits], [found.embedding])[0]
+
+    def try_last_token(self) -> None:
+        """Raises what onnxruntime raises where the tokenizer has more tokens than the model has embeddings."""
+        self._forward([Encoding([self._encoder.vocabulary_size - 1], 1, 0, truncated=False)])
 
     def _forward(self, encodings: Sequence[Encoding]) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
         windows = [window for encoding in encodings for window in encoding.windows]
@@ -394,6 +399,7 @@ def _replay_golden(classifier: Classifier, bundle: Bundle) -> None:
     try:
         with classifier.within(GOLDEN_DEADLINE_S):
             predictions = classifier.predict([probe.text for probe in probes])
+            classifier.try_last_token()
     except InferenceError as error:
         raise BundleError(f"{bundle.url}: {file}: {error}") from error
     except Exception as error:  # a graph that loads may still fail to run; onnxruntime's errors share no base class
