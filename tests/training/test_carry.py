@@ -88,8 +88,14 @@ def test_what_is_written_anew_between_two_reads_is_never_a_progress_that_is_ahea
 def test_the_progress_goes_last_and_is_sent_again_though_it_is_as_large_as_before(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, sent, write = storage.join(bucket, tmp_path.name), [], storage.write
-    monkeypatch.setattr(storage, "write", lambda to, data: (sent.append((Path(to).name, data)), write(to, data)))
+    url, write = storage.join(bucket, tmp_path.name), storage.write
+    sent: list[tuple[str, bytes]] = []
+
+    def note(to: str, data: bytes) -> None:
+        sent.append((Path(to).name, data))
+        write(to, data)
+
+    monkeypatch.setattr(storage, "write", note)
     carrier = Carrier(tmp_path, url, ("weights", "progress"))
     for turn in range(2):
         for name in ("weights", "progress"):

@@ -76,7 +76,8 @@ def test_a_body_of_another_family_is_traced_and_its_int8_stays_near_in_any_compa
     tokenizer = load_tokenizer(Pretrained(SCRATCH, local=True), texts)
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 96}
-    config = ElectraConfig(vocab_size=tokenizer.vocab_size, embedding_size=32, num_labels=3, **sizes)
+    sizes["num_labels"] = 3
+    config = ElectraConfig(vocab_size=tokenizer.vocab_size, embedding_size=32, **sizes)
     body = AutoModelForSequenceClassification.from_config(config)
     for parameter in body.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -114,7 +115,7 @@ def test_what_is_compared_is_each_text_alone_with_the_same_one_among_others(seal
     found = classifier.predict(texts)
     logits = np.stack([each.logits for each in found])
     assert compare(logits, {"fp32": classifier}, {"fp32": found}, texts).fp32_company_difference == 0
-    found[1] = msgspec.structs.replace(found[1], logits=logits[1] + np.float32([0, -0.25, 0]))
+    found[1] = msgspec.structs.replace(found[1], logits=logits[1] + np.array([0, -0.25, 0], np.float32))
     assert compare(logits, {"fp32": classifier}, {"fp32": found}, texts).fp32_company_difference == pytest.approx(0.25)
 
 

@@ -89,13 +89,14 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> Non
 
 def logits_of_steps(folder: Path, seed: int) -> list[torch.Tensor]:
     """Of four steps with weights that do not move and texts that are alike: where they differ, it is by dropout."""
-    model, seen = fresh_model(), []
+    model = fresh_model()
+    seen: list[torch.Tensor] = []
 
     def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
         seen.append(logits.detach().clone())
         return torch.nn.functional.cross_entropy(logits, label_ids)
 
-    still = {"learning_rate": 1e-30, "head_learning_rate": 1e-30, "weight_decay": 0.0}
+    still: dict[str, Any] = {"learning_rate": 1e-30, "head_learning_rate": 1e-30, "weight_decay": 0.0}
     recipe = Recipe(**{**RECIPE.__dict__, **still, "epochs": 2, "seed": seed})
     alike = TokenizedRows([[2, 5, 9, 3]] * 16, np.zeros(16, np.int64))
     folder.mkdir()
@@ -133,8 +134,9 @@ def test_the_model_leaves_with_the_weights_of_its_best_epoch(tmp_path: Path) -> 
 
 def test_weights_of_later_epochs_that_are_worse_do_not_leave(tmp_path: Path) -> None:
     """Judged by wrong labels, the more it learns the worse it gets."""
-    model, wrong, seen = fresh_model(), rows(24, seed=1), []
-    wrong = TokenizedRows(wrong.input_ids, (wrong.label_ids + 1) % 3)
+    model, right = fresh_model(), rows(24, seed=1)
+    wrong = TokenizedRows(right.input_ids, (right.label_ids + 1) % 3)
+    seen: list[torch.Tensor] = []
 
     def note(history: list[Epoch]) -> None:
         seen.append(model.head.weight.detach().clone())
@@ -232,7 +234,7 @@ def test_the_windows_of_a_text_are_one_text_to_training_and_to_what_measures_it(
     expected = np.stack([alone[:3].max(0) if rule == "max" else alone[:3].mean(0), alone[3]])
     assert trainer.predict_logits(model, text) == pytest.approx(expected, abs=1e-5)
     assert trainer.embed(model, text) == pytest.approx(np.stack([embedded[:3].mean(0), embedded[3]]), abs=1e-5)
-    learned = []
+    learned: list[NDArray[np.float32]] = []
 
     def criterion(logits: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
         learned.append(logits[label_ids.argsort(descending=True)].detach().numpy())
