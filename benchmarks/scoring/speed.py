@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pigeonhole.bundle import TOKENIZER, Bundle, open_bundle
-from pigeonhole.classifier import BATCH_TOKENS, LAYOUTS, Layout, Padded
+from pigeonhole.classifier import BATCH_TOKENS, LAYOUTS, Layout, Padded, session_options
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import key_lines, read_options, setting
@@ -100,10 +100,8 @@ class Session:
     """A tokenizer and an ONNX Runtime session on one thread; of the classifier, only how its graph wants the tokens laid out."""
 
     def __init__(self, bundle: Bundle) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
         model = str(bundle.path(bundle.manifest.models[bundle.manifest.served]))
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(model, session_options(threads=1), providers=["CPUExecutionProvider"])
         self.layout = LAYOUTS[frozenset(node.name for node in self._session.get_inputs())]
         self._tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
         self._tokenizer.no_padding()
