@@ -1,9 +1,27 @@
-"""The port: taken before the long work, listened at only after it."""
+"""The port: taken before the long work, listened at only after it; and who can lead a request to it."""
 
 import os
+import re
 import socket
 
 from pigeonhole.errors import ConfigError
+
+# What nobody on the internet can lead here by a DNS entry: addresses, names without a dot, names kept for private use.
+_OWN_NAME = re.compile(r"(\[.*\]|[0-9.]+|[^.]*|.*\.(localhost|local|internal))\.?(:[0-9]*)?", re.IGNORECASE)
+
+
+def is_own(host: str) -> bool:
+    """Whether this machine alone reaches what listens at this address."""
+    return host.startswith("127.") or host in ("localhost", "::1")
+
+
+def is_own_name(host: str) -> bool:
+    """Whether a request's Host is no name of the internet.
+
+    A page of the web may have a name that its DNS leads to this machine (DNS rebinding): to a browser all that answers there is
+    of the page's own site, which may ask and read it.
+    """
+    return _OWN_NAME.fullmatch(host) is not None
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:

@@ -198,6 +198,16 @@ def test_a_page_of_another_site_that_somebody_visits_starts_no_run(client: TestC
     assert client.post("/runs", content=b"{", headers={"origin": "http://testserver"}).status_code == 422
 
 
+@pytest.mark.parametrize("path", ["/review", "/stats", "/reports/latest", "/versions", "/metrics"])
+def test_a_page_whose_name_leads_to_this_machine_reads_nothing(client: TestClient, settings: Settings, path: str) -> None:
+    """DNS rebinding: to the browser the answers are of the page's own site."""
+    answer = client.get(path, headers={"host": "stranger.example:8081", "origin": "http://stranger.example:8081"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert client.get("/stats", headers={"host": "localhost:8081"}).status_code == 200
+    for_all = TestClient(create_app(replace(settings, host="0.0.0.0")))
+    assert for_all.get("/stats", headers={"host": "drift.example"}).status_code == 200
+
+
 def test_a_label_that_ends_evidentlys_script_gets_no_origin_and_no_network(client: TestClient, settings: Settings) -> None:
     storage.write(storage.join(settings.reports, "000001.evidently.html"), b"<script>")
     policy = client.get("/reports/1/evidently").headers["content-security-policy"]

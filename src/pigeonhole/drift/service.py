@@ -30,7 +30,7 @@ from pigeonhole.drift.settings import Settings, read_settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
 from pigeonhole.environment import describe_variables
 from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError
-from pigeonhole.port import bind
+from pigeonhole.port import bind, is_own, is_own_name
 from pigeonhole.prediction_log import new_id
 
 LINKS = {
@@ -210,7 +210,8 @@ def create_app(settings: Settings) -> FastAPI:
     watch = Watch(settings)
     handlers: dict[Any, Any] = {PigeonholeError: _refuse, HTTPException: _refuse}
     # FastAPI's own pages fetch their scripts from a stranger's server; /openapi.json says the same.
-    app = FastAPI(title="Pigeonhole: drift", docs_url=None, redoc_url=None, exception_handlers=handlers)
+    checks = [Depends(_check_host)] if is_own(settings.host) else []
+    app = FastAPI(title="Pigeonhole: drift", docs_url=None, redoc_url=None, exception_handlers=handlers, dependencies=checks)
     _add_runs(app, watch)
     _add_reports(app, watch.reports)
     add_pages(app, settings)
@@ -239,6 +240,11 @@ def create_app(settings: Settings) -> FastAPI:
         return Response(watch.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _check_host(request: Request) -> None:
+    if not is_own_name(request.headers.get("host", "")):
+        raise HTTPException(403, "open to this machine alone, and host is a name of the internet; use localhost")
 
 
 def _add_runs(app: FastAPI, watch: Watch) -> None:

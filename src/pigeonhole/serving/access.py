@@ -8,7 +8,6 @@ import datetime
 import hmac
 import logging
 import math
-import re
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,14 +16,13 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from pigeonhole.errors import PigeonholeError
+from pigeonhole.port import is_own_name
 from pigeonhole.serving.keys import Key, Scope, digest_of, read_keys
 from pigeonhole.serving.problem import Problem
 from pigeonhole.serving.routing import Check
 
 MAX_KEY_CHARS = 200
 MAX_TOKEN_CHARS = 8192
-# What nobody on the internet can lead here by a DNS entry: addresses, names without a dot, names kept for private use.
-OWN_HOST = re.compile(r"(\[.*\]|[0-9.]+|[^.]*|.*\.(localhost|local|internal))\.?(:[0-9]*)?", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +163,7 @@ def caller_of(headers: Headers) -> str:
 
 
 def _check_host(host: str) -> None:
-    """A page of the web may have a name that its DNS leads to this machine (DNS rebinding): to a browser it is the page's own."""
-    if not OWN_HOST.fullmatch(host):
+    if not is_own_name(host):
         detail = "open to this machine alone, and host is a name of the internet; use localhost or set PIGEONHOLE_PUBLIC=true"
         raise Problem(403, "foreign_host", detail)
 

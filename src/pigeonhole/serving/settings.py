@@ -7,6 +7,7 @@ from typing import Literal
 
 from pigeonhole.environment import describe_variables, one_of, read_variables, seconds, share, variable, variables, whole_number
 from pigeonhole.errors import ConfigError
+from pigeonhole.port import is_own
 from pigeonhole.prediction_log import Durability, TextPolicy, WhenFull
 from pigeonhole.serving.journal import Form
 from pigeonhole.serving.keys import SCOPES
@@ -108,7 +109,7 @@ class Settings:
     @property
     def is_own(self) -> bool:
         """Whether this machine alone reaches it."""
-        return self.host.startswith("127.") or self.host in ("localhost", "::1")
+        return is_own(self.host)
 
     oidc_issuer: str | None = variable(
         "PIGEONHOLE_OIDC_ISSUER", None, "whose ID tokens open the service too, such as https://accounts.google.com"
