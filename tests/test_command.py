@@ -89,6 +89,23 @@ def test_a_full_disk_under_any_library_is_one_line_and_a_run_that_failed(capsys:
         call(raising(OSError(errno.ECONNRESET, "an error of ours")), [])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
+def test_a_full_disk_that_the_storage_met_is_a_run_that_failed_too(tmp_path: Path) -> None:
+    """A file size limit makes write(2) fail as a full disk does."""
+    lines = [
+        "import resource, signal, sys",
+        "from pigeonhole import storage",
+        "from pigeonhole.command import call",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))",
+        f"sys.exit(call(lambda _: storage.write({str(tmp_path / 'file')!r}, bytes(1000)), []))",
+    ]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 3
+    assert ended.stderr.endswith("; make room, then give the same command again\n")
+    assert ended.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_quota_and_a_limit_of_file_sizes_are_full_disks_too(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(raising(OSError(number, "said")), []) == 3

@@ -53,6 +53,9 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
     except PigeonholeError as error:
         if os.environ.get("PIGEONHOLE_TRACEBACK"):
             traceback.print_exc()
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK:  # no mistake of the user's
+            say(f"error: {_printable(str(error))}; make room, then give the same command again")
+            return RunError.exit_code
         say(f"error: {_printable(str(error))}")
         return error.exit_code
     except OSError as error:
