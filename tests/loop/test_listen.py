@@ -150,7 +150,7 @@ def test_a_job_that_fails_without_a_result_is_told(tmp_path: Path) -> None:
     assert (job["exit_code"], job["result"]) == (3, None)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM, not Windows")
 def test_a_listener_that_is_stopped_stops_its_job(client: TestClient, jobs: Jobs) -> None:
     jobs.stop()  # there is none yet
     post(client, alarm())

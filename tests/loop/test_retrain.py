@@ -412,7 +412,7 @@ class World:
 PLACES = {"registry": "registry", "log": "log", "rows": "rows", "run": "runs"}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL, not Windows")
 def test_a_retraining_killed_in_each_of_its_phases_ends_as_one_that_nobody_disturbed(
     judge: Judge, registry: Registry, bundle: Bundle, tmp_path: Path
 ) -> None:
