@@ -55,8 +55,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     found = {"cpu": options.cpu, "precisions": precisions, "int8_times_as_far_from_fp32": times_as_far}
     if any(each["same_labels"] < 1 for each in precisions.values()):
         raise GateError("a text has another label there", found)
-    if times_as_far is not None and times_as_far > GOLDEN_FARTHER:
-        raise GateError(f"int8 is more than {GOLDEN_FARTHER} times as far from fp32 there", found)
+    if times_as_far is not None and not 1 / GOLDEN_FARTHER <= times_as_far <= GOLDEN_FARTHER:
+        raise GateError("int8 is not about as far from fp32 there as when it was sealed", found)
     return found
 
 

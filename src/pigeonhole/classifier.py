@@ -40,7 +40,7 @@ GOLDEN_DEADLINE_S = 5.0  # the probes take milliseconds; a graph that never ends
 # A probe's logits may differ from the sealing host's by this much.
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8": 0.1}
 # In int8 the last bit of another CPU moves a number by a step, and so all that is computed from it: logits are rounded anew, 0.08
-# away or more, and on the whole as far from fp32's as they were (0.7 to 1.1 times). They may be this many times as far.
+# away or more, and on the whole as far from fp32's as they were (0.7 to 1.1 times). They may be so many times as far, or as near.
 GOLDEN_FARTHER = 3
 
 
@@ -417,8 +417,9 @@ def _replay_golden(classifier: Classifier, bundle: Bundle) -> None:
 
 
 def _rounded_anew(logits: NDArray[np.float32], probes: Sequence[Golden]) -> bool:
-    """Whether (p, c) logits in int8 are about as far from fp32's as those that were sealed."""
+    """Whether (p, c) logits in int8 are about as far from fp32's as those that were sealed, which may be the wrong ones too."""
     if any("fp32" not in probe.logits for probe in probes):
         return False
     fp32, sealed = np.array([probe.logits["fp32"] for probe in probes]), np.array([probe.logits["int8"] for probe in probes])
-    return bool(np.linalg.norm(logits - fp32) <= GOLDEN_FARTHER * np.linalg.norm(sealed - fp32))
+    now, then = np.linalg.norm(logits - fp32), np.linalg.norm(sealed - fp32)
+    return bool(max(now, then) <= GOLDEN_FARTHER * min(now, then))
