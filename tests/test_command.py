@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pigeonhole import storage
 from pigeonhole.command import call, command, say, wrap
 from pigeonhole.errors import ConfigError, GateError, PigeonholeError, RunError
 
@@ -90,20 +91,20 @@ def test_a_full_disk_under_any_library_is_one_line_and_a_run_that_failed(capsys:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
-def test_a_full_disk_that_the_storage_met_is_a_run_that_failed_too(tmp_path: Path) -> None:
+def test_a_full_disk_that_the_storage_met_is_a_run_that_failed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file size limit makes write(2) fail as a full disk does."""
-    lines = [
-        "import resource, signal, sys",
-        "from pigeonhole import storage",
-        "from pigeonhole.command import call",
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))",
-        f"sys.exit(call(lambda _: storage.write({str(tmp_path / 'file')!r}, bytes(1000)), []))",
-    ]
-    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 3
-    assert ended.stderr.endswith("; make room, then give the same command again\n")
-    assert ended.stderr.count("\n") == 1
+    import resource
+
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, no_limit[1]))
+    try:
+        code = call(lambda _: storage.write(str(tmp_path / "file"), bytes(20_000)), [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+    assert code == 3
+    said = capsys.readouterr().err
+    assert said.endswith("; make room, then give the same command again\n")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

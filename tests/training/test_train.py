@@ -27,7 +27,7 @@ from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import BundleError, ConfigError, DataError, NotFoundError, StoppedError
 from pigeonhole.evaluation.labelled import read_own_rows, thresholds_of
 from pigeonhole.metrics import accuracy, score_metrics
-from pigeonhole.registry import Registry
+from pigeonhole.registry import Alias, AliasState, Registry
 from pigeonhole.training import corridor, export
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.calibration import calibrate
@@ -458,3 +458,18 @@ def test_of_two_runs_that_end_at_one_moment_both_are_published(tmp_path: Path) -
         taken = list(pool.map(lambda found: publish(registry, tmp_path / found.version, found)[1], manifests))
     assert sorted(taken) == ["candidate"] * 5 + ["production"]
     assert len(registry.alias("words", "candidate").history) == 5
+
+
+def test_a_first_version_does_not_take_the_place_of_one_that_came_while_it_looked(tmp_path: Path) -> None:
+    ours, other = (make_bundle(tmp_path / version, "words", version) for version in ("v1", "v2"))
+
+    class Overtaken(Registry):
+        def alias(self, name: str, alias: Alias) -> AliasState:
+            found = super().alias(name, alias)
+            if alias == "production" and found.version is None:
+                publish(Registry(self.url), tmp_path / "v2", other)
+            return found
+
+    registry = Overtaken(str(tmp_path / "registry"))
+    assert publish(registry, tmp_path / "v1", ours)[1] == "candidate"
+    assert registry.alias("words", "production").version == "v2"

@@ -599,7 +599,8 @@ def publish(registry: Registry, folder: Path, manifest: Manifest) -> tuple[str, 
     for left in reversed(range(ATTEMPTS)):
         first = registry.alias(manifest.name, "production").version is None
         alias: FirstAlias = "production" if first else "candidate"
-        before = registry.alias(manifest.name, alias).version
+        # Not asked again for the first one: who came between would be moved out of production, past the gate.
+        before = None if first else registry.alias(manifest.name, alias).version
         reason = "the first bundle" if first else "trained"
         try:
             registry.set_alias(manifest.name, alias, manifest.version, reason, expected=before)
