@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.serving.overload import TEXTS
 
 from pigeonhole.bundle import Bundle, open_bundle, read_golden
-from pigeonhole.classifier import GOLDEN_FARTHER, Classifier
+from pigeonhole.classifier import Classifier, is_rounded_anew, times_as_far
 from pigeonhole.command import command, say
 from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.options import key_lines, read_options, setting
@@ -51,11 +51,12 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     say(f"asked here; now a {options.cpu}, which takes about a minute")
     there = _asked([qemu, "-cpu", options.cpu, sys.executable], bundle)
     precisions = {name: _compared(here[name], there[name]) for name in here}
-    times_as_far = _times_as_far(bundle, there["int8"]) if "int8" in here else None
-    found = {"cpu": options.cpu, "precisions": precisions, "int8_times_as_far_from_fp32": times_as_far}
+    probes = read_golden(bundle)
+    far = times_as_far(there["int8"][: len(probes)], probes) if "int8" in here else None
+    found = {"cpu": options.cpu, "precisions": precisions, "int8_times_as_far_from_fp32": far}
     if any(each["same_labels"] < 1 for each in precisions.values()):
         raise GateError("a text has another label there", found)
-    if times_as_far is not None and not 1 / GOLDEN_FARTHER <= times_as_far <= GOLDEN_FARTHER:
+    if far is not None and not is_rounded_anew(far):
         raise GateError("int8 is not about as far from fp32 there as when it was sealed", found)
     return found
 
@@ -81,12 +82,6 @@ def _asked(python: list[str], bundle: Bundle) -> dict[str, np.ndarray]:
 def _compared(here: np.ndarray, there: np.ndarray) -> dict[str, float]:
     same = float((here.argmax(axis=1) == there.argmax(axis=1)).mean())
     return {"largest_difference": float(np.abs(here - there).max()), "same_labels": same}
-
-
-def _times_as_far(bundle: Bundle, there: np.ndarray) -> float:
-    probes = read_golden(bundle)
-    fp32, sealed = (np.array([probe.logits[name] for probe in probes]) for name in ("fp32", "int8"))
-    return float(np.linalg.norm(there[: len(probes)] - fp32) / np.linalg.norm(sealed - fp32))
 
 
 if __name__ == "__main__":

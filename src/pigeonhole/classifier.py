@@ -5,6 +5,7 @@ not depend on the texts beside it, not even in its last bit.
 """
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -410,16 +411,21 @@ def _replay_golden(classifier: Classifier, bundle: Bundle) -> None:
         raise BundleError(f"{bundle.url}: {file} gives {logits.shape[1]} logits, {GOLDEN} has {sealed.shape[1]}")
     differences = np.abs(logits - sealed).max(axis=1)
     number = int(differences.argmax())
-    if differences[number] > tolerance and not (classifier.precision == "int8" and _rounded_anew(logits, probes)):
+    if differences[number] > tolerance and not (classifier.precision == "int8" and is_rounded_anew(times_as_far(logits, probes))):
         raise BundleError(
             f"{bundle.url}: {file} answers golden probe {number} {differences[number]:.2g} off its logits (at most {tolerance})"
         )
 
 
-def _rounded_anew(logits: NDArray[np.float32], probes: Sequence[Golden]) -> bool:
-    """Whether (p, c) logits in int8 are about as far from fp32's as those that were sealed, which may be the wrong ones too."""
-    if any("fp32" not in probe.logits for probe in probes):
-        return False
+def times_as_far(logits: NDArray[np.float32], probes: Sequence[Golden]) -> float:
+    """How far (p, c) logits in int8 are from fp32's sealed ones, to how far int8's sealed ones are; infinite without such."""
+    if any(not {"fp32", "int8"} <= probe.logits.keys() for probe in probes):
+        return math.inf
     fp32, sealed = np.array([probe.logits["fp32"] for probe in probes]), np.array([probe.logits["int8"] for probe in probes])
-    now, then = np.linalg.norm(logits - fp32), np.linalg.norm(sealed - fp32)
-    return bool(max(now, then) <= GOLDEN_FARTHER * min(now, then))
+    then = np.linalg.norm(sealed - fp32)
+    return float(np.linalg.norm(logits - fp32) / then) if then else math.inf
+
+
+def is_rounded_anew(times: float) -> bool:
+    """Whether that is another CPU's rounding; sealed logits that are too far themselves may be the wrong ones."""
+    return 1 / GOLDEN_FARTHER <= times <= GOLDEN_FARTHER

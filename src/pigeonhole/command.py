@@ -24,6 +24,7 @@ from pigeonhole.errors import GateError, PigeonholeError, RunError
 
 HELP = {"-h", "--help"}
 WIDTH = 100  # characters of a line of --help at most; fewer in a narrower terminal
+MAKE_ROOM = "make room, then give the same command again"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of any library that writes
 
 
@@ -54,7 +55,7 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
         if os.environ.get("PIGEONHOLE_TRACEBACK"):
             traceback.print_exc()
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK:  # no mistake of the user's
-            say(f"error: {_printable(str(error))}; make room, then give the same command again")
+            say(f"error: {_printable(str(error))}; {MAKE_ROOM}")
             return RunError.exit_code
         say(f"error: {_printable(str(error))}")
         return error.exit_code
@@ -65,7 +66,7 @@ def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
         if error.errno not in FULL_DISK:
             raise
         what = f"{error.filename}: " if error.filename else ""
-        say(f"error: {_printable(what)}{os.strerror(error.errno)}; make room, then give the same command again")
+        say(f"error: {_printable(what)}{os.strerror(error.errno)}; {MAKE_ROOM}")
         return RunError.exit_code
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "interrupted")
