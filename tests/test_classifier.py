@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
-from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, seal
+from pigeonhole.bundle import MANIFEST, Bundle, Manifest, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Encoding, session_options
 from pigeonhole.decision import softmax
 from pigeonhole.errors import BundleError, InferenceError
@@ -310,7 +310,7 @@ def test_golden_answers_of_the_served_precision_are_required(tiny_bundle: Path) 
         Classifier.open(open_bundle(str(tiny_bundle)))
 
 
-def test_sums_of_int8_are_exact_on_a_cpu_without_vnni_too() -> None:
+def test_sums_of_int8_are_exact_on_a_cpu_without_vnni_where_a_bundle_does_not_say_that_they_fit() -> None:
     """There they are added in pairs of 16 bits by default, and the largest are cut off; so it fails on such a CPU only."""
     weight = np.where(np.indices((64, 16)).sum(axis=0) % 3 == 0, -127, 127).astype(np.int8)
     constants = {"weight": weight, "one": np.float32(1), "scale": np.ones(16, np.float32), "zero": np.uint8(0)}
@@ -324,8 +324,23 @@ def test_sums_of_int8_are_exact_on_a_cpu_without_vnni_too() -> None:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     x = np.full((8, 64), 255, np.uint8)
-    found = ort.InferenceSession(model, session_options(1)).run(["y"], {"x": x})[0]
+    found = ort.InferenceSession(model, session_options(1, sums_fit=False)).run(["y"], {"x": x})[0]
     assert np.array_equal(found, x.astype(np.int64) @ weight)
+
+
+def test_a_bundle_that_says_that_its_sums_fit_is_not_slowed_down(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+
+    def note(threads: int, *, sums_fit: bool) -> ort.SessionOptions:
+        told.append(sums_fit)
+        return session_options(threads, sums_fit=sums_fit)
+
+    monkeypatch.setattr("pigeonhole.classifier.session_options", note)
+    bundle = open_bundle(str(tiny_bundle))
+    Classifier.open(bundle)
+    older = seal(tiny_bundle, msgspec.structs.replace(bundle.manifest, int8_sums_fit=False))
+    Classifier.open(Bundle(str(tiny_bundle), tiny_bundle, older))
+    assert told == [True, False]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")

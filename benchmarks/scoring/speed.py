@@ -101,7 +101,8 @@ class Session:
 
     def __init__(self, bundle: Bundle) -> None:
         model = str(bundle.path(bundle.manifest.models[bundle.manifest.served]))
-        self._session = ort.InferenceSession(model, session_options(threads=1), providers=["CPUExecutionProvider"])
+        options = session_options(threads=1, sums_fit=bundle.manifest.int8_sums_fit)
+        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.layout = LAYOUTS[frozenset(node.name for node in self._session.get_inputs())]
         self._tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
         self._tokenizer.no_padding()

@@ -101,6 +101,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `single_label`: probabilities are a softmax; thresholds are the lowest score that is accepted, by label. `multi_label`: each
     label has a sigmoid of its own, thresholds are the lowest probability at which a label is given, and `accept_score` is the
     lowest score of all labels of a text together that is accepted.
+
+    `int8_sums_fit`: a CPU without VNNI, which adds products of int8 in pairs of 16 bits, cuts none of them off.
     """
 
     schema_version: Annotated[int, Meta(ge=1, le=SCHEMA_VERSION)]
@@ -124,6 +126,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vector_scaling: VectorScaling | None = None  # instead of the temperature
     out_of_scope: OutOfScope | None = None
     accept_score: Probability | None = None
+    int8_sums_fit: bool = False
 
     def size_bytes(self, precision: Precision) -> int:
         """Of a model: its graph, and its weights where they are beside it."""

@@ -49,8 +49,8 @@ def random_classifier(config: PretrainedConfig) -> TextClassifier:
     return take_apart(body)
 
 
-def logits_of(file: Path, rows: list[list[int]]) -> NDArray[np.float32]:
-    session, layout = ort.InferenceSession(file, session_options(1)), Packed()
+def logits_of(file: Path, rows: list[list[int]], *, sums_fit: bool = True) -> NDArray[np.float32]:
+    session, layout = ort.InferenceSession(file, session_options(1, sums_fit=sums_fit)), Packed()
     widths = [layout.width(len(row)) for row in rows]
     found = np.zeros((len(rows), 3), np.float32)
     for width in set(widths):
@@ -110,6 +110,26 @@ def test_int8_stays_near_fp32_and_an_answer_is_the_same_in_any_company(tmp_path:
         for number, row in enumerate(ROWS):
             assert np.array_equal(logits_of(file, [row])[0], found[precision][number])
     assert np.abs(found["int8"] - found["fp32"]).max() < 0.05 * np.abs(found["fp32"]).max()
+
+
+def test_products_of_int8_fit_into_16_bits_in_pairs_so_that_each_cpu_adds_them_exactly(tmp_path: Path) -> None:
+    """A CPU with VNNI never cuts them off: there, only what is said of the pairs can fail."""
+    model = random_classifier(FAMILIES["bert"])
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("weight") and "dense" in name:
+                value.copy_(0.02 + value.abs())  # those of a pair are one another's like, and add up
+    weights = read_weights(model)
+    assert weights is not None
+    write_packed(weights, tmp_path / "model.onnx", "int8", ROWS)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    multiplied = [constants[node.input[1]] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
+    pairs = [weight.reshape(-1, 2, weight.shape[1]).sum(axis=1, dtype=int) for weight in multiplied]
+    assert len(pairs) == 8  # four a layer
+    assert 120 < max(int(np.abs(pair).max()) for pair in pairs) <= 128
+    exact, found = (logits_of(tmp_path / "model.onnx", ROWS, sums_fit=sums_fit) for sums_fit in (False, True))
+    assert np.array_equal(exact, found)
 
 
 def differences(model: TextClassifier, samples: list[list[int]], folder: Path) -> NDArray[np.float32]:

@@ -231,7 +231,7 @@ def test_what_is_sealed_follows_the_keys_of_export_and_serve(
     found = run([*train_arguments(tmp_path, tiny_data), *keys])
     assert "int8 and fp32 agree on 0.9500 of" in capsys.readouterr().err
     manifest = open_bundle(found["bundle"]).manifest
-    assert (manifest.served, manifest.models) == ("fp32", {"fp32": "model.onnx"})
+    assert (manifest.served, manifest.models, manifest.int8_sums_fit) == ("fp32", {"fp32": "model.onnx"}, False)
     assert not [name for name in manifest.files if "int8" in name]
     assert set(manifest.thresholds.values()) == {0.7}
     assert heard == [90]  # of 150 rows those of training: int8 and the order of words hear nothing of the others

@@ -120,6 +120,7 @@ def draft(
         metrics={},
         provenance={},
         files={},
+        int8_sums_fit="int8" in models,
     )
 
 
@@ -127,7 +128,7 @@ def leave_int8_out(manifest: Manifest, folder: Path) -> Manifest:
     """Whoever has the model open lets go of it first: its weights are mapped, and Windows keeps such a file."""
     for file in _files_of(folder, manifest.models["int8"]):
         file.unlink()
-    return msgspec.structs.replace(manifest, models={"fp32": manifest.models["fp32"]}, served="fp32")
+    return msgspec.structs.replace(manifest, models={"fp32": manifest.models["fp32"]}, served="fp32", int8_sums_fit=False)
 
 
 def _files_of(folder: Path, model: str) -> list[Path]:

@@ -5,10 +5,11 @@ Inputs (n tokens, b texts, t places a text; classifier.py makes them): `input_id
 in the flattened view. A row of a linear layer is computed by itself and attention text by text, so an answer is the same, bit for
 bit, in any company, as long as the view has the same width.
 
-In int8 a linear layer has a scale for each output, and its sums are of integers, exact in any order. What a layer norm or the
-attention gives keeps to a range that some sample texts tell, so its scale is part of the graph: a layer norm's channels are
-centred, which the biases behind it take back, and those that are loud in every text are softened and their weights multiplied
-instead (SmoothQuant; Xiao et al. 2023). What GELU gives keeps to no range, and has a scale for each token, computed as it runs.
+In int8 a linear layer has a scale for each output, and its sums are of integers, exact in any order and on any CPU. What a layer
+norm or the attention gives keeps to a range that some sample texts tell, so its scale is part of the graph: a layer norm's
+channels are centred, which the biases behind it take back, and those that are loud in every text are softened and their weights
+multiplied instead (SmoothQuant; Xiao et al. 2023). What GELU gives keeps to no range, and has a scale for each token, computed
+as it runs.
 
 The word embeddings stand in the order in which words are common: those that come share a few pages of the mapped file, and the
 others never become memory.
@@ -333,8 +334,14 @@ def _joined(layers: Sequence[Dense]) -> Dense:
 
 
 def _rounded(weight: Array) -> tuple[NDArray[np.int8], Array]:
-    """(i, o) -> as int8, and the scale of each output (o,)."""
-    scale = (np.maximum(np.abs(weight).max(axis=0), 1e-10) / 127).astype(np.float32)
+    """(i, o) -> as int8, and the scale of each output (o,).
+
+    An input and the next one have at most 128 together: a CPU without VNNI adds their products with two uint8 in 16 bits, where
+    more would be cut off.
+    """
+    pairs = weight[: len(weight) // 2 * 2].reshape(-1, 2, weight.shape[1]).sum(axis=1)
+    largest = np.maximum(np.abs(weight).max(axis=0), np.abs(pairs).max(axis=0, initial=0))
+    scale = (np.maximum(largest, 1e-10) / 127).astype(np.float32)
     return np.round(weight / scale).astype(np.int8), scale
 
 
