@@ -3,14 +3,16 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import msgspec
+import numpy as np
 import pytest
 
 from pigeonhole import bundle, storage
-from pigeonhole.bundle import MANIFEST, Manifest, open_bundle, read_golden, seal
+from pigeonhole.bundle import MANIFEST, Manifest, Precision, open_bundle, read_golden, read_manifest, seal
+from pigeonhole.classifier import Classifier
 from pigeonhole.errors import BundleError, StorageError
 
 MODELS = ["model.int8.onnx", "model.int8.onnx.data", "model.onnx", "model.onnx.data"]
@@ -193,6 +195,32 @@ def test_a_remote_bundle_is_copied_whole_before_it_is_verified(sealed_bundle: Pa
     assert (opened.folder / "model.onnx").read_bytes() == (sealed_bundle / "model.onnx").read_bytes()
 
 
+@pytest.mark.parametrize(("models", "left"), [("served", "model.onnx"), ("int8", "model.onnx"), ("fp32", "model.int8.onnx")])
+def test_of_a_remote_bundle_only_the_model_that_is_asked_for_is_copied(
+    sealed_bundle: Path, models: Literal["served", "int8", "fp32"], left: str
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(sealed_bundle), f"/some/{models}", recursive=True)
+    memory.pipe_file(f"/some/{models}/{left}.data", b"nobody reads this")
+    opened = open_bundle(f"memory://some/{models}", models)
+    left_out = {left, f"{left}.data"}
+    assert sorted(path.name for path in opened.folder.iterdir()) == sorted({*FILES, MANIFEST} - left_out)
+    asked: Precision = "int8" if models == "served" else models
+    found, expected = (Classifier.open(each, asked) for each in (opened, open_bundle(str(sealed_bundle))))
+    assert np.array_equal(found.predict(["a parcel"])[0].logits, expected.predict(["a parcel"])[0].logits)
+    memory.rm_file(f"/some/{models}/{left}")
+    with pytest.raises(BundleError, match=f"{left} is missing"):
+        open_bundle(f"memory://some/{models}", models)
+
+
+def test_a_model_that_two_precisions_share_is_copied(sealed_bundle: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(sealed_bundle), "/some/shared", recursive=True)
+    manifest = read_manifest(str(sealed_bundle))
+    shared = msgspec.structs.replace(manifest, models={"fp32": "model.onnx", "int8": "model.onnx"})
+    assert (bundle._complete("memory://some/shared", None, shared, "served") / "model.onnx").exists()
+
+
 @pytest.mark.parametrize("wrong", ["changed", "gone"])
 def test_the_copy_of_a_remote_bundle_that_is_refused_does_not_stay_on_the_disk(
     sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
@@ -201,15 +229,15 @@ def test_the_copy_of_a_remote_bundle_that_is_refused_does_not_stay_on_the_disk(
     memory.put(str(sealed_bundle), f"/refused/{wrong}", recursive=True)
     memory.pipe_file(f"/refused/{wrong}/model.onnx", b"zebra")
     before = set(Path(bundle._scratch().name).iterdir())
-    read = storage.read
+    download = storage.download
 
-    def away(url: str) -> bytes:
+    def away(url: str, path: Path) -> None:
         if url.endswith("tokenizer.json"):
             raise StorageError(f"{url}: away")
-        return read(url)
+        download(url, path)
 
     if wrong == "gone":
-        monkeypatch.setattr(storage, "read", away)
+        monkeypatch.setattr(storage, "download", away)
     with pytest.raises(StorageError if wrong == "gone" else BundleError):
         open_bundle(f"memory://refused/{wrong}")
     assert set(Path(bundle._scratch().name).iterdir()) == before

@@ -34,6 +34,26 @@ def test_what_is_written_is_read_back(root: str) -> None:
         assert stream.read() == b"two\0"
 
 
+def test_a_file_that_a_bucket_takes_in_pieces_is_created_once(bucket: str, tmp_path: Path) -> None:
+    """Above 50 MiB: the weights of a bundle in fp32."""
+    url = storage.join(bucket, tmp_path.name, "weights")
+    data = b"begin" + bytes(51 << 20) + b"end"
+    assert storage.create(url, data)
+    assert not storage.create(url, data[:-3] + b"ing")
+    assert storage.read(url) == data
+    storage.write(url, data[5:])
+    assert storage.read(url) == data[5:]
+
+
+def test_a_remote_file_is_copied_here(bucket: str, tmp_path: Path) -> None:
+    url = storage.join(bucket, tmp_path.name, "large.bin")
+    storage.write(url, bytes(300_000) + b"end")
+    storage.download(url, tmp_path / "large.bin")
+    assert (tmp_path / "large.bin").read_bytes() == bytes(300_000) + b"end"
+    with pytest.raises(NotFoundError, match="nothing: there is no such file"):
+        storage.download(storage.join(bucket, tmp_path.name, "nothing"), tmp_path / "nothing")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
 @pytest.mark.parametrize("write", [storage.write, storage.create], ids=["write", "create"])
 def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(

@@ -14,6 +14,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -164,28 +165,34 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     return read_manifest(str(folder))
 
 
-def open_bundle(url: str) -> Bundle:
+def open_bundle(url: str, models: Literal["all", "served"] | Precision = "all") -> Bundle:
     """Read a bundle by URL and verify every byte of it; remote ones are copied to a folder of this process first.
 
-    Raises BundleError (naming the file) for anything that is not as it was sealed.
+    `models`: which of its models are copied; fp32 has four times the bytes of int8, and Cloud Run keeps files in memory. Raises
+    BundleError (naming the file) for anything that is not as it was sealed.
     """
     manifest = read_manifest(url)
     local = storage.local_path(url)
     try:
-        return Bundle(url, _complete(url, local, manifest), manifest)
+        return Bundle(url, _complete(url, local, manifest, models), manifest)
     except OSError as error:
         why = error.strerror or error
         raise BundleError(f"{error.filename or url}: cannot be read ({why}); check its permissions") from error
 
 
-def _complete(url: str, local: Path | None, manifest: Manifest) -> Path:
+def _complete(url: str, local: Path | None, manifest: Manifest, models: str) -> Path:
     # On a disk also what is no file: a folder or a pipe was not sealed either.
     found = ({path.name for path in local.iterdir()} if local else set(storage.list_files(url))) - {MANIFEST}
     for name in sorted(set(manifest.files) - found):
         raise BundleError(f"{url}: {name} is missing; copy the bundle again from where it was sealed")
     for name in sorted(found - set(manifest.files)):
         raise BundleError(f"{url}: {name!r} is not listed in {MANIFEST}; a bundle holds only what was sealed")
-    return _verified(url, local, manifest) if local else _fetch(url, manifest)
+    if local:
+        return _verified(url, local, manifest.files)
+    asked = manifest.served if models == "served" else models
+    kept = {model for precision, model in manifest.models.items() if asked in ("all", precision)}
+    left = {name for model in set(manifest.models.values()) - kept for name in (model, model + WEIGHTS)}
+    return _fetch(url, {name: entry for name, entry in manifest.files.items() if name not in left})
 
 
 def read_manifest(url: str) -> Manifest:
@@ -258,8 +265,8 @@ def _is_moment(text: str) -> bool:
         return False
 
 
-def _verified(url: str, folder: Path, manifest: Manifest) -> Path:
-    for name, entry in manifest.files.items():
+def _verified(url: str, folder: Path, files: Mapping[str, FileEntry]) -> Path:
+    for name, entry in files.items():
         _verify(url, folder / name, entry)
     return folder
 
@@ -294,13 +301,13 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="pigeonhole-bundle-")
 
 
-def _fetch(url: str, manifest: Manifest) -> Path:
+def _fetch(url: str, files: Mapping[str, FileEntry]) -> Path:
     """A verified copy. Of one that cannot be had or is refused nothing stays: a rollout asks for it again and again."""
     folder = Path(tempfile.mkdtemp(dir=_scratch().name))
     try:
-        for name in [MANIFEST, *manifest.files]:
-            (folder / name).write_bytes(storage.read(storage.join(url, name)))
-        return _verified(url, folder, manifest)
+        for name in [MANIFEST, *files]:
+            storage.download(storage.join(url, name), folder / name)
+        return _verified(url, folder, files)
     except BaseException:
         shutil.rmtree(folder)
         raise

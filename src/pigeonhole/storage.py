@@ -75,6 +75,12 @@ def open_read(url: str) -> Iterator[IO[bytes]]:
         yield cast(IO[bytes], stream if path else io.BufferedReader(stream, REMOTE_BUFFER_BYTES))
 
 
+def download(url: str, path: Path) -> None:
+    """Copy a remote file that may be larger than memory to a local one. Raises NotFoundError, StorageError."""
+    with _explained(url):
+        _filesystem(url).get_file(url, str(path))
+
+
 def write(url: str, data: bytes) -> None:
     """Create or overwrite."""
     path = local_path(url)

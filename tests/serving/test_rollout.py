@@ -238,8 +238,9 @@ def test_the_copy_of_a_remote_bundle_does_not_stay_on_the_disk(
         remote.pipe_file(f"/rollout/{file.name}", file.read_bytes())
     folders: list[Path] = []
 
-    def watched(url: str) -> Any:
-        found = open_bundle("memory://rollout")
+    def watched(url: str, models: Any) -> Any:
+        assert models == "served"
+        found = open_bundle("memory://rollout", models)
         folders.append(found.folder)
         assert found.path("model.onnx").exists()
         return found
@@ -288,7 +289,7 @@ def test_questions_to_both_models_in_one_batch_are_each_answered_by_their_own(re
 def test_a_version_whose_files_cannot_be_had_for_now_is_not_refused_and_is_tried_again(
     registry: Registry, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(url: str) -> Bundle:
+    def away(url: str, models: str) -> Bundle:
         raise StorageError(f"{url}: away")
 
     rollout = Rollout(registry, service, threads=1)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import httpx
 import pytest
 import uvicorn
@@ -21,6 +22,7 @@ from tests.conftest import free_port, wait_until
 from tests.serving.conftest import make_bundle
 
 from pigeonhole.bundle import Manifest
+from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
 from pigeonhole.port import bind
 from pigeonhole.prediction_log import Record, read_window
@@ -192,6 +194,15 @@ def test_the_production_version_of_the_registry_is_found(tmp_path: Path, capsys:
     registry.set_alias("words", "production", "v1", "back", expected="v2")
     assert find_bundle(settings).manifest.version == "v1"
     assert capsys.readouterr().err == ""
+
+
+def test_a_service_copies_only_the_model_that_it_serves(tiny_bundle: Path) -> None:
+    """Another one may have four times its bytes, and an instance of Cloud Run keeps its files in memory."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tiny_bundle), "/served/models/tiny/versions/v1", recursive=True)
+    alone = find_bundle(Settings(bundle="memory://served/models/tiny/versions/v1"))
+    assert sorted(path.name for path in alone.folder.glob("*.onnx")) == ["model.int8.onnx"]
+    assert Classifier.open(alone).precision == "int8"
 
 
 def test_of_several_models_the_one_promoted_last_is_served_and_it_is_said(

@@ -4,11 +4,21 @@ from typing import Any
 import pytest
 import torch
 from tests.training.test_trainer import RECIPE, fresh_model, rows
+from transformers import (
+    AutoModelForSequenceClassification,
+    DebertaConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PretrainedConfig,
+    RobertaConfig,
+)
 
 from pigeonhole.errors import ConfigError
 from pigeonhole.training import trainer
 from pigeonhole.training.lora import add_adapters, merge_adapters
-from pigeonhole.training.model import TextClassifier
+from pigeonhole.training.model import TextClassifier, take_apart
 
 
 def adapted(folder: Path) -> TextClassifier:
@@ -53,6 +63,26 @@ def test_merged_the_encoder_is_an_ordinary_one_and_gives_the_same_answers(tmp_pa
     assert moved == {
         f"bert.encoder.layer.{layer}.attention.self.{part}.weight" for layer in range(3) for part in ("query", "key", "value")
     }
+
+
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (RobertaConfig(vocab_size=60, **SIZES), {"query", "key", "value"}),
+        (DistilBertConfig(vocab_size=60, n_layers=1, n_heads=2, dim=32, hidden_dim=48), {"q_lin", "k_lin", "v_lin"}),
+        (ModernBertConfig(vocab_size=60, pad_token_id=0, **SIZES), {"Wqkv"}),
+        (DebertaConfig(vocab_size=60, **SIZES), {"in_proj"}),
+        (DebertaV2Config(vocab_size=60, **SIZES), {"query_proj", "key_proj", "value_proj"}),
+        (MPNetConfig(vocab_size=60, **SIZES), {"q", "k", "v"}),
+    ],
+)
+def test_the_attention_of_each_family_gets_adapters(config: PretrainedConfig, expected: set[str]) -> None:
+    model = take_apart(AutoModelForSequenceClassification.from_config(config))
+    add_adapters(model, rank=2, alpha=2, dropout=0.0)
+    assert {name.rpartition(".")[2] for name, module in model.body.named_modules() if hasattr(module, "lora_A")} == expected
 
 
 def test_a_body_without_known_attention_is_refused() -> None:

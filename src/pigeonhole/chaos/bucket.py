@@ -9,14 +9,26 @@ import os
 import re
 import sys
 import threading
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 PAGE = 1000
 BOUNDARY = b"--==0=="  # what gcsfs puts between the parts of an upload
+
+
+@dataclass
+class Upload:
+    """An object that comes in pieces, as those above 50 MiB do."""
+
+    name: str
+    expected: int | None
+    data: bytearray = field(default_factory=bytearray)
 
 
 @dataclass
@@ -29,6 +41,7 @@ class Objects:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = threading.Lock()
         self.generations: dict[str, int] = {}
+        self.uploads: dict[str, Upload] = {}
         for path in self.folder.iterdir():
             name, _, generation = path.name.rpartition("@")
             if generation.isdigit() and int(generation) > self.generations.get(unquote(name), 0):
@@ -113,18 +126,47 @@ class Handler(BaseHTTPRequestHandler):
         if len(body) < length:
             self.close_connection = True  # cut off on its way: as if it had never come
             return
+        if "upload_id" in query:
+            self.take_piece(query["upload_id"], body)
+            return
+        expected = int(query["ifGenerationMatch"]) if "ifGenerationMatch" in query else None
+        if query["uploadType"] == "resumable":
+            if expected not in (None, self.objects.generations.get(query["name"], 0)):
+                self.refuse(412, "conditionNotMet")
+                return
+            upload_id = uuid.uuid4().hex
+            self.objects.uploads[upload_id] = Upload(query["name"], expected)
+            self.send(200, b"", {"Location": f"http://{self.headers['Host']}/upload?uploadType=resumable&upload_id={upload_id}"})
+            return
         if query["uploadType"] == "multipart":
             _, header, body = body.split(BOUNDARY + b"\nContent-Type: ", 2)
             query["name"] = json.loads(header.partition(b"\n\n")[2])["name"]
             body = body.partition(b"\n\n")[2].removesuffix(b"\n" + BOUNDARY + b"--")
-        expected = int(query["ifGenerationMatch"]) if "ifGenerationMatch" in query else None
-        if self.objects.write(query["name"], body, expected) is None:
+        self.write(query["name"], body, expected)
+
+    def take_piece(self, upload_id: str, piece: bytes) -> None:
+        """The object is there with the last of them, if it still may be."""
+        upload = self.objects.uploads[upload_id]
+        upload.data += piece
+        last, size = re.fullmatch(r"bytes \d+-(\d+)/(\d+)", self.headers["Content-Range"]).groups()  # type: ignore[union-attr]
+        if int(last) + 1 < int(size):
+            self.send(308, b"", {"Range": f"bytes=0-{last}"})
+            return
+        del self.objects.uploads[upload_id]
+        self.write(upload.name, bytes(upload.data), upload.expected)
+
+    def write(self, name: str, data: bytes, expected: int | None) -> None:
+        if self.objects.write(name, data, expected) is None:
             self.refuse(412, "conditionNotMet")
         else:
-            self.answer(200, self.objects.resource(query["name"]))
+            self.answer(200, self.objects.resource(name))
 
     def do_DELETE(self) -> None:
-        if self.objects.delete(unquote(self.path.split("/o/")[1].partition("?")[0])):
+        _, _, upload_id = self.path.partition("upload_id=")
+        if upload_id:
+            self.objects.uploads.pop(upload_id, None)
+            self.send(499, b"")
+        elif self.objects.delete(unquote(self.path.split("/o/")[1].partition("?")[0])):
             self.send(204, b"")
         else:
             self.refuse(404, "Not Found")
@@ -143,8 +185,10 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, code: int, value: object) -> None:
         self.send(code, json.dumps(value).encode())
 
-    def send(self, code: int, data: bytes) -> None:
+    def send(self, code: int, data: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -60,12 +60,13 @@ def run(arguments: list[str]) -> dict[str, Any]:
     if config.out is not None:
         storage.require_writable("out", config.out)
     laps = [time.perf_counter()]
-    bundle = open_bundle(storage.to_url(config.bundle))
+    precision = cast(Precision | None, config.precision)
+    bundle = open_bundle(storage.to_url(config.bundle), precision or "served")
     labels = bundle.manifest.labels
     thresholds = thresholds_of(bundle.manifest)
     train, test = _rows(config, bundle)
     true_ids = label_ids(test, labels)
-    classifier = for_many(Classifier.open(bundle, cast(Precision | None, config.precision), config.threads))
+    classifier = for_many(Classifier.open(bundle, precision, config.threads))
     laps.append(time.perf_counter())
     baselines = _score_baselines(train, test, labels, config.seed)
     laps.append(time.perf_counter())

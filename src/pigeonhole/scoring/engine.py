@@ -154,7 +154,7 @@ class Scorer:
     @functools.cached_property
     def _classifier(self) -> Classifier:
         """Opened with the first shard: what a constructor raises reaches the driver without its type."""
-        bundle = open_bundle(self._job.bundle_url)
+        bundle = open_bundle(self._job.bundle_url, self._job.plan.bundle.precision)
         if bundle.manifest.seal != self._job.plan.bundle.seal:
             raise BundleError(f"{self._job.bundle_url}: is another bundle than the one that this job began with")
         classifier = Classifier.open(bundle, self._job.plan.bundle.precision)

@@ -76,7 +76,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """Score what is not scored yet. Raises UserError before anything is written, RunError for too many bad rows."""
     began = time.monotonic()
     output = storage.to_url(config.output)
-    bundle = open_bundle(config.bundle)
+    bundle = open_bundle(config.bundle, config.precision or "served")
     Classifier.open(bundle, config.precision)  # refused here in one line, and not later by each of the actors
     source = scan(find_files(config.input, output), Wanted(config.text, config.id, config.max_chars))
     plan = make_plan(config, bundle, source)

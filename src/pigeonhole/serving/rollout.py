@@ -155,7 +155,7 @@ class Rollout:
 
     def _open(self, version: str) -> Classifier:
         """Its golden answers have warmed it."""
-        bundle = open_bundle(self._registry.version_url(self._name, version))
+        bundle = open_bundle(self._registry.version_url(self._name, version), "served")
         try:
             found = (bundle.manifest.name, bundle.manifest.version)
             if found != (self._name, version):

@@ -155,9 +155,9 @@ def open_log(settings: Settings, kind: Kind) -> LogWriter:
 def find_bundle(settings: Settings) -> Bundle:
     """The bundle of PIGEONHOLE_BUNDLE, else the production version of the registry."""
     if settings.bundle:
-        return open_bundle(settings.bundle)
+        return open_bundle(settings.bundle, "served")
     registry = Registry(settings.registry)
-    return open_bundle(registry.resolve(settings.model or _model_promoted_last(registry), "production"))
+    return open_bundle(registry.resolve(settings.model or _model_promoted_last(registry), "production"), "served")
 
 
 def _model_promoted_last(registry: Registry) -> str:

@@ -9,8 +9,15 @@ from torch import nn
 from pigeonhole.errors import ConfigError
 from pigeonhole.training.model import TextClassifier
 
-# The projections of attention, as BERT and RoBERTa, DistilBERT and ModernBERT name them.
-ATTENTION = ("query", "key", "value", "q_lin", "k_lin", "v_lin", "Wqkv")
+# The projections of attention, by family: BERT and RoBERTa; DistilBERT; ModernBERT; DeBERTa, and from its second form on; MPNet.
+ATTENTION = (
+    *("query", "key", "value"),
+    *("q_lin", "k_lin", "v_lin"),
+    "Wqkv",
+    "in_proj",
+    *("query_proj", "key_proj", "value_proj"),
+    *("q", "k", "v"),
+)
 
 
 def require_attention(model: TextClassifier, rank: int) -> list[str]:
