@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,7 @@ GOLDEN = "golden.json"
 NEIGHBOURS = "neighbours.npy"
 REFERENCE = "reference.parquet"
 CARD = "README.md"
+DOWNLOADS = 4  # files at a time: small ones are over in the time that a bucket takes to answer
 WEIGHTS = ".data"  # added to the name of a model that keeps its weights in a file of their own
 
 Precision = Literal["fp32", "int8"]
@@ -305,8 +307,9 @@ def _fetch(url: str, files: Mapping[str, FileEntry]) -> Path:
     """A verified copy. Of one that cannot be had or is refused nothing stays: a rollout asks for it again and again."""
     folder = Path(tempfile.mkdtemp(dir=_scratch().name))
     try:
-        for name in [MANIFEST, *files]:
-            storage.download(storage.join(url, name), folder / name)
+        with ThreadPoolExecutor(DOWNLOADS) as pool:
+            for _ in pool.map(lambda name: storage.download(storage.join(url, name), folder / name), [MANIFEST, *files]):
+                pass  # raises what one of them raised
         return _verified(url, folder, files)
     except BaseException:
         shutil.rmtree(folder)
