@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pigeonhole.configuration import Allowed, compose, config_folder, groups, help_text, settings_of, to_flat
+from pigeonhole.configuration import Allowed, compose, config_folder, groups, help_text, parse_yaml, settings_of, to_flat
 from pigeonhole.errors import ConfigError
 from pigeonhole.training.config import TrainConfig
 
@@ -116,7 +116,7 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(argument
         ("5", "mine.yaml: holds int; keys with values are needed"),
         ("- seed: 5", "mine.yaml: holds list; keys with values are needed"),
         (f"seed: {'9' * 5000}", r"mine.yaml: a value cannot be read: Exceeds the limit \(4300 digits\)"),
-        (f"seed: {'[' * 5000}{']' * 5000}", "mine.yaml: is nested too deeply"),
+        (f"seed: {'[' * 100_000}{']' * 100_000}", "mine.yaml: is nested too deeply"),
         ("hydra:\n  run:\n    dir: elsewhere", "mine.yaml: hydra's own keys are not to be set"),
     ],
 )
@@ -126,6 +126,13 @@ def test_a_yaml_file_of_ones_own_is_held_to_the_same_rules(tmp_path: Path, conte
     with pytest.raises(ConfigError, match=message):
         compose_train("--config-dir", str(tmp_path), "experiment=mine")
     assert not Path("evil").exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 50 + "]" * 50, "{a: " * 50 + "}" * 50, "- " * 50 + "a"])
+def test_what_is_written_by_hand_is_never_nested_too_deeply(content: str) -> None:
+    assert len(str(parse_yaml(content))) >= 100
+    with pytest.raises(ValueError, match=r"^is nested too deeply$"):
+        parse_yaml(f"- {content}")
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,14 @@ __all__ = [
 
 T = TypeVar("T")
 PACKAGE_LINE = "# @package _global_"
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+DEEPEST = 50
 
 
 def compose(schema: type[T], name: str, arguments: Sequence[str]) -> T:
@@ -75,16 +83,26 @@ def to_yaml(config: object) -> str:
 def parse_yaml(content: str) -> object:
     """The values of a YAML text. Raises ValueError, one line for a user, for code, an alias or a key that stands twice."""
     try:
-        # Nine lines of aliases stand for 9**9 values.
-        if not any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader)):
+        bomb = _bomb_in(content)
+        if bomb is None:
             return yaml.load(content, Loader=_EveryKeyOnce)  # noqa: S506  it is a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
     except ValueError as error:  # a number of more digits than Python reads, a month 13
         raise ValueError(f"a value cannot be read: {str(error).partition(':')[0]}") from error
-    raise ValueError("holds a YAML alias (*name); write the values out")
+    raise ValueError(bomb)
+
+
+def _bomb_in(content: str) -> str | None:
+    """What a parser would not end with: nine lines of aliases stand for 9**9 values, n open brackets take the square of n."""
+    depth = 0
+    for token in yaml.scan(content, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):
+            return "holds a YAML alias (*name); write the values out"
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > DEEPEST:
+            return "is nested too deeply"
+    return None
 
 
 class _EveryKeyOnce(yaml.SafeLoader):
