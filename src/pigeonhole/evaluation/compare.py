@@ -25,7 +25,6 @@ from pigeonhole.configuration import compose, setting
 from pigeonhole.dataset.compare import compare as compare_data
 from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.errors import ConfigError
-from pigeonhole.evaluation import plots
 from pigeonhole.evaluation.labelled import (
     Labelled,
     RowsConfig,
@@ -175,6 +174,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
             {"kind": part.kind, "name": part.name, "n": part.n, "p": part.p, **_interval(part.difference)} for part in found.parts
         ],
     }
+    from pigeonhole.evaluation import plots  # matplotlib takes a second to import
+
     files = {
         "report.md": "\n".join(markdown(result, found, rows, *(_said(each, labels) for each in answers))).encode(),
         "report.json": msgspec.json.format(msgspec.json.encode(result)),
@@ -234,6 +235,8 @@ def _data_difference(bundles: Sequence[Bundle]) -> dict[str, Any]:
 
 
 def _picture(found: Comparison) -> bytes:
+    from pigeonhole.evaluation import plots
+
     parts = [part for part in found.parts if part.kind != "slice"]
     return plots.difference_png([part.name for part in parts], [part.difference for part in parts], "change of accuracy")
 

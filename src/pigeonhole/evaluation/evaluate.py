@@ -13,8 +13,7 @@ from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose, setting
 from pigeonhole.errors import ConfigError
-from pigeonhole.evaluation import plots, report
-from pigeonhole.evaluation.baselines import FOLDS, cross_fit_baselines, score_baselines
+from pigeonhole.evaluation import report
 from pigeonhole.evaluation.labelled import (
     Labelled,
     RowsConfig,
@@ -107,6 +106,9 @@ def _rows(config: EvaluateConfig, bundle: Bundle) -> tuple[Labelled | None, Labe
 
 
 def _score_baselines(train: Labelled | None, test: Labelled, labels: Sequence[str], seed: int) -> dict[str, Any]:
+    # scikit-learn takes seconds to import, for this alone.
+    from pigeonhole.evaluation.baselines import FOLDS, cross_fit_baselines, score_baselines
+
     true_ids = label_ids(test, labels)
     if train is None:
         return {**cross_fit_baselines(test.texts, true_ids, labels, seed), "fitted_on": f"cross-fit {FOLDS} folds of this file"}
@@ -134,12 +136,16 @@ def _seconds(laps: list[float]) -> dict[str, float]:
 
 def _labels_picture(result: dict[str, Any], true_ids: Ids, probabilities: Floats, labels: tuple[str, ...]) -> dict[str, bytes]:
     """What one label is taken for; where a text may have several, how well each is found."""
+    from pigeonhole.evaluation import plots  # matplotlib takes a second to import
+
     if true_ids.ndim == 2:
         return {"labels.png": plots.labels_png(result["test"]["per_class"])}
     return {"confusion_matrix.png": plots.confusion_png(true_ids, predict(probabilities), labels)}
 
 
 def _write(out: str, result: dict[str, Any], true_ids: Ids, probabilities: Floats, labels: tuple[str, ...]) -> None:
+    from pigeonhole.evaluation import plots
+
     files = {
         "report.md": report.markdown(result).encode(),
         "evaluation.json": msgspec.json.format(msgspec.json.encode(result)),
