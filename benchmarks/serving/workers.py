@@ -25,7 +25,7 @@ from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 
 TEXTS = 32  # of a request
-CONNECTIONS = 24  # all their texts may wait at one worker
+CONNECTIONS = 12  # all their texts may wait at one worker, which refuses what it would not answer in time
 EACH = 0.9  # of what one worker answers, for each of several
 
 
