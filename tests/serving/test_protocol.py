@@ -211,6 +211,35 @@ def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(start: Star
             gc.enable()
 
 
+def test_a_head_that_came_at_once_is_not_parsed_where_it_is_too_long() -> None:
+    """20,000 headers held up the loop for 0.09 s; one that the edge refuses by its own measure still comes to it."""
+
+    def head(lines: int) -> bytes:
+        return b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x: a\r\n" * lines + b"\r\n"
+
+    short, long = Pieces(h11.SERVER), Pieces(h11.SERVER)
+    short.receive_data(head(5_000))
+    assert isinstance(short.next_event(), h11.Request)
+    long.receive_data(b"\r\n" + head(6_000))
+    with pytest.raises(h11.RemoteProtocolError, match="the head is too long"):
+        long.next_event()
+    body = b"a" * 100_000
+    whole = Pieces(h11.SERVER)
+    whole.receive_data(b"POST / HTTP/1.1\nhost: x\ncontent-length: 100000\n\n" + body)
+    assert isinstance(whole.next_event(), h11.Request)
+    data = whole.next_event()
+    assert isinstance(data, h11.Data)
+    assert data.data == body
+
+
+def test_a_head_that_is_too_long_is_told_what_is_allowed(start: Start) -> None:
+    with start() as service, socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x: a\r\n" * 20_000 + b"\r\n")
+        found = read_all(connection)
+    assert found.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert b'"code":"headers_too_large"' in found
+
+
 def test_pieces_are_counted_for_each_body_and_as_many_as_are_allowed_pass() -> None:
     def request(pieces: int) -> bytes:
         head = b"POST /predict HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"

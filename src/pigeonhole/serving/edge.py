@@ -182,10 +182,9 @@ def check_head(scope: Scope) -> None:
             400, "invalid_header", "host is a name or an address, with a port or without", {"connection": "close"}
         )  # RFC 9112 3.2
     if len(scope.get("raw_path", b"")) + len(scope["query_string"]) > MAX_URL_BYTES:
-        raise Problem(414, "url_too_long", f"a URL has at most {MAX_URL_BYTES} bytes", {"connection": "close"})
+        raise url_too_long()
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
-        limit = f"at most {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes of them"
-        raise Problem(431, "headers_too_large", limit, {"connection": "close"})
+        raise headers_too_large()
     lengths, encodings = values.get(b"content-length", []), values.get(b"transfer-encoding", [])
     if encodings and (lengths or scope["http_version"] == "1.0"):
         # RFC 9112 6.1: a proxy may have read the other one, and the rest of the body as a request of its own.
@@ -222,6 +221,15 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     if value is not None and not re.fullmatch("[!-~]{1,255}", value):
         raise Problem(400, "invalid_header", "idempotency-key has 1 to 255 visible ASCII characters")
     return value
+
+
+def url_too_long() -> Problem:
+    return Problem(414, "url_too_long", f"a URL has at most {MAX_URL_BYTES} bytes", {"connection": "close"})
+
+
+def headers_too_large() -> Problem:
+    limit = f"at most {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes of them"
+    return Problem(431, "headers_too_large", limit, {"connection": "close"})
 
 
 def _too_large() -> Problem:
