@@ -28,6 +28,7 @@ MAX_PIECES = 1024  # of a body: 0.015 s of the loop; 256 KB of chunks with a byt
 MAX_HEAD_BYTES = 16 << 10  # that are kept while the rest of a head, or of a plain request, is waited for
 LONGEST_HEAD = 32 << 10  # that is parsed at all: more than the edge lets in
 HEAD_END = re.compile(rb"\n\r?\n")  # as h11 has it
+TOO_LARGE = 431  # h11's hint, for a head that is not whole
 EMPTY_LINE = b"\r\n"  # before a request it is nothing (RFC 9112 2.2): some clients send one after a body
 REST_S = 5.0  # between two requests of a connection
 RECEIVE_TIMEOUT_S = 10.0  # 1 MiB in ten seconds is 0.8 Mbit/s: slower than any line that is meant well
@@ -44,14 +45,18 @@ class Pieces(h11.Connection):
     refusal: Problem | None = None  # of what it raised an error for, where 400 does not say it
 
     def next_event(self) -> Any:
-        if self.their_state is h11.IDLE:
-            waiting = self.trailing_data[0]
-            if waiting.startswith(EMPTY_LINE):
-                self._receive_buffer.maybe_extract_at_most(len(EMPTY_LINE))
+        is_head = self.their_state is h11.IDLE
+        waiting = self.trailing_data[0] if is_head else b""
+        if waiting.startswith(EMPTY_LINE):
+            self._receive_buffer.maybe_extract_at_most(len(EMPTY_LINE))
+        try:
             if len(waiting) > LONGEST_HEAD and not HEAD_END.search(waiting, len(EMPTY_LINE), LONGEST_HEAD):
+                raise h11.RemoteProtocolError("the head is too long", TOO_LARGE)
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            if is_head and error.error_status_hint == TOO_LARGE:
                 self.refusal = headers_too_large() if b"\n" in waiting[len(EMPTY_LINE) : LONGEST_HEAD] else url_too_long()
-                raise h11.RemoteProtocolError("the head is too long")
-        event = super().next_event()
+            raise
         if isinstance(event, h11.Data):
             self.count += 1
             if self.count > MAX_PIECES:
