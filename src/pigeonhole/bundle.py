@@ -37,6 +37,7 @@ DOWNLOADS = 4  # files at a time: small ones are over in the time that a bucket 
 WEIGHTS = ".data"  # added to the name of a model that keeps its weights in a file of their own
 
 Precision = Literal["fp32", "int8"]
+Models = Literal["all", "served"] | Precision
 Task = Literal["single_label", "multi_label"]
 OutOfScopeRule = Literal["neighbour", "max_logit"]
 WindowRule = Literal["truncate", "mean", "max"]
@@ -167,7 +168,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     return read_manifest(str(folder))
 
 
-def open_bundle(url: str, models: Literal["all", "served"] | Precision = "all") -> Bundle:
+def open_bundle(url: str, models: Models = "all") -> Bundle:
     """Read a bundle by URL and verify every byte of it; remote ones are copied to a folder of this process first.
 
     `models`: which of its models are copied; fp32 has four times the bytes of int8, and Cloud Run keeps files in memory. Raises
@@ -182,7 +183,7 @@ def open_bundle(url: str, models: Literal["all", "served"] | Precision = "all") 
         raise BundleError(f"{error.filename or url}: cannot be read ({why}); check its permissions") from error
 
 
-def _complete(url: str, local: Path | None, manifest: Manifest, models: str) -> Path:
+def _complete(url: str, local: Path | None, manifest: Manifest, models: Models) -> Path:
     # On a disk also what is no file: a folder or a pipe was not sealed either.
     found = ({path.name for path in local.iterdir()} if local else set(storage.list_files(url))) - {MANIFEST}
     for name in sorted(set(manifest.files) - found):
@@ -308,8 +309,7 @@ def _fetch(url: str, files: Mapping[str, FileEntry]) -> Path:
     folder = Path(tempfile.mkdtemp(dir=_scratch().name))
     try:
         with ThreadPoolExecutor(DOWNLOADS) as pool:
-            for _ in pool.map(lambda name: storage.download(storage.join(url, name), folder / name), [MANIFEST, *files]):
-                pass  # raises what one of them raised
+            list(pool.map(lambda name: storage.download(storage.join(url, name), folder / name), [MANIFEST, *files]))
         return _verified(url, folder, files)
     except BaseException:
         shutil.rmtree(folder)

@@ -10,11 +10,9 @@ import re
 import sys
 import threading
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -136,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             upload_id = uuid.uuid4().hex
             self.objects.uploads[upload_id] = Upload(query["name"], expected)
-            self.send(200, b"", {"Location": f"http://{self.headers['Host']}/upload?uploadType=resumable&upload_id={upload_id}"})
+            self.send(200, b"", Location=f"http://{self.headers['Host']}/upload?uploadType=resumable&upload_id={upload_id}")
             return
         if query["uploadType"] == "multipart":
             _, header, body = body.split(BOUNDARY + b"\nContent-Type: ", 2)
@@ -148,9 +146,9 @@ class Handler(BaseHTTPRequestHandler):
         """The object is there with the last of them, if it still may be."""
         upload = self.objects.uploads[upload_id]
         upload.data += piece
-        last, size = re.fullmatch(r"bytes \d+-(\d+)/(\d+)", self.headers["Content-Range"]).groups()  # type: ignore[union-attr]
+        last, _, size = self.headers["Content-Range"].rpartition("-")[2].partition("/")  # of "bytes FIRST-LAST/SIZE"
         if int(last) + 1 < int(size):
-            self.send(308, b"", {"Range": f"bytes=0-{last}"})
+            self.send(308, b"", Range=f"bytes=0-{last}")
             return
         del self.objects.uploads[upload_id]
         self.write(upload.name, bytes(upload.data), upload.expected)
@@ -185,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, code: int, value: object) -> None:
         self.send(code, json.dumps(value).encode())
 
-    def send(self, code: int, data: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+    def send(self, code: int, data: bytes, **headers: str) -> None:
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name, value)
