@@ -1,7 +1,6 @@
 """The real service in a process of its own, over the tiny sealed bundle, and the pages that ask it."""
 
 import contextlib
-import os
 import shutil
 import subprocess
 import time
@@ -13,7 +12,7 @@ import pytest
 import streamlit as st
 from frontend.ports import API_VARIABLE, DRIFT_VARIABLE, KEY_VARIABLE
 from streamlit.testing.v1 import AppTest
-from tests.conftest import free_port
+from tests.conftest import free_port, unmeasured
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9"
@@ -33,7 +32,7 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", seconds: floa
 
 
 def environment(**variables: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PIGEONHOLE_")}
+    own = {name: value for name, value in unmeasured().items() if not name.startswith("PIGEONHOLE_")}
     return {**own, "PYTHONPATH": str(ROOT), **variables}
 
 

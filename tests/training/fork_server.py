@@ -12,6 +12,8 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+from tests.conftest import unmeasured
+
 PATIENCE_S = 180.0
 
 
@@ -23,7 +25,7 @@ class ForkServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(root)},
+            env={**unmeasured(), "PYTHONPATH": str(root)},
         )
 
     def __enter__(self) -> "ForkServer":
