@@ -93,6 +93,7 @@ def test_reliability_bins_are_those_of_scikit_learn(n: int, c: int, skill: float
     accuracies, confidences = calibration_curve(right, probabilities.max(axis=1), n_bins=15)
     found = metrics.reliability(probabilities, true_ids)
     filled = found.counts > 0
+    np.testing.assert_array_equal(found.edges, np.arange(16) / 15)
     np.testing.assert_allclose(found.accuracy[filled], accuracies)
     np.testing.assert_allclose(found.confidence[filled], confidences)
     expected = np.average(np.abs(accuracies - confidences), weights=found.counts[filled])
@@ -331,6 +332,8 @@ def test_the_interval_of_a_median_holds_it_in_95_of_100_sets() -> None:
         (found := metrics.median_interval(random.exponential(size=100))).low <= np.log(2) <= found.high for _ in range(1_000)
     )
     assert 930 <= held <= 985
+    assert metrics.median_interval(np.arange(100.0)) == Interval(49.5, 40, 60)
+    assert metrics.median_interval(np.arange(2.0)) == Interval(0.5, 0, 1)
 
 
 def test_a_bootstrap_interval_is_shifted_back_by_the_bootstraps_own_bias() -> None:
@@ -338,6 +341,13 @@ def test_a_bootstrap_interval_is_shifted_back_by_the_bootstraps_own_bias() -> No
     found = metrics._shifted_interval(0.5, drawn, 100)
     assert [found.estimate, found.low, found.high] == pytest.approx([0.5, 0.405, 0.595])
     assert metrics._shifted_interval(0.98, drawn, 100).high == 1
+
+
+def test_the_lower_end_of_a_calibration_interval_is_shifted_twice_and_never_up() -> None:
+    for middle, low, high in ((0.6, 0.305, 0.595), (0.4, 0.305, 0.595)):
+        found = metrics._gap_interval(0.5, np.linspace(middle - 0.1, middle + 0.1, 10_001), 100)
+        assert [found.estimate, found.low, found.high] == pytest.approx([0.5, low, high])
+    assert metrics._gap_interval(0.05, np.linspace(0.05, 0.25, 10_001), 100).low == 0
 
 
 def test_the_calibration_interval_of_few_rows_seldom_begins_above_the_true_error() -> None:
