@@ -47,6 +47,8 @@ def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
         ("tracking.backend: [wandb, none]", "tracking.backend: no key that a sweep can vary"),
         ("trainer.learning_rate: {low: 0.1, high: 2}", r"trainer.learning_rate: 2.0 is not allowed; expected float > 0 and <= 1"),
         ("trainer.learning_rate: {low: 0.2, high: 0.1}", "expected low < high"),
+        ("trainer.learning_rate: {low: 0.2, high: 0.2}", "expected low < high"),
+        ("seed: {low: 4, high: 5}\npruning: false", "trials=3: one for each seed, expected 2 to 2"),
         ("trainer.weight_decay: {low: 0, high: 0.1, scale: log}", "low > 0 on a log scale"),
         ("trainer.batch_size: {low: 8, high: 64, scale: log}", "list its values"),
         ("trainer.batch_size: [8, 8.5]", "8.5 is not allowed"),
@@ -125,7 +127,7 @@ def test_an_experiment_file_composes_to_what_was_written(tmp_path: Path) -> None
     assert (config.seed, config.trainer.learning_rate, config.trainer.refit_head) == (3, 5e-05, True)
 
 
-@pytest.mark.parametrize(("values", "seeds"), [("[7, 3, 5, 9]", [7, 3, 5]), ("{low: 4, high: 90}", [4, 5, 6])])
+@pytest.mark.parametrize(("values", "seeds"), [("[7, 3, 5, 9]", [7, 3, 5]), ("{low: 4, high: 6}", [4, 5, 6])])
 def test_a_sweep_of_seeds_gives_each_trial_the_next_one_and_wandb_and_vertex_a_list(
     tmp_path: Path, values: str, seeds: list[int]
 ) -> None:
