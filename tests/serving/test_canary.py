@@ -51,6 +51,7 @@ def test_a_caller_keeps_meeting_one_version_and_answers_and_records_say_which(st
         assert {ask(service, f"user-{number}") for number in range(20)} == {"v1"}
         nominate(registry, "v2")
         wait_until(lambda: candidate(service) == {"model_version": "v2", "share": 0.3})
+        wait_until(lambda: samples(service)["pigeonhole_rollout_behind{alias=candidate}"] == 0)
         first = {number: ask(service, f"user-{number}") for number in range(200)}
         assert {number: ask(service, f"user-{number}", "refund") for number in range(200)} == first
         share = sum(version == "v2" for version in first.values()) / 200

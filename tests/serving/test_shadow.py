@@ -55,6 +55,7 @@ def test_the_shadow_is_compared_and_answers_nobody(start: Start, registry: Regis
         }
         found = samples(service)
         assert found["pigeonhole_model_info{model=words,role=shadow,version=v2}"] == 1
+        assert found["pigeonhole_rollout_behind{alias=shadow}"] == 0
         assert found["pigeonhole_shadow_score_difference_count{}"] == 10
         assert {record.version for record in service.records()} == {"v1"}
         assert set(OTHER_LABELS) & {record.label for record in service.records()} == set()
