@@ -182,6 +182,12 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_and_not_waited_for(tmp
             pass
 
 
+@pytest.mark.parametrize("host", ["nowhere.invalid", "127.0.0.1:9"])
+def test_a_host_that_cannot_be_reached_is_no_file_that_is_not_there(host: str) -> None:
+    with pytest.raises(StorageError, match=rf"^http://{host}/rows\.csv: (?!there is no such file)"):
+        storage.open_read(f"http://{host}/rows.csv").__enter__()
+
+
 @pytest.mark.parametrize("url", ["http://", "https:///rows.csv", "http://.example/rows.csv", "http://[::1/rows.csv"])
 def test_an_address_without_a_host_is_refused(url: str) -> None:
     with pytest.raises(StorageError, match=r"expected https?://HOST/PATH"):

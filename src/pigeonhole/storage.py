@@ -293,6 +293,8 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError):  # a host that cannot be reached, which fsspec takes for a file that is not there
+            raise StorageError(f"{url}: {error.__cause__.strerror or error.__cause__}") from error
         raise NotFoundError(f"{url}: there is no such file") from error
     except PermissionError as error:
         raise StorageError(f"{url}: access denied; check the path's permissions or the account's roles") from error

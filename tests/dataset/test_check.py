@@ -8,7 +8,7 @@ import pytest
 from pigeonhole.dataset.check import Checked, check_rows, files_of, verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import read_rows
-from pigeonhole.errors import DataError, NotFoundError
+from pigeonhole.errors import DataError, NotFoundError, StorageError
 
 
 def _texts(topic: str, count: int) -> list[str]:
@@ -115,7 +115,7 @@ def test_missing_file_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NotFoundError, match=r"there is no such file$"):
         verify_files(DataConfig(path="train.csv"))
-    with pytest.raises(NotFoundError, match=r"there is no such file$"):  # and http://127.0.0.1:1.dvc is no address at all
+    with pytest.raises(StorageError, match="Connect call failed"):  # and http://127.0.0.1:1.dvc is no address at all
         verify_files(DataConfig(path="http://127.0.0.1:1/train.csv"))
 
 
