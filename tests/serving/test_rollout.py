@@ -135,6 +135,7 @@ def test_a_broken_version_is_refused_once_and_told_until_the_alias_moves(
     move(registry, "v2")
     rollout.look()
     assert service.classifier.manifest.version == "v2"
+    assert caplog.messages[-1] == "words: version v2 is in production now, after v1"
     assert sample(service, 'pigeonhole_rollout_behind{alias="production"}') == 0
 
 
@@ -156,12 +157,15 @@ def test_a_version_whose_library_panics_is_refused_and_the_rollout_goes_on(
     assert sample(service, 'pigeonhole_rollouts_total{alias="production",outcome="refused"}') == 1
 
 
-def test_a_bundle_that_lies_under_another_name_is_refused(registry: Registry, service: Service, tmp_path: Path) -> None:
+def test_a_bundle_that_lies_under_another_name_is_refused(
+    registry: Registry, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     versions = tmp_path / "registry" / "models" / "words" / "versions"
     shutil.copytree(versions / "v2", versions / "v3")
     move(registry, "v3")
     Rollout(registry, service, 1).look()
     assert service.classifier.manifest.version == "v1"
+    assert "v3: the manifest says words v2; a version lies where it was published" in caplog.messages[0]
 
 
 def test_without_a_production_version_the_one_that_answers_goes_on(
