@@ -9,10 +9,8 @@ Does not know how a model is run (classifier.py) or where bundles live (registry
 """
 
 import datetime
-import functools
 import hashlib
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -299,21 +297,28 @@ def _digest(path: Path) -> tuple[str, int]:
         return digest.hexdigest(), stream.tell()
 
 
-@functools.cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="pigeonhole-bundle-")
+_copies: dict[Path, tempfile.TemporaryDirectory[str]] = {}  # of remote bundles; the end of the process takes those that are left
 
 
 def _fetch(url: str, files: Mapping[str, FileEntry]) -> Path:
     """A verified copy. Of one that cannot be had or is refused nothing stays: a rollout asks for it again and again."""
-    folder = Path(tempfile.mkdtemp(dir=_scratch().name))
+    copy = tempfile.TemporaryDirectory(prefix="pigeonhole-bundle-")
+    folder = Path(copy.name)
     try:
         with ThreadPoolExecutor(DOWNLOADS) as pool:
             list(pool.map(lambda name: storage.download(storage.join(url, name), folder / name), [MANIFEST, *files]))
-        return _verified(url, folder, files)
+        _verified(url, folder, files)
     except BaseException:
-        shutil.rmtree(folder)
+        copy.cleanup()
         raise
+    _copies[folder] = copy
+    return folder
+
+
+def release(bundle: Bundle) -> None:
+    """Delete the copy of a remote bundle: what was opened from it needs it no more, and on Cloud Run files are memory."""
+    if copy := _copies.pop(bundle.folder, None):
+        copy.cleanup()
 
 
 def require_same(bundle: Bundle) -> None:

@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from tests.conftest import free_port, wait_until
 from tests.serving.conftest import make_bundle
 
+from pigeonhole import storage
 from pigeonhole.bundle import Manifest
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
@@ -203,6 +204,19 @@ def test_a_service_copies_only_the_model_that_it_serves(tiny_bundle: Path) -> No
     alone = find_bundle(Settings(bundle="memory://served/models/tiny/versions/v1"))
     assert sorted(path.name for path in alone.folder.glob("*.onnx")) == ["model.int8.onnx"]
     assert Classifier.open(alone).precision == "int8"
+
+
+def test_a_bundle_from_a_bucket_is_served_and_its_copy_does_not_stay_on_the_disk(
+    words_bundle: Path, bucket: str, tmp_path: Path
+) -> None:
+    url, scratch = storage.join(bucket, "words"), tmp_path / "scratch"
+    for file in words_bundle.iterdir():
+        storage.write(storage.join(url, file.name), file.read_bytes())
+    scratch.mkdir()
+    environment = {"TMPDIR": str(scratch), "FSSPEC_GS_TOKEN": "anon", "PIGEONHOLE_LOG": str(tmp_path / "log")}
+    with served(PIGEONHOLE_BUNDLE=url, **environment) as (_, http):
+        assert http.post("/predict", json={"text": "parcel"}).json()["label"] == "delivery"
+        assert not list(scratch.glob("pigeonhole-bundle-*"))
 
 
 def test_of_several_models_the_one_promoted_last_is_served_and_it_is_said(

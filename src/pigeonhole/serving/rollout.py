@@ -6,12 +6,10 @@ registry can.
 """
 
 import logging
-import shutil
 from dataclasses import dataclass
 from typing import Protocol
 
-from pigeonhole import storage
-from pigeonhole.bundle import open_bundle
+from pigeonhole.bundle import open_bundle, release
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import BundleError, RegistryError, StorageError
 from pigeonhole.registry import Alias, Change, Registry
@@ -162,5 +160,4 @@ class Rollout:
                 raise BundleError(f"{bundle.url}: the manifest says {found[0]} {found[1]}; a version lies where it was published")
             return Classifier.open(bundle, threads=self._threads)
         finally:
-            if storage.local_path(bundle.url) is None:  # a copy, which the opened model does not need
-                shutil.rmtree(bundle.folder, ignore_errors=True)
+            release(bundle)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pigeonhole import storage
-from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.bundle import Bundle, open_bundle, release
 from pigeonhole.command import command
 from pigeonhole.errors import ConfigError, RegistryError
 from pigeonhole.port import bind
@@ -133,7 +133,10 @@ def _open_beside(settings: Settings) -> "Future[Classifier]":
     def opened() -> Classifier:
         bundle = verified.result()
         give_back()  # the peak of a small service is its start
-        return Classifier.open(bundle, threads=settings.threads)
+        try:
+            return Classifier.open(bundle, threads=settings.threads)
+        finally:
+            release(bundle)
 
     opening = aside.submit(opened)
     aside.shutdown(wait=False)
