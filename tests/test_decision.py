@@ -1,15 +1,18 @@
 """What is out of scope, and per-label calibration, through a sealed bundle whose every word's weight is known."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 import pytest
+import scipy.special
 from tests.keyword_bundle import keyword_bundle
 
 from pigeonhole.bundle import NEIGHBOURS, Bundle, OutOfScope, VectorScaling, open_bundle, seal
 from pigeonhole.classifier import Classifier
-from pigeonhole.decision import Judge, sigmoid, softmax
+from pigeonhole.decision import Judge, sigmoid, softmax, strangeness
 from pigeonhole.errors import BundleError
 
 # The bundle's embedding is its logits.
@@ -118,3 +121,29 @@ def test_a_score_and_a_probability_that_just_reach_their_limits_are_enough(tmp_p
     assert several.given(0, np.full(len(single.labels), 0.25))[0] == single.labels
     assert several.given(0, np.full(len(single.labels), 0.2499))[0] == ()
     assert several.decide(0, 0.5, none, none) == "accept"
+
+
+@pytest.mark.parametrize(("task", "expected"), [("single_label", scipy.special.softmax), ("multi_label", scipy.special.expit)])
+def test_logits_over_the_temperature_become_probabilities_and_large_ones_do_not_overflow(
+    tmp_path: Path, task: Literal["single_label", "multi_label"], expected: Callable[..., np.ndarray]
+) -> None:
+    manifest = msgspec.structs.replace(keyword_bundle(tmp_path / "bundle", "v1").manifest, task=task, temperature=2.0)
+    along = {"axis": -1} if task == "single_label" else {}
+    for logits in ([[1.0, 2.0, -3.0], [0.5, 0.0, 0.25]], [[1e4, 0.0, -1e4], [-1e4, -1e4, -1e4]]):
+        found = Judge(manifest).probabilities(np.array(logits, np.float32))
+        np.testing.assert_allclose(found, expected(np.array(logits) / 2, **along), rtol=1e-12)
+
+
+def test_several_labels_are_all_right_as_often_as_each_is_and_no_other_is_missing(tmp_path: Path) -> None:
+    single = keyword_bundle(tmp_path / "bundle", "v1").manifest
+    several = Judge(msgspec.structs.replace(single, thresholds=dict.fromkeys(single.labels, 0.5), task="multi_label"))
+    labels, score = several.given(0, np.array([0.9, 0.2, 0.6]))
+    assert labels == (single.labels[0], single.labels[2])
+    assert score == pytest.approx(0.9 * 0.8 * 0.6)
+
+
+def test_how_strange_a_text_is_does_not_hang_on_the_length_of_its_embedding() -> None:
+    neighbours = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    for length in (0.5, 4.0):
+        found = strangeness("neighbour", np.zeros(2, np.float32), np.array([0.6, 0.8], np.float32) * length, neighbours)
+        assert found == pytest.approx(0.2)
