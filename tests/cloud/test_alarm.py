@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from monitoring import alarm
 
 from pigeonhole.errors import ConfigError, RunError
@@ -33,6 +34,7 @@ def test_a_killed_server_reaches_the_pager_by_way_of_prometheus_and_alertmanager
     ("file", "right", "wrong", "code"),
     [
         ("alert_rules.yaml", "", "", 0),
+        ("alert_rules.yaml", "for: 1m", "for: 1m", 0),
         ("alert_rules.yaml", "for: 1m", "for: soon", 1),
         ("alert_rules.yaml", "expr: up{", "expr: up{{", 1),
         ("alert_rules.yaml", "- alert: PigeonholeDown", "- alarm: PigeonholeDown", 1),
@@ -50,6 +52,10 @@ def test_promtool_says_no_to_a_planted_fault_and_yes_to_the_committed_rules(
     text = (tmp_path / file).read_text(encoding="utf-8")
     assert right in text
     (tmp_path / file).write_text(text.replace(right, wrong, 1) if right else text, encoding="utf-8")
+    if right:  # none of these faults needs the two days that take half of promtool's time
+        tests = yaml.safe_load((tmp_path / "rules_test.yaml").read_text(encoding="utf-8"))
+        tests["tests"] = [each for each in tests["tests"] if "for days" not in each["name"]]
+        (tmp_path / "rules_test.yaml").write_text(yaml.safe_dump(tests), encoding="utf-8")
     answer = subprocess.run(["promtool", "test", "rules", str(tmp_path / "rules_test.yaml")], capture_output=True, check=False)
     assert min(answer.returncode, 1) == code
 

@@ -1,3 +1,4 @@
+import functools
 import importlib.metadata
 import os
 import shutil
@@ -7,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tests.conftest import unmeasured
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
@@ -16,7 +18,12 @@ NAMES = sorted(SCRIPTS)
 def call(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     script = shutil.which(name, path=str(Path(sys.executable).parent))
     assert script, f"{name} is not installed beside {sys.executable}"
-    return subprocess.run([script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run([script, *arguments], cwd=ROOT, env=unmeasured(), capture_output=True, text=True, check=False)
+
+
+@functools.cache
+def help_of(name: str) -> subprocess.CompletedProcess[str]:
+    return call(name, "--help")
 
 
 def test_the_installed_package_has_these_commands() -> None:
@@ -26,7 +33,7 @@ def test_the_installed_package_has_these_commands() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_help_is_printed_to_stdout(name: str) -> None:
-    answer = call(name, "--help")
+    answer = help_of(name)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert name in answer.stdout
     assert max(map(len, answer.stdout.splitlines())) <= 100
@@ -34,7 +41,7 @@ def test_help_is_printed_to_stdout(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_help_says_what_the_command_is_for_before_it_lists_anything(name: str) -> None:
-    first, second = call(name, "--help").stdout.split("\n\n")[:2]
+    first, second = help_of(name).stdout.split("\n\n")[:2]
     assert first.startswith("usage: ")
     assert second.startswith(("keys:", "groups:")) is False
 
