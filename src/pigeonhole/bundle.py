@@ -302,7 +302,7 @@ _copies: dict[Path, tempfile.TemporaryDirectory[str]] = {}  # of remote bundles;
 
 def _fetch(url: str, files: Mapping[str, FileEntry]) -> Path:
     """A verified copy. Of one that cannot be had or is refused nothing stays: a rollout asks for it again and again."""
-    copy = tempfile.TemporaryDirectory(prefix="pigeonhole-bundle-")
+    copy = tempfile.TemporaryDirectory(prefix="pigeonhole-bundle-", ignore_cleanup_errors=True)  # no reason to refuse a version
     folder = Path(copy.name)
     try:
         with ThreadPoolExecutor(DOWNLOADS) as pool:
