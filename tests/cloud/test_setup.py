@@ -18,7 +18,7 @@ import yaml
 
 from pigeonhole.cloud import quota, setup
 from pigeonhole.cloud.project import Project
-from pigeonhole.cloud.resources import POLICIES, WRITES, Binding, Line, Site, Step, left_out, read_site, steps
+from pigeonhole.cloud.resources import POLICIES, SCHEDULE, WRITES, Binding, Line, Site, Step, left_out, read_site, steps
 from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.loop import vertex_retrain
 from pigeonhole.training import vertex
@@ -71,7 +71,8 @@ if verbs:
 asked = [word.partition("=")[0] + "=" if word.startswith("--set-notification-channels=") else word for word in line]
 verb, what = known.get(" ".join(asked), ("", ""))
 labels = flags.get("user-labels", "") + flags.get("update-user-labels", "") + flags.get("update-labels", "")
-content = labels.rpartition("=")[2] or flags.get("attribute-condition") or True
+named = ("attribute-condition", "budget-amount", "schedule")
+content = labels.rpartition("=")[2] or next((flags[name] for name in named if name in flags), True)
 if verb == "answer":
     end(0, what)
 if verb == "make":
@@ -220,6 +221,7 @@ def test_what_is_there_and_not_as_described_is_mended_in_its_place_and_then_left
     )
     older = everything() | {policy: "0123456789ab", f"{policy} channels": told, provider: "assertion.repository=='other/name'"}
     older["lifecycle of gs://some-project-pigeonhole"] = ""
+    older |= {"budget of this project, told at 50, 90 and 100 %": "50", "hourly drift run": "0 * * * *"}
     (cloud / "there.json").write_text(json.dumps(older))
     first = setup.run(["setup"])
     assert first is not None
@@ -227,6 +229,8 @@ def test_what_is_there_and_not_as_described_is_mended_in_its_place_and_then_left
         "lifecycle of gs://some-project-pigeonhole",
         f"{provider} for owner/name, main only",
         f"{policy} as in {POLICIES}/errors.json",
+        "budget of 100 a month",
+        f"drift run at {SCHEDULE}",
     ]
     assert there(cloud) == everything() | {f"{policy} channels": told}
     again = setup.run(["setup"])
@@ -412,7 +416,7 @@ def test_in_another_folder_nothing_is_set_up_without_its_alerts(
 def test_a_budget_is_of_one_project_where_several_are_paid_from_one_account() -> None:
     def budget(project: str) -> Step:
         site = Site(Project(project, "europe-west4"), billing="0A0A0A-0B0B0B-0C0C0C")
-        (found,) = [step for step in steps(site, ROOT) if step.what.startswith("budget")]
+        (found,) = [step for step in steps(site, ROOT) if step.what.startswith("budget of this project")]
         return found
 
     one, other = budget("some-project"), budget("other-project")

@@ -374,22 +374,37 @@ def _watching(site: Site, folder: Path) -> Iterator[Step]:
     if site.email:
         yield from _told(site, titles)
     if site.billing:
-        # Of one project: the budgets of all that are paid from one account stand in one list.
-        name = f"pigeonhole-{site.project.id}"
-        budgets, account = ("billing", "budgets"), {"billing_account": site.billing}
-        yield Step(
-            f"budget of {site.budget} a month, told at 50, 90 and 100 %",
-            _gcloud(site, *budgets, "list", **account, filter=f"displayName={name}", format="value(name)"),
-            _gcloud(
-                site,
-                *(*budgets, "create", *(f"--threshold-rule=percent={share}" for share in ("0.5", "0.9", "1.0"))),
-                **account,
-                display_name=name,
-                budget_amount=str(site.budget),
-                filter_projects=f"projects/{site.project.id}",
-            ),
-            _gcloud(site, *budgets, "delete", FOUND, "--quiet"),
-        )
+        yield from _budget(site)
+
+
+def _budget(site: Site) -> Iterator[Step]:
+    """Of one project, and of the amount that is wanted now: the budgets of all that one account pays for stand in one list."""
+    name = f"pigeonhole-{site.project.id}"
+    budgets, account = ("billing", "budgets"), {"billing_account": site.billing}
+    listed = {**account, "filter": f"displayName={name}"}
+    named = _gcloud(site, *budgets, "list", **listed, format="value(name)")
+    yield Step(
+        "budget of this project, told at 50, 90 and 100 %",
+        named,
+        _gcloud(
+            site,
+            *(*budgets, "create", *(f"--threshold-rule=percent={share}" for share in ("0.5", "0.9", "1.0"))),
+            **account,
+            display_name=name,
+            budget_amount=str(site.budget),
+            filter_projects=f"projects/{site.project.id}",
+        ),
+        _gcloud(site, *budgets, "delete", FOUND, "--quiet"),
+    )
+    yield Step(
+        f"budget of {site.budget} a month",
+        _gcloud(site, *budgets, "list", **listed, format="value(amount.specifiedAmount.units)"),
+        _gcloud(site, *budgets, "update", "BUDGET", budget_amount=str(site.budget)),
+        word=str(site.budget),
+        needs=named,
+        asked=(("BUDGET", named, "BUDGET"),),
+        mends=True,
+    )
 
 
 def _policy(site: Site, title: str, file: str, rule: str) -> Iterator[Step]:
@@ -454,9 +469,10 @@ def _services(site: Site) -> Iterator[Step]:
         found = _binding(site, ("run", "services"), name, account, "roles/run.invoker", place=f"--region={region}")
         yield replace(found, needs=_service(site, service))
     jobs, audience = ("scheduler", "jobs"), site.url("drift")
+    job = _gcloud(site, *jobs, "describe", "pigeonhole-drift", location=region, format="value(name)")
     yield Step(
-        f"hourly drift run ({SCHEDULE})",
-        _gcloud(site, *jobs, "describe", "pigeonhole-drift", location=region, format="value(name)"),
+        "hourly drift run",
+        job,
         _gcloud(
             site,
             *(*jobs, "create", "http", "pigeonhole-drift"),
@@ -470,6 +486,14 @@ def _services(site: Site) -> Iterator[Step]:
         ),
         _gcloud(site, *jobs, "delete", "pigeonhole-drift", "--quiet", location=region),
         needs=_service(site, "drift"),
+    )
+    yield Step(
+        f"drift run at {SCHEDULE}",
+        _gcloud(site, *jobs, "describe", "pigeonhole-drift", location=region, format="value(schedule)"),
+        _gcloud(site, *jobs, "update", "http", "pigeonhole-drift", location=region, schedule=SCHEDULE),
+        word=SCHEDULE,
+        needs=job,
+        mends=True,
     )
 
 
