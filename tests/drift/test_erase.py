@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fsspec.config
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.drift.conftest import NOON
@@ -146,6 +147,22 @@ def test_an_object_that_nobody_can_read_is_named(world: tuple[str, Record, list[
     with pytest.raises(RunError, match="3 objects cannot be read and may hold a copy"):
         erase_keys(log, {marked.prediction_id})
     assert SECRET.encode() not in b"".join(path.read_bytes() for path in folder.glob("*.jsonl"))
+
+
+def test_a_damaged_line_in_a_compacted_object_is_kept_as_evidence(settings: Settings, records_of: RecordsOf) -> None:
+    marked, other = records_of(["one", "two"])
+    for number, record in enumerate((marked, other)):
+        put(settings.log, "predictions", record, f"writer-{number}")
+    compact_log(settings.log, NOON + 5 * HOUR)
+    (compacted,) = Path(settings.log).rglob("*.parquet")
+    table = pq.read_table(compacted)
+    damaged = pa.array([line.as_py() for line in table["line"]] + [b"\xff no JSON"], pa.binary())
+    pq.write_table(pa.table({"line": damaged}), compacted)
+    assert erase_keys(settings.log, {marked.prediction_id}).records == 1
+    window = read_window(settings.log, NOON, NOON + HOUR, read_compacted=compacted_lines)
+    assert [record.prediction_id for record in window] == [other.prediction_id]
+    assert window.counts.torn == 1
+    assert marked.prediction_id.encode() not in everything(settings.log)
 
 
 def test_what_a_killed_writer_left_beside_its_object_goes(world: tuple[str, Record, list[Record]]) -> None:

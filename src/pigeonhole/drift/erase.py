@@ -186,12 +186,12 @@ def _erase_from(folder: str, name: str, wanted: set[str], tally: Tally) -> int:
 
 
 def _create_without(folder: str, name: str, lines: list[bytes]) -> None:
-    """Under a name of its own. Raises RunError where it does not read back."""
-    if name.endswith(COMPACTED):
+    """Under a name of its own; Parquet has no place for a damaged line. Raises RunError where it does not read back."""
+    if name.endswith(COMPACTED) and all(map(_head, lines)):
         create_compacted(folder, lines)
         return
     data = b"\n".join(lines) + b"\n"
-    stem = re.sub("-erased-[0-9a-f]{16}$", "", name.removesuffix(SHIPPED))
+    stem = re.sub("-erased-[0-9a-f]{16}$", "", name.removesuffix(SHIPPED).removesuffix(COMPACTED))
     url = storage.join(folder, f"{stem}-erased-{hashlib.sha256(data).hexdigest()[:16]}{SHIPPED}")
     storage.create(url, gzip.compress(data, mtime=0))
     if gzip.decompress(storage.read(url)) != data:
