@@ -19,6 +19,8 @@ from pigeonhole.drift.alarm import SIGNATURE, Alarm, sign
 from pigeonhole.errors import ConfigError
 from pigeonhole.loop.listen import Jobs, Settings, create_app, listen, run
 
+OWN = "http://localhost"
+
 
 def alarm(name: str = "a1", model: str = "tiny") -> bytes:
     return msgspec.json.encode(
@@ -40,7 +42,7 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 
 @pytest.fixture
 def client(jobs: Jobs) -> TestClient:
-    return TestClient(create_app(Settings(secret="key"), jobs))
+    return TestClient(create_app(Settings(secret="key"), jobs), OWN)
 
 
 def post(client: TestClient, body: bytes, **headers: str) -> Any:
@@ -102,6 +104,18 @@ def test_without_the_key_nothing_starts(client: TestClient, headers: dict[str, s
     assert client.get("/jobs").json() == {"jobs": []}
 
 
+def test_a_page_that_its_dns_leads_here_reads_no_jobs_and_an_alarm_through_a_tunnel_is_taken(
+    client: TestClient, jobs: Jobs, tmp_path: Path
+) -> None:
+    named = {"host": "evil.example.org:8082"}
+    assert client.get("/jobs", headers=named).status_code == 403
+    assert client.get("/health", headers=named).status_code == 200
+    body = alarm()
+    assert post(client, body, **named, **{SIGNATURE: sign("key", body, int(time.time()))}).status_code == 202
+    reached = TestClient(create_app(Settings(secret="key", host="0.0.0.0"), jobs))
+    assert reached.get("/jobs", headers=named).status_code == 200
+
+
 def test_pubsubs_push_is_an_alarm_too(client: TestClient, tmp_path: Path) -> None:
     pushed = {
         "message": {"data": base64.b64encode(alarm()).decode(), "messageId": "7"},
@@ -144,7 +158,7 @@ def test_what_is_no_alarm_is_a_422(client: TestClient, body: bytes) -> None:
 
 
 def test_a_job_that_fails_without_a_result_is_told(tmp_path: Path) -> None:
-    client = TestClient(create_app(Settings(secret="key"), Jobs(job_that("print('no json'); raise SystemExit(3)"))))
+    client = TestClient(create_app(Settings(secret="key"), Jobs(job_that("print('no json'); raise SystemExit(3)"))), OWN)
     post(client, alarm())
     job = ended(client)
     assert (job["exit_code"], job["result"]) == (3, None)

@@ -1,13 +1,22 @@
-"""What a request asks for, as a checked struct; a refusal names the field and the limit, and never repeats what was sent."""
+"""Whom a request asks, and for what, as a checked struct; a refusal names field and limit, and never repeats what was sent."""
 
 from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
+from pigeonhole.port import is_own_name
 
 Asked = TypeVar("Asked")
+
+
+def check_host(request: Request) -> None:
+    """For a service that this machine alone reaches. Raises HTTPException (port.py says why)."""
+    if not is_own_name(request.headers.get("host", "")):
+        raise HTTPException(403, "open to this machine alone, and host is a name of the internet; use localhost")
 
 
 def read_query(query: Sequence[tuple[str, str]], shape: type[Asked], allowed: str) -> Asked:

@@ -20,7 +20,7 @@ from pigeonhole import storage
 from pigeonhole.command import command, say
 from pigeonhole.drift import report as reporting
 from pigeonhole.drift.alarm import Alarm, Sender
-from pigeonhole.drift.asked import read_body, read_query
+from pigeonhole.drift.asked import check_host, read_body, read_query
 from pigeonhole.drift.detectors import DETECTORS
 from pigeonhole.drift.feedback import live_accuracy
 from pigeonhole.drift.pages import add_pages
@@ -30,7 +30,7 @@ from pigeonhole.drift.settings import Settings, read_settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
 from pigeonhole.environment import describe_variables
 from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError
-from pigeonhole.port import bind, is_own, is_own_name
+from pigeonhole.port import bind, is_own
 from pigeonhole.prediction_log import new_id
 
 LINKS = {
@@ -210,7 +210,7 @@ def create_app(settings: Settings) -> FastAPI:
     watch = Watch(settings)
     handlers: dict[Any, Any] = {PigeonholeError: _refuse, HTTPException: _refuse}
     # FastAPI's own pages fetch their scripts from a stranger's server; /openapi.json says the same.
-    checks = [Depends(_check_host)] if is_own(settings.host) else []
+    checks = [Depends(check_host)] if is_own(settings.host) else []
     app = FastAPI(title="Pigeonhole: drift", docs_url=None, redoc_url=None, exception_handlers=handlers, dependencies=checks)
     _add_runs(app, watch)
     _add_reports(app, watch.reports)
@@ -240,11 +240,6 @@ def create_app(settings: Settings) -> FastAPI:
         return Response(watch.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return app
-
-
-def _check_host(request: Request) -> None:
-    if not is_own_name(request.headers.get("host", "")):
-        raise HTTPException(403, "open to this machine alone, and host is a name of the internet; use localhost")
 
 
 def _add_runs(app: FastAPI, watch: Watch) -> None:

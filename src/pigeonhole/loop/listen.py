@@ -29,10 +29,11 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from pigeonhole.command import command, say
 from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
+from pigeonhole.drift.asked import check_host
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 from pigeonhole.loop.retrain import check_arguments
-from pigeonhole.port import bind
+from pigeonhole.port import bind, is_own
 
 KEPT_JOBS = 100
 BODY_LIMIT_BYTES = 100_000
@@ -135,7 +136,8 @@ def create_app(settings: Settings, jobs: Jobs) -> FastAPI:
             say(f"error: retrain cannot be started: {error}")
             return _answer(503, {"detail": "no job can be started now; send the alarm again"})
 
-    @app.get("/jobs")
+    # An alarm has its key, and may come from a name of the internet through a tunnel.
+    @app.get("/jobs", dependencies=[Depends(check_host)] if is_own(settings.host) else [])
     def listed() -> Response:
         return _answer(200, {"jobs": jobs.listed()})
 
