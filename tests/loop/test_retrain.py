@@ -376,6 +376,23 @@ def test_with_other_feedback_a_stopped_run_is_not_gone_on_with(
     assert places[0] == places[1] != places[2]
 
 
+def test_a_machine_that_is_lost_before_the_verdict_costs_no_second_version(
+    judge: Judge, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[dict[str, Any]] = []
+
+    def train(keys: list[str]) -> dict[str, Any]:
+        trained.append({"version": f"version-{len(trained)}"})  # the run's own folder goes with its machine
+        return trained[-1]
+
+    monkeypatch.setattr("pigeonhole.training.train.run", train)
+    judge([(row, "billing", ["delivery"]) for row in NEW])
+    for _ in range(2):
+        with pytest.raises(RegistryError, match="has no version 'version-0'"):
+            run([f"registry={registry.url}", f"log={tmp_path / 'log'}", f"rows={tmp_path / 'rows'}", "least_judged=40"])
+    assert len(trained) == 1
+
+
 PROGRAM = Path(__file__).parent / "programs/retraining.py"
 MOMENTS = (
     "frozen.csv$",  # feedback is read, some of the rows are written

@@ -134,7 +134,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     from pigeonhole.training import train
 
     out = f"{config.run}/{folder.rsplit('/', 1)[-1]}-retrain"
-    trained = _trained(out) or train.run([*keys, f"out={out}"])
+    trained = _trained(folder) or _trained(out) or train.run([*keys, f"out={out}"])
+    storage.write(storage.to_url(storage.join(folder, RESULT)), msgspec.json.encode(trained))  # `out` may go with its machine
     result |= {"candidate": trained["version"], "rows": _counts(rows), "frozen": storage.join(folder, "frozen.csv")}
     asked = [f"candidate={trained['version']}", f"name={production.manifest.name}", f"registry={registry.url}", *gating]
     try:
@@ -291,9 +292,9 @@ def _fingerprint(production: Bundle, recipe: Sequence[str], rows: Rows) -> str:
     return hashlib.sha256(msgspec.json.encode([production.manifest.version, recipe, rows])).hexdigest()[:16]
 
 
-def _trained(out: str) -> dict[str, Any] | None:
+def _trained(folder: str) -> dict[str, Any] | None:
     """What `train` had said there before the run was stopped."""
-    said = storage.to_url(storage.join(out, RESULT))
+    said = storage.to_url(storage.join(folder, RESULT))
     return msgspec.json.decode(storage.read(said), type=dict[str, Any]) if storage.exists(said) else None
 
 
