@@ -108,6 +108,11 @@ def test_a_full_spool_and_two_versions_fit_into_the_memory_that_files_are_kept_i
         ("name: run-monitoring\n      secret", "name: monitoring\n      secret", "collector mounts run-monitoring"),
         ("secret: ${METRICS_SECRET}", "secret: ${METRICS_SECRETS}", "no value for"),
         ("secret: ${METRICS_SECRET}", "secret: some-other-secret", "pigeonhole-serve may not read a secret some-other-secret"),
+        (
+            "          value: ${LOG}\n",
+            "          valueSource: {secretKeyRef: {secret: a-third, version: latest}}\n",
+            "pigeonhole-serve may not read a secret a-third",
+        ),
         ("      ports:\n        - name: http1\n          containerPort: 8080\n", "", "0 containers have a port"),
     ],
 )
@@ -346,6 +351,27 @@ def test_a_token_is_the_deploying_accounts_and_who_may_not_have_it_is_told_the_l
         deploy.identity_token(PROJECT, "https://service", f"http://{refusing.host}")
     with pytest.raises(RunError, match=r"no identity token of pigeonhole-deploy@.*: http://127\.0\.0\.1:9 gave no answer"):
         deploy.identity_token(PROJECT, "https://service", "http://127.0.0.1:9")  # so that `deploy` gives the traffic back
+
+
+def test_the_command_puts_the_question_to_the_revision_and_to_the_service(
+    stand_in: Callable[[Answer], StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        return (200, {"label": "billing"}) if path.endswith("/predict") else cloud_run(method, path, body)
+
+    server = stand_in(answer)
+    host = f"http://{server.host}"
+    cloud_run, services = found_service(first=False, host=host), client(server)
+    monkeypatch.setattr(run_v2, "ServicesClient", lambda: services)
+    monkeypatch.setattr(deploy, "identity_token", lambda _, audience: f"for {audience}")
+    monkeypatch.setenv("PIGEONHOLE_PROJECT", PROJECT.id)
+    monkeypatch.setenv("PIGEONHOLE_REGION", PROJECT.region)
+    monkeypatch.chdir(FILE.parents[1])
+    said = deploy.run([f"image={SHA}", "model=tickets"])
+    assert said == {"service": host, "revision": "serve-00001", "tag": f"{host}/candidate"}
+    asked = zip(server.asked, server.headers, strict=True)
+    questions = [(path, headers["authorization"]) for (_, path, _), headers in asked if path.endswith("/predict")]
+    assert questions == [("/candidate/predict", f"Bearer for {host}"), ("/predict", f"Bearer for {host}")]
 
 
 def test_the_command_prints_the_service_and_sends_nothing(
