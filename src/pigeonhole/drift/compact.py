@@ -100,7 +100,7 @@ def compact_hour(folder: str, partition: str, tally: Tally) -> None:
             sources.append(name)
             met += len(found)
             lines.update((head.identity, line) for head, line in found)
-    if not lines or (not any(name.endswith(".jsonl.gz") for name in sources) and len(sources) < 2):
+    if not any(name.endswith(".jsonl.gz") for name in sources) and len(sources) < 2:
         return
     target = create_compacted(folder, [lines[identity] for identity in sorted(lines)])
     for name in sources:
