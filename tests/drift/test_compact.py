@@ -130,13 +130,14 @@ def test_an_object_that_is_not_sound_stays_as_it_is(log: str) -> None:
     assert first.exists()
 
 
-def test_objects_with_a_torn_line_or_of_a_newer_release_stay_as_they_are(
+def test_damaged_objects_those_with_a_torn_line_and_of_a_newer_release_stay_as_they_are(
     log: str, records_of: Callable[..., list[Record]]
 ) -> None:
     folder = Path(log) / "predictions" / "date=2026-03-01" / "hour=12"
     line = encode_line(records_of(["seven"])[0])
     newer = line.rpartition(b',"crc32"')[0].replace(b'"schema_version":1', b'"schema_version":2')
     kept = {
+        "compact-0.parquet": b"PAR1 torn",
         "newer.jsonl.gz": gzip.compress(b'%b,"crc32":"%08x"}\n' % (newer, zlib.crc32(newer))),
         "torn.jsonl.gz": gzip.compress(line + line[:40] + b"\n"),
     }
