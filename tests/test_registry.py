@@ -1,3 +1,4 @@
+import getpass
 import threading
 from pathlib import Path
 from typing import Any
@@ -108,13 +109,31 @@ def test_the_history_keeps_from_what_to_what_and_how(registry: Registry, version
 def test_a_refusal_is_written_down_and_moves_nothing(registry: Registry, version: str) -> None:
     before = registry.set_alias("tiny", "production", version, "first", expected=None)
     state = registry.note_refusal("tiny", "production", "2099", "HOLD: too few rows", "hold", by="ann")
-    assert (state.version, state.changed_at, state.moves) == (version, before.changed_at, before.moves)
-    assert (state.history[-1].refused, state.history[-1].action, state.history[-1].reason) == (
-        "2099",
-        "hold",
-        "HOLD: too few rows",
-    )
+    assert (state.version, state.changed_at, state.moves) == (version, before.history[0].at, before.moves)
+    noted = state.history[-1]
+    assert (noted.refused, noted.action, noted.reason, noted.by) == ("2099", "hold", "HOLD: too few rows", "ann")
     registry.set_alias("tiny", "production", None, "away", expected=version)
+
+
+def test_an_alias_that_others_write_to_without_a_pause_is_told(
+    registry: Registry, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "swap", lambda *_: False)
+    with pytest.raises(RegistryError, match="others write to it without a pause"):
+        registry.note_refusal("tiny", "production", "2099", "no", "reject")
+
+
+def test_who_does_not_say_their_name_is_the_user_of_the_process_and_unknown_where_that_has_none(
+    registry: Registry, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", lambda: "bob")
+    registry.set_alias("tiny", "production", version, "first", expected=None)
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    state = registry.note_refusal("tiny", "production", "2099", "no", "reject")
+    assert [change.by for change in state.history] == ["bob", "unknown"]
 
 
 def test_refusals_noted_at_one_time_are_all_kept(registry: Registry, version: str) -> None:
@@ -141,7 +160,9 @@ def test_a_history_of_before_actions_were_kept_is_still_read(registry: Registry)
     [
         ("", None),
         ("a", None),
+        ("aa", None),
         ("ab", "a"),
+        ("abb", "a"),
         ("aba", "b"),
         ("ab<a", None),
         ("abc<b", "a"),

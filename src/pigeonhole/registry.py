@@ -66,8 +66,7 @@ class AliasState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if change.action == "rollback" and change.version in kept:
                 while kept[-1] != change.version:
                     kept.pop()
-                continue
-            if change.action == "rollback" and kept[-1:] == [change.before]:
+            elif change.action == "rollback" and kept[-1:] == [change.before]:
                 kept.pop()
             if change.version is not None and change.version not in kept[-1:]:
                 kept.append(change.version)
