@@ -1,4 +1,5 @@
 import gzip
+import io
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.drift.conftest import NOON
@@ -130,14 +132,17 @@ def test_an_object_that_is_not_sound_stays_as_it_is(log: str) -> None:
     assert first.exists()
 
 
-def test_damaged_objects_those_with_a_torn_line_and_of_a_newer_release_stay_as_they_are(
+def test_objects_that_are_foreign_damaged_torn_or_of_a_newer_release_stay_as_they_are(
     log: str, records_of: Callable[..., list[Record]]
 ) -> None:
     folder = Path(log) / "predictions" / "date=2026-03-01" / "hour=12"
     line = encode_line(records_of(["seven"])[0])
     newer = line.rpartition(b',"crc32"')[0].replace(b'"schema_version":1', b'"schema_version":2')
+    pq.write_table(pa.table({"id": ["1"]}), foreign := io.BytesIO())
     kept = {
         "compact-0.parquet": b"PAR1 torn",
+        "compact-1.parquet": foreign.getvalue(),
+        "foreign.jsonl.gz": b"no gzip",
         "newer.jsonl.gz": gzip.compress(b'%b,"crc32":"%08x"}\n' % (newer, zlib.crc32(newer))),
         "torn.jsonl.gz": gzip.compress(line + line[:40] + b"\n"),
     }
