@@ -165,6 +165,18 @@ def test_a_damaged_line_in_a_compacted_object_is_kept_as_evidence(settings: Sett
     assert marked.prediction_id.encode() not in everything(settings.log)
 
 
+def test_an_object_that_does_not_read_back_without_a_record_keeps_its_source(
+    settings: Settings, records_of: RecordsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = records_of(["one", "two"])
+    with LogWriter(settings.log) as writer:
+        writer.append(records)
+    monkeypatch.setattr(gzip, "compress", lambda data, mtime, pack=gzip.compress: pack(data[:-9]))
+    with pytest.raises(RunError, match="does not read back"):
+        erase_keys(settings.log, {records[0].prediction_id})
+    assert set(ids_in(settings.log)) == {record.prediction_id for record in records}
+
+
 def test_what_a_killed_writer_left_beside_its_object_goes(world: tuple[str, Record, list[Record]]) -> None:
     log, marked, _ = world
     folder = Path(log) / "predictions" / "date=2026-03-01" / "hour=12"
@@ -185,6 +197,8 @@ def test_an_object_from_which_is_erased_again_and_again_keeps_its_name_short(set
     assert [(tally.records, tally.feedback) for tally in tallies] == [(1, 1), (1, 0)]
     (left,) = (name for name in storage.list_files(f"{settings.log}/predictions") if name.endswith(".jsonl.gz"))
     assert left.count("-erased-") == 1
+    window = read_window(settings.log, NOON, NOON + HOUR)
+    assert ([record.prediction_id for record in window], window.counts.torn) == ([records[2].prediction_id], 0)
 
 
 def test_days_are_whole_ones_before_today(settings: Settings, records_of: RecordsOf, monkeypatch: pytest.MonkeyPatch) -> None:

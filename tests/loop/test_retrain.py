@@ -393,6 +393,31 @@ def test_a_machine_that_is_lost_before_the_verdict_costs_no_second_version(
     assert len(trained) == 1
 
 
+def test_what_the_gate_says_of_the_trained_version_ends_the_run_and_is_kept_beside_its_rows(
+    judge: Judge, registry: Registry, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "second"))
+    (folder / MANIFEST).unlink()
+    first, second = bundle.manifest, seal(folder, msgspec.structs.replace(bundle.manifest, version="20990101-000000-0a1b2c3d"))
+    registry.publish(folder, second)
+    judge([(row, "billing", ["delivery"]) for row in NEW])
+    given = [f"registry={registry.url}", f"log={tmp_path / 'log'}", f"rows={tmp_path / 'rows'}", "least_judged=40"]
+    monkeypatch.setattr("pigeonhole.training.train.run", lambda _: {"version": second.version})
+    with pytest.raises(GateError, match="REJECT: the model has") as caught:
+        run([*given, "gate.size_mb=0.001"])
+    monkeypatch.setattr("pigeonhole.training.train.run", lambda _: {"version": first.version})  # production, which passes
+    results = [caught.value.result, run(given)]
+    told = [msgspec.json.decode(path.read_bytes()) for path in sorted((tmp_path / "rows").glob(f"*/{VERDICT}"))]
+    assert told == results
+    assert [(verdict["decision"], verdict["candidate"]) for verdict in told] == [
+        ("GATE", second.version),
+        ("PROMOTED", first.version),
+    ]
+    assert told[0]["rows"] == {"train": 90 + 24, "validation": 30, "frozen": 30 + 16, "learned": 24, "set_aside": 16}
+    assert {row.text for row in read_rows(DataConfig(path=told[0]["frozen"]))} & {row.text for row in NEW}
+    assert all(verdict["seconds"]["total"] > 0 for verdict in told)
+
+
 PROGRAM = Path(__file__).parent / "programs/retraining.py"
 MOMENTS = (
     "frozen.csv$",  # feedback is read, some of the rows are written
