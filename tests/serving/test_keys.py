@@ -48,6 +48,7 @@ def test_help_costs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (["new", "rate=0"], "rate='0': allowed is a whole number from 1 to 99999"),
         (["new", "days=-1"], "days='-1': allowed is a whole number from 0 to 99999"),
         (["new", "scopes=predict,root"], "scopes='predict,root': allowed are predict, feedback, metrics"),
+        (["new", "rate=5", "rate=5"], "an option is given twice"),
         (["new", "scope=predict"], "cannot do 'new scope=predict"),
         (["list"], "there is no list of keys; make one with `uv run keys new keys="),
         (["revoke", "00000000"], "there is no list of keys"),

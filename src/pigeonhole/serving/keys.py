@@ -103,6 +103,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     known = {"keys", "scopes", "rate", "days"} if words == ["new"] else {"keys"}
     if words[:1] not in (["new"], ["list"], ["revoke"]) or len(words) != 1 + (words[0] == "revoke") or options.keys() - known:
         raise ConfigError(f"cannot do {' '.join(arguments)!r}; allowed is new | list | revoke ID, see uv run keys --help")
+    if len(words) + len(options) < len(arguments):
+        raise ConfigError(f"{' '.join(arguments)}: an option is given twice")
     url = options.get("keys", "") or os.environ.get("PIGEONHOLE_KEYS", "")
     if not url:
         raise ConfigError("no list of keys is named; give keys=URL or set PIGEONHOLE_KEYS")
