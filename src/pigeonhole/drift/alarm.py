@@ -73,7 +73,7 @@ class Sender:
                 if error.code < 500 and error.code not in (408, 425, 429):
                     return Delivery(False, attempt, why)
             except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:  # the token's answer, too
-                why = f"the receiver cannot be reached ({getattr(error, 'reason', error) or type(error).__name__})"
+                why = f"the receiver cannot be reached ({getattr(error, 'reason', error)})"
             else:
                 return Delivery(True, attempt)
         return Delivery(False, len(self.waits_s), why)
