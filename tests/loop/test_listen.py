@@ -193,6 +193,7 @@ def test_an_alarm_whose_job_cannot_be_started_may_come_again(
         ("zebra=1", "zebra=1"),
         ("window_hours=abc", "window_hours=abc: expected float"),
         ("trainer.epoch=3", "did you mean trainer.epochs?"),
+        ("gate.margins=0.1", "did you mean gate.margin"),
         ("always='true", "PIGEONHOLE_RETRAIN=.*: No closing quotation"),
     ],
 )
