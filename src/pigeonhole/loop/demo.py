@@ -224,14 +224,14 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
     traffic, story = town.traffic, town.story
     calm = _ask_and_watch(town, world.old)
     if calm["verdict"] == "drift":  # one run in a hundred may
-        story.tell(f"a false alarm; retrain: {town.wait_for_job()['result']['reason']}")
+        story.tell(f"a false alarm; retrain: {_why_not(town.wait_for_job()['result'])}")
     story.tell("the world changes: other messages, and a portal that puts a line under each", "the world changes", turning=True)
     half = len(world.judged) // 2
     since = now()
     early = traffic.ask(world.judged[:half])
     _require_alarm(town.watch(since))
     held = town.wait_for_job()
-    story.tell(f"retrain: {held['result']['reason']}; people are asked what is right")
+    story.tell(f"retrain: {_why_not(held['result'])}; people are asked what is right")
     traffic.judge(early, "person")
     since = now()
     late = traffic.ask(world.judged[half:])
