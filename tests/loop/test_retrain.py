@@ -365,10 +365,13 @@ def test_with_other_feedback_a_stopped_run_is_not_gone_on_with(
 
     def stop(keys: list[str]) -> None:
         places.append(next(key for key in keys if key.startswith("out=")))
+        config = compose(TrainConfig, "train", keys)
+        assert (config.name, config.registry, config.trainer.epochs) == ("tiny", registry.url, 3)
         raise RunError("stopped")
 
     monkeypatch.setattr("pigeonhole.training.train.run", stop)
     given = [f"registry={registry.url}", f"log={tmp_path / 'log'}", f"rows={tmp_path / 'rows'}", "least_judged=30"]
+    given.append("trainer.epochs=3")  # production had 20
     for part in (NEW[:30], [], NEW[30:]):
         judge([(row, "billing", ["delivery"]) for row in part])
         with pytest.raises(RunError, match="stopped"):

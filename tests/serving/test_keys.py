@@ -19,6 +19,7 @@ def test_a_new_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
     assert kept.expires_at is not None
     assert (kept.expires_at - kept.created_at).days == 1
     assert made["key"] not in Path(url).read_text()
+    assert "sha256" not in made
 
 
 def test_keys_are_listed_and_revoked_by_their_ids(
