@@ -32,10 +32,12 @@ def test_a_webhook_gets_the_alarm_signed(receiver: Receiver) -> None:
 
 
 def test_what_passes_is_tried_again_with_growing_waits_and_the_same_id(receiver: Receiver) -> None:
-    receiver.codes = [503, 429, 204]
+    receiver.codes = [408, 425, 503, 204]
     waited: list[float] = []
-    assert sender(receiver.url, waited).deliver(ALARM) == Delivery(True, 3)
-    assert waited == [0.0, 0.5, 2.0]
+    assert sender(receiver.url, waited).deliver(ALARM) == Delivery(True, 4)
+    assert waited == [0.0, 0.5, 2.0, 8.0]
+    receiver.codes = [429, 204]
+    assert sender(receiver.url, []).deliver(ALARM) == Delivery(True, 2)
     assert {json.loads(body)["id"] for _, _, body in receiver.got} == {"a1"}
 
 

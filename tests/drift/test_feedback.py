@@ -116,14 +116,14 @@ def test_late_words_words_on_other_spans_and_on_nothing_are_told_apart(
     give: Callable[..., None],
 ) -> None:
     """Ids carry their time: what was made in the span and is not in the log is unknown, the rest is of another span."""
-    records = records_of(TEXTS[:2])
+    records = records_of(TEXTS[:3])
     write_log(records)
     milliseconds = int((NOON + HOUR / 2).timestamp() * 1000)
     never_logged = f"{milliseconds:012x}"[:8] + "-" + f"{milliseconds:012x}"[8:] + "-7000-8000-000000000001"
     give([(records[0].prediction_id, "billing"), (never_logged, "billing"), (new_id(), "billing"), ("no id at all", "billing")])
-    give([(records[1].prediction_id, "billing")], at=NOON + 26 * HOUR)
+    give([(record.prediction_id, "billing") for record in records[1:]], at=NOON + 26 * HOUR)
     found = live_accuracy(settings.log, NOON, NOON + HOUR, reference, NOON + 48 * HOUR)
-    assert (found["n"], found["late"], found["unknown_predictions"], found["other_spans"]) == (2, 1, 1, 2)
+    assert (found["n"], found["late"], found["unknown_predictions"], found["other_spans"]) == (3, 2, 1, 2)
 
 
 def test_the_latest_word_counts_also_where_somebody_went_back_to_the_first(

@@ -204,7 +204,7 @@ def test_a_bucket_gives_a_seconds_worth_at_once_and_then_the_rate() -> None:
     assert bucket.take(2, 100.0) == bucket.take(2, 100.0) == 0
     assert bucket.take(2, 100.0) == 0.5
     slow = _Bucket(0.0)
-    assert [slow.take(0.1, 0.0), slow.take(0.1, 0.0)] == [0, 10]
+    assert [slow.take(0.1, at_s) for at_s in (0.0, 0.0, 5.0)] == [0, 10, 5]
 
 
 def test_a_reply_is_kept_for_its_own_caller_alone(closed: Closed) -> None:
