@@ -143,8 +143,9 @@ def test_an_object_that_nobody_can_read_is_named(world: tuple[str, Record, list[
     folder = Path(log) / "predictions" / "date=2026-03-01" / "hour=13"
     (folder / "damaged-00000001.jsonl.gz").write_bytes(b"\x1f\x8b torn")
     (folder / "damaged-00000002.jsonl.gz").write_bytes(b"\x1f\x8b\x08" + bytes(7) + b"\xff no deflate")
+    (folder / "damaged-00000003.jsonl.gz").write_bytes(b"no gzip")
     (folder / "compact-0.parquet").write_bytes(b"PAR1 torn")
-    with pytest.raises(RunError, match="3 objects cannot be read and may hold a copy"):
+    with pytest.raises(RunError, match="4 objects cannot be read and may hold a copy"):
         erase_keys(log, {marked.prediction_id})
     assert SECRET.encode() not in b"".join(path.read_bytes() for path in folder.glob("*.jsonl"))
 
