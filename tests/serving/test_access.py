@@ -195,6 +195,9 @@ def test_a_revoked_key_stops_within_a_look_and_a_list_that_is_gone_changes_nothi
     access.look()
     with pytest.raises(Problem, match="invalid_key"):
         access._key(secret)
+    Path(url).unlink()
+    access.look()
+    assert caplog.text.count("the known one holds") == 2
 
 
 def test_a_bucket_gives_a_seconds_worth_at_once_and_then_the_rate() -> None:
