@@ -320,6 +320,15 @@ def test_what_the_loop_decides_itself_cannot_be_given(argument: str) -> None:
         split_arguments([argument])
 
 
+def test_arguments_go_to_retrain_itself_to_train_and_to_the_gate() -> None:
+    own, training, gating = (
+        ["always=true"],
+        ["data.slices=a=b", "seed=3", "model=tiny"],
+        ["gate.margin=0", "probes.minimum=x.csv"],
+    )
+    assert split_arguments([*gating, *training, *own]) == (own, training, gating)
+
+
 def test_a_version_that_nothing_was_measured_on_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "unmeasured"
     shutil.copytree(bundle.folder, folder)
