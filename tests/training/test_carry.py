@@ -1,6 +1,9 @@
 import os
+import threading
+import time
 import tracemalloc
 from contextlib import nullcontext
+from mmap import mmap
 from pathlib import Path
 from typing import IO, Any
 
@@ -139,6 +142,24 @@ def test_it_is_carried_while_the_run_goes_on(tmp_path: Path, bucket: str) -> Non
     with Carrier(tmp_path, url, ("a",), every_s=0.01):
         (tmp_path / "a").write_bytes(b"one")
         wait_until(lambda: storage.exists(storage.join(url, "a")))
+
+
+def test_what_is_sent_at_the_end_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    began, sent = threading.Event(), []
+
+    def take_long(url: str, data: mmap) -> None:
+        found = data[:]
+        began.set()
+        time.sleep(0.2 if found == b"one" else 0)
+        sent.append(found)
+
+    monkeypatch.setattr(storage, "write", take_long)
+    with Carrier(tmp_path, "gs://bucket/x", ("a",), every_s=0.001):
+        assert began.wait(60)
+        (tmp_path / "b").write_bytes(b"two")
+        (tmp_path / "b").replace(tmp_path / "a")
+    assert sent == [b"one", b"two"]
 
 
 def test_a_bucket_that_says_no_for_a_while_ends_no_run(

@@ -73,6 +73,15 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         locate(str(tmp_path), None)
 
 
+def test_a_folder_beside_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("encoder", "work"):
+        (tmp_path / name).mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "encoder" / name).write_bytes(b"{}")
+    monkeypatch.chdir(tmp_path / "work")
+    assert locate("../encoder", hashlib.sha256(b"{}").hexdigest()) == Pretrained("../encoder", local=True)
+
+
 def test_a_hub_id_is_left_to_the_hub() -> None:
     assert locate("distilbert/distilbert-base-uncased", None) == Pretrained("distilbert/distilbert-base-uncased", local=False)
 

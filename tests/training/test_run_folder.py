@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pigeonhole.errors import ConfigError
-from pigeonhole.training.run_folder import CHECKPOINT, FINGERPRINT, RESULT, RunFolder, open_run_folder, require_run_folder
+from pigeonhole.training.run_folder import CHECKPOINT, FINGERPRINT, RESULT, RUNS, RunFolder, open_run_folder, require_run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,7 @@ def test_runs_that_begin_at_one_moment_have_a_folder_each() -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(begin, range(8)))
     assert len({folder.path for folder in folders}) == 8
+    assert {folder.path.parent for folder in folders} == {RUNS.resolve()}
 
 
 def test_the_newest_of_several_stopped_runs_goes_on_that_is_not_at_work_already() -> None:
