@@ -16,11 +16,12 @@ from transformers import (
     RobertaConfig,
 )
 
-from pigeonhole.bundle import MANIFEST, Manifest, open_bundle
+from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, Manifest, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError, DataError, ParityError
 from pigeonhole.registry import Registry
+from pigeonhole.training import export
 from pigeonhole.training.import_model import run
 from pigeonhole.training.model import SCRATCH, Pretrained, load_tokenizer
 
@@ -78,7 +79,30 @@ def test_it_is_published_where_the_services_look(saved: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     found = run([f"model={saved}", "name=mine", "max_length=32"])
     assert found is not None
-    assert Path(found["bundle"].removeprefix("file://")).is_relative_to(tmp_path / "shared")
+    bundle = Path(found["bundle"].removeprefix("file://"))
+    assert bundle.is_relative_to(tmp_path / "shared")
+    card = (bundle / CARD).read_text()
+    assert f"imported from `{saved}`" in card
+    assert "the softmax of its logits, not calibrated here. Nothing was measured on labelled rows." in card
+    assert "over 8 texts; fp32 is served." in card
+
+
+def test_an_int8_that_answers_otherwise_is_left_out_and_said_to_be(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "".join(f"{text},{LABELS[number % 3]}\n" for number, text in enumerate(TEXTS)))
+    monkeypatch.setattr(export, "why_not_int8", lambda parity, least: f"int8 and fp32 agree on less than {least:g}")
+    arguments = [f"model={saved}", f"registry={tmp_path / 'registry'}", "max_length=32", f"data={data}", "min_agreement=0.97"]
+    found = run(arguments)
+    assert found is not None
+    assert "export: int8 and fp32 agree on less than 0.97; int8 is left out, fp32 is served" in capsys.readouterr().err
+    bundle = open_bundle(found["bundle"])
+    assert (found["served"], set(bundle.manifest.models)) == ("fp32", {"fp32"})
+    assert {path.name for path in bundle.folder.iterdir()} == {*bundle.manifest.files, MANIFEST}
+    assert not [name for name in bundle.manifest.files if "int8" in name]
+    assert f"Accuracy {found['test']['accuracy']:.3f} on 4 rows given." in (bundle.folder / CARD).read_text()
+    assert all(answer["logits"].keys() == {"fp32"} for answer in json.loads((bundle.folder / GOLDEN).read_bytes()))
 
 
 def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, tmp_path: Path) -> None:
