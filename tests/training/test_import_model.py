@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -251,8 +252,18 @@ def test_labels_that_are_numbers_are_words_here(saved: Path, tmp_path: Path) -> 
     assert found["labels"] == ["1", "2", "3"]
 
 
-def test_a_pickle_is_not_read(saved: Path, tmp_path: Path) -> None:
+def test_a_pickle_is_not_read(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in saved.iterdir():
         (tmp_path / file.name.replace("model.safetensors", "pytorch_model.bin")).write_bytes(file.read_bytes())
     with pytest.raises(ConfigError, match=r"model\.safetensors is missing"):
         run([f"model={tmp_path}", "name=mine"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub, commit = tmp_path / "models--someone--classifier", "0123456789" * 4
+    snapshot = Path(shutil.copytree(saved, hub / "snapshots" / commit))
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(commit)
+    torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"model=someone/classifier: cannot be loaded: .* model\.safetensors"):
+        run(["model=someone/classifier", "max_length=32"])

