@@ -1,4 +1,5 @@
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
-from pigeonhole.errors import ConfigError, NotFoundError
+from pigeonhole.errors import ConfigError, NotFoundError, RunError
 from pigeonhole.training.model import (
     SCRATCH,
     Pretrained,
@@ -148,6 +149,24 @@ def test_logits_are_the_head_of_the_embedding() -> None:
     logits, embedding = model(*some_tokens())
     torch.testing.assert_close(logits, model.head(embedding))
     assert embedding.shape == (3, 32)
+    input_ids, attention_mask = some_tokens()
+    alone, _ = model(input_ids[1:2, :4], attention_mask[1:2, :4])
+    torch.testing.assert_close(logits[1:2], alone)  # what is masked is not read
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
+def test_a_twin_that_does_not_fit_on_the_disk_is_told_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    import resource
+
+    model, before = tiny_model(averaging_layer=False).eval(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected, _ = model(*some_tokens())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"twin: cannot be written: .*; the same command goes on once it can"):
+            model.save_twin(tmp_path / "twin", load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(model(*some_tokens())[0], expected)
 
 
 def test_a_tokenizer_from_scratch_is_a_function_of_its_texts() -> None:
