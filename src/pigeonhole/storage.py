@@ -10,7 +10,9 @@ import glob
 import hashlib
 import importlib.util
 import io
+import mmap
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -76,13 +78,18 @@ def open_read(url: str) -> Iterator[IO[bytes]]:
 
 
 def download(url: str, path: Path) -> None:
-    """Copy a remote file that may be larger than memory to a local one. Raises NotFoundError, StorageError."""
+    """Copy a file that may be larger than memory to a local one. Raises NotFoundError, StorageError."""
+    local = local_path(url)
     with _explained(url):
-        _filesystem(url).get_file(url, str(path))
+        if local:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(_regular(local), path)
+        else:
+            _filesystem(url).get_file(url, str(path))
 
 
-def write(url: str, data: bytes) -> None:
-    """Create or overwrite."""
+def write(url: str, data: bytes | mmap.mmap) -> None:
+    """Create or overwrite; of a mapped file a piece at a time is in memory."""
     path = local_path(url)
     with _explained(url):
         if path:
@@ -313,7 +320,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_aside(path: Path, data: bytes) -> Path:
+def _write_aside(path: Path, data: bytes | mmap.mmap) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     aside = Path(name)
     try:
@@ -328,7 +335,7 @@ def _write_aside(path: Path, data: bytes) -> Path:
     return aside
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes | mmap.mmap) -> None:
     _write_aside(path, data).replace(path)
     sync_folder(path.parent)
 

@@ -1,6 +1,11 @@
 import os
+import threading
+import time
+import tracemalloc
 from contextlib import nullcontext
+from mmap import mmap
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
@@ -55,7 +60,7 @@ def test_a_copy_never_speaks_of_what_is_not_there_though_the_run_writes_while_it
     def write_while_the_run_ends_an_epoch(to: str, data: bytes) -> None:
         write(to, data)
         for name in ("weights", "progress"):
-            (tmp_path / name).write_bytes(b"epoch 2!")
+            write(str(tmp_path / name), b"epoch 2!")
 
     monkeypatch.setattr(storage, "write", write_while_the_run_ends_an_epoch)
     carrier = Carrier(tmp_path, url, ("weights", "progress"))
@@ -65,22 +70,22 @@ def test_a_copy_never_speaks_of_what_is_not_there_though_the_run_writes_while_it
     assert [storage.read(storage.join(url, name)) for name in ("weights", "progress")] == [b"epoch 2!"] * 2
 
 
-def test_what_is_written_anew_between_two_reads_is_never_a_progress_that_is_ahead_of_its_weights(
+def test_what_is_written_anew_between_two_files_is_never_a_progress_that_is_ahead_of_its_weights(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = storage.join(bucket, tmp_path.name)
     for name in ("weights", "progress"):
         (tmp_path / name).write_bytes(b"epoch 1")
-    read = Path.read_bytes
+    open_file = Path.open
 
-    def end_an_epoch_after_it(path: Path) -> bytes:
-        data = read(path)
+    def end_an_epoch_after_it(path: Path, mode: str) -> IO[Any]:
+        stream = open_file(path, mode)
         for name in ("weights", "progress"):
-            (tmp_path / name).write_bytes(b"epoch 2!")
-        return data
+            storage.write(str(tmp_path / name), b"epoch 2!")
+        return stream
 
     with monkeypatch.context() as context:
-        context.setattr(Path, "read_bytes", end_an_epoch_after_it)
+        context.setattr(Path, "open", end_an_epoch_after_it)
         Carrier(tmp_path, url, ("weights", "progress")).send()
     assert [storage.read(storage.join(url, name)) for name in ("weights", "progress")] == [b"epoch 2!", b"epoch 1"]
 
@@ -92,7 +97,7 @@ def test_the_progress_goes_last_and_is_sent_again_though_it_is_as_large_as_befor
     sent: list[tuple[str, bytes]] = []
 
     def note(to: str, data: bytes) -> None:
-        sent.append((Path(to).name, data))
+        sent.append((Path(to).name, data[:]))
         write(to, data)
 
     monkeypatch.setattr(storage, "write", note)
@@ -103,6 +108,24 @@ def test_the_progress_goes_last_and_is_sent_again_though_it_is_as_large_as_befor
             os.utime(tmp_path / name, (turn, turn))
         carrier.send()
     assert sent == [(name, b"epoch %d" % turn) for turn in range(2) for name in ("weights", "progress")]
+
+
+def test_neither_what_is_sent_nor_what_is_fetched_is_ever_whole_in_memory(tmp_path: Path) -> None:
+    size, url = 32 << 20, str(tmp_path / "bucket")
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    with (first / "weights").open("wb") as stream:
+        stream.truncate(size)
+    tracemalloc.start()
+    try:
+        Carrier(first, url, ("weights",)).send()
+        assert Carrier(second, url, ("weights",)).fetch()
+        assert tracemalloc.get_traced_memory()[1] < size / 4
+    finally:
+        tracemalloc.stop()
+    assert [path.name for path in second.iterdir()] == ["weights"]
+    assert (second / "weights").stat().st_size == size
 
 
 def test_what_was_fetched_is_not_sent_back(tmp_path: Path, bucket: str) -> None:
@@ -119,6 +142,24 @@ def test_it_is_carried_while_the_run_goes_on(tmp_path: Path, bucket: str) -> Non
     with Carrier(tmp_path, url, ("a",), every_s=0.01):
         (tmp_path / "a").write_bytes(b"one")
         wait_until(lambda: storage.exists(storage.join(url, "a")))
+
+
+def test_what_is_sent_at_the_end_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    began, sent = threading.Event(), []
+
+    def take_long(url: str, data: mmap) -> None:
+        found = data[:]
+        began.set()
+        time.sleep(0.2 if found == b"one" else 0)
+        sent.append(found)
+
+    monkeypatch.setattr(storage, "write", take_long)
+    with Carrier(tmp_path, "gs://bucket/x", ("a",), every_s=0.001):
+        assert began.wait(60)
+        (tmp_path / "b").write_bytes(b"two")
+        (tmp_path / "b").replace(tmp_path / "a")
+    assert sent == [b"one", b"two"]
 
 
 def test_a_bucket_that_says_no_for_a_while_ends_no_run(

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def parity(**changes: float) -> Parity:
     ("changes", "message"),
     [
         ({"fp32_max_logit_difference": 2e-4}, "logits are up to 0.0002 off .* at most 0.0001"),
+        ({"fp32_max_logit_difference": math.nan}, "logits are up to nan off"),
         ({"fp32_company_difference": 2e-5}, "differ by up to 2e-05 between a text alone and among others, at most 1e-05"),
     ],
 )

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -16,13 +17,14 @@ from transformers import (
     RobertaConfig,
 )
 
-from pigeonhole.bundle import MANIFEST, Manifest, open_bundle
+from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, Manifest, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError, DataError, ParityError
 from pigeonhole.registry import Registry
+from pigeonhole.training import export
 from pigeonhole.training.import_model import run
-from pigeonhole.training.model import SCRATCH, Pretrained, load_tokenizer
+from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer, locate
 
 TEXTS = ["where is my parcel", "the invoice is wrong", "my password is gone", "hello there again"]
 LABELS = {0: "delivery", 1: "billing", 2: "account"}
@@ -78,7 +80,33 @@ def test_it_is_published_where_the_services_look(saved: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     found = run([f"model={saved}", "name=mine", "max_length=32"])
     assert found is not None
-    assert Path(found["bundle"].removeprefix("file://")).is_relative_to(tmp_path / "shared")
+    bundle = Path(found["bundle"].removeprefix("file://"))
+    assert bundle.is_relative_to(tmp_path / "shared")
+    card = (bundle / CARD).read_text()
+    assert f"imported from `{saved}`" in card
+    assert "the softmax of its logits, not calibrated here. Nothing was measured on labelled rows." in card
+    assert "over 8 texts; fp32 is served." in card
+
+
+def test_an_int8_that_answers_otherwise_is_left_out_and_said_to_be(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("message,queue\n" + "".join(f"{text},{LABELS[number % 3]}\n" for number, text in enumerate(TEXTS)))
+    monkeypatch.setattr(export, "why_not_int8", lambda parity, least: f"int8 and fp32 agree on less than {least:g}")
+    arguments = [f"model={saved}", f"registry={tmp_path / 'registry'}", "max_length=32", f"data={data}", "min_agreement=0.97"]
+    found = run([*arguments, "text=message", "label=queue"])
+    assert found is not None
+    assert "export: int8 and fp32 agree on less than 0.97; int8 is left out, fp32 is served" in capsys.readouterr().err
+    bundle = open_bundle(found["bundle"])
+    assert (found["served"], set(bundle.manifest.models)) == ("fp32", {"fp32"})
+    origin = bundle.manifest.provenance
+    assert origin["config"] == {"import.model": str(saved), "import.revision": None, "import.data": str(data)}
+    assert "data_sha256" not in origin  # what it was trained on is not known
+    assert {path.name for path in bundle.folder.iterdir()} == {*bundle.manifest.files, MANIFEST}
+    assert not [name for name in bundle.manifest.files if "int8" in name]
+    assert f"Accuracy {found['test']['accuracy']:.3f} on 4 rows given." in (bundle.folder / CARD).read_text()
+    assert all(answer["logits"].keys() == {"fp32"} for answer in json.loads((bundle.folder / GOLDEN).read_bytes()))
 
 
 def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, tmp_path: Path) -> None:
@@ -154,7 +182,7 @@ def test_a_model_of_several_labels_is_one_here_too(saved: Path, tmp_path: Path) 
     config = json.loads((saved / "config.json").read_text())
     config["problem_type"] = "multi_label_classification"
     (tmp_path / "several" / "config.json").write_text(json.dumps(config))
-    found = run([f"model={tmp_path / 'several'}", f"registry={tmp_path / 'registry'}", "threshold=0.4", "max_length=32"])
+    found = run([f"model={tmp_path / 'several'}", f"registry={tmp_path / 'registry'}", "threshold=0.4", "max_length=64"])
     assert found is not None
     manifest = open_bundle(found["bundle"]).manifest
     assert (manifest.task, manifest.accept_score, set(manifest.thresholds.values())) == ("multi_label", 0.4, {0.5})
@@ -166,6 +194,7 @@ def test_a_model_of_several_labels_is_one_here_too(saved: Path, tmp_path: Path) 
     ("change", "message"),
     [
         ({"problem_type": "regression"}, "regression; expected labels for each text, two or more to choose from"),
+        ({"id2label": {"0": "a"}}, "a head with one output; expected labels for each text, two or more to choose from"),
         ({"id2label": {"0": "a", "1": "a", "2": "b"}}, "names labels twice"),
         ({"id2label": {"0": "a", "1": "b", "7": "c"}}, "number its labels from 0 on"),
         ({"id2label": ["a", "b", "c"]}, "cannot be loaded"),
@@ -227,8 +256,33 @@ def test_labels_that_are_numbers_are_words_here(saved: Path, tmp_path: Path) -> 
     assert found["labels"] == ["1", "2", "3"]
 
 
-def test_a_pickle_is_not_read(saved: Path, tmp_path: Path) -> None:
+def test_a_pickle_is_not_read(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in saved.iterdir():
         (tmp_path / file.name.replace("model.safetensors", "pytorch_model.bin")).write_bytes(file.read_bytes())
     with pytest.raises(ConfigError, match=r"model\.safetensors is missing"):
         run([f"model={tmp_path}", "name=mine"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub, commit = tmp_path / "models--someone--classifier", "0123456789" * 4
+    snapshot = Path(shutil.copytree(saved, hub / "snapshots" / commit))
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(commit)
+    torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"model=someone/classifier: cannot be loaded: .* model\.safetensors"):
+        run(["model=someone/classifier", "max_length=32"])
+
+
+def test_code_of_the_models_own_is_not_run(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "my-model"))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w').close()\n")
+    for file, names in (
+        ("config.json", {"AutoConfig": "own.C", "AutoModelForSequenceClassification": "own.M"}),
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "own.T"]}),
+    ):
+        said = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**said, "auto_map": names}))
+    assert run([f"model={folder}", f"registry={tmp_path / 'registry'}", "max_length=32"]) is not None
+    found = locate(str(folder), None)
+    load_model(found, ["a", "b"], load_tokenizer(found, []), averaging_layer=False, max_length=32)
+    assert not (tmp_path / "was run").exists()

@@ -107,10 +107,20 @@ def test_suspects_are_ranked_by_self_confidence_and_counted_by_the_confident_joi
     assert found.accuracy == pytest.approx(4 / 6)
 
 
-def test_rows_of_one_label_are_refused(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "one.csv", [("a text", "x"), ("another", "x")])
-    with pytest.raises(DataError, match="2 rows, 1 labels; two labels and 5 rows are needed"):
-        run([f"data.path={path}"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("xx", "2 rows, 1 labels with more than one of them; two such labels and 5 rows are needed"),
+        ("xxxxxxxy", "8 rows, 1 labels with more than one of them"),
+        ("xxyy", "4 rows, 2 labels with more than one of them"),
+    ],
+)
+def test_rows_whose_fits_would_know_one_label_alone_or_have_no_rows_are_refused(
+    tmp_path: Path, labels: str, message: str
+) -> None:
+    path = write_rows(tmp_path / "few.csv", [(f"text number {place}", label) for place, label in enumerate(labels)])
+    with pytest.raises(DataError, match=message):
+        run([f"data.path={path}", "model=tiny", f"out={tmp_path / 'review.csv'}"])
 
 
 def test_no_more_rows_are_listed_than_were_asked_for(tiny_data: Path, tmp_path: Path) -> None:

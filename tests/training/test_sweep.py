@@ -1,5 +1,6 @@
 import json
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 import optuna
 import pytest
+from filelock import FileLock
 from tests.conftest import train_arguments
 
 from pigeonhole.configuration import compose
@@ -167,6 +169,39 @@ def test_workers_have_a_trial_each_and_the_trial_of_a_killed_one_is_gone_on_with
         assert left is not None
         assert left.number == 0
         assert set(left.params) == {"trainer.learning_rate", "trainer.refit_head"}
+
+
+def test_a_trial_that_ends_while_another_worker_looks_for_one_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, lock = study._open(SPACE, [], tmp_path), study._lock
+    ours.tell(ours.ask(), 0.5)
+    other = ours.ask()
+
+    def lock_when_its_worker_has_ended(folder: Path, number: int) -> FileLock:
+        if number == other.number:
+            ours.tell(other, 0.5)
+        return lock(folder, number)
+
+    monkeypatch.setattr(study, "_lock", lock_when_its_worker_has_ended)
+    with study._take(ours, tmp_path, 3, seed=0) as trial:
+        assert trial is not None
+        assert trial.number == 2
+
+
+def test_a_study_that_cannot_be_read_or_written_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_the_table(*_: object) -> float:
+        with sqlite3.connect(tmp_path / study.STUDY) as connection:
+            connection.execute("DROP TABLE trial_values")
+        connection.close()
+        return 0.5
+
+    monkeypatch.setattr(study, "validate", lose_the_table)
+    with pytest.raises(RunError, match=r"study\.sqlite: no such table: trial_values; mend that and give the same command again"):
+        study.search(of(1), [], tmp_path, seed=0)
+    (tmp_path / study.STUDY).write_bytes(b"no database" * 100)
+    with pytest.raises(RunError, match=r"study\.sqlite: file is not a database; mend that"):
+        study.search(of(1), [], tmp_path, seed=0)
 
 
 def test_a_trial_far_behind_the_others_is_pruned(tmp_path: Path, tiny_data: Path) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from scipy.special import softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -67,6 +68,22 @@ def test_the_servers_door_opens_it_and_reads_capitals_as_small_letters(bundle: d
     assert np.isfinite(nothing.logits).all()
     (unknown,) = classifier.predict(["zebra xylophone invoice"])
     assert unknown.unknown_tokens == 2
+
+
+def test_the_graphs_embedding_is_scikit_learns_latent_semantic_analysis(tickets: Dataset, tmp_path: Path) -> None:
+    texts = [row.text for row in tickets.split.train[:30]]
+    found = Encoder(tfidf.make_tokenizer(texts), 8192).encode([*texts, "zebra xylophone"])
+    label_ids = np.array([row.label == "billing" for row in tickets.split.train[:31]], np.int64)
+    rows = TokenizedRows([each.input_ids for each in found], label_ids)
+    model = tfidf.fit(rows, inverse_regularisation=1.0, pairs=True, max_features=500, seed=0)
+    model.write(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    expected = model.vectorizer.transform(rows.input_ids) @ model.latent.T
+    for input_ids, embedding, logits in zip(rows.input_ids, expected, model.predict_logits(rows), strict=True):
+        asked = np.array([input_ids], np.int64)
+        answer = session.run(["text_embedding", "logits"], {"input_ids": asked, "attention_mask": np.ones_like(asked)})
+        assert answer[0][0] == pytest.approx(embedding, abs=1e-5)
+        assert answer[1][0] == pytest.approx(logits, abs=1e-5)
 
 
 def test_it_has_a_history_of_one_epoch_and_no_twin(bundle: dict[str, Any]) -> None:

@@ -4,6 +4,9 @@ Promises: what is fetched is what was saved, file by file; what goes on from it 
 Knows nothing of what is in the files.
 """
 
+import contextlib
+import mmap
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,17 +35,23 @@ class Carrier:
         """Bring back what an earlier machine left; False where there is nothing. Raises StorageError."""
         there = [name for name in self._names if storage.exists(storage.join(self._url, name))]
         for name in there:
-            storage.write(str(self._folder / name), storage.read(storage.join(self._url, name)))
-            self._sent[name] = _stamp(self._folder / name)
+            path = self._folder / name
+            aside = path.with_suffix(".tmp")
+            storage.download(storage.join(self._url, name), aside)
+            aside.replace(path)
+            self._sent[name] = _stamp(path.stat())
         return bool(there)
 
     def send(self) -> None:
-        """The last file is read first: the run may write all of them anew while others are on their way. Raises StorageError."""
+        """The last file is opened first: the run may write all of them anew while others are on their way. Raises StorageError.
+
+        They are mapped and not read: what the run has renamed another file over stays as it was, and none has to fit into memory.
+        """
         changed = {}
         for name in reversed(self._names):
-            path = self._folder / name
-            if path.exists() and self._sent.get(name) != (stamp := _stamp(path)):
-                changed[name] = stamp, path.read_bytes()
+            with contextlib.suppress(FileNotFoundError), (self._folder / name).open("rb") as stream:
+                if self._sent.get(name) != (stamp := _stamp(os.fstat(stream.fileno()))):
+                    changed[name] = stamp, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         for name, (stamp, data) in reversed(changed.items()):
             storage.write(storage.join(self._url, name), data)
             self._sent[name] = stamp
@@ -68,6 +77,5 @@ class Carrier:
             say(f"the checkpoint was not carried: {error}")
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
+def _stamp(found: os.stat_result) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_size

@@ -276,7 +276,7 @@ def given_by(manifest: Manifest, logits: Floats) -> Ids:
 
 def require_parity(parity: Parity, tolerance: float) -> None:
     """Raises ParityError with the numbers: fp32 is the trained model, or nothing is served."""
-    if parity.fp32_max_logit_difference > tolerance:
+    if not parity.fp32_max_logit_difference <= tolerance:  # nan is none
         raise ParityError(
             f"the exported model's logits are up to {parity.fp32_max_logit_difference:.2g} off the trained model's over "
             f"{parity.rows} texts, at most {tolerance:g} is allowed (export.tolerance)"

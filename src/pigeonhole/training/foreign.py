@@ -101,9 +101,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         if rows and true_ids is not None:
             probabilities = np.stack([found.probabilities for found in served])
             measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed, thresholds_of(manifest))}
-        manifest = msgspec.structs.replace(
-            manifest, parity=export.as_dict(parity), metrics=measured, provenance=_origin(options, rows)
-        )
+        manifest = msgspec.structs.replace(manifest, parity=export.as_dict(parity), metrics=measured, provenance=_origin(options))
         manifest = _seal(folder, manifest, classifiers, rows, served, options.model)
         url, alias = publish(Registry(options.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry"), folder, manifest)
     return {
@@ -175,9 +173,9 @@ def _labelled(path: str, columns: RowsConfig, task: Task) -> Labelled:
         raise DataError(re.sub(r"\bdata\.(text|label)\b", r"\1", str(error))) from error
 
 
-def _origin(options: ImportOptions, rows: Labelled | None) -> dict[str, Any]:
+def _origin(options: ImportOptions) -> dict[str, Any]:
     config = {"import.model": options.model, "import.revision": options.revision, "import.data": options.data}
-    origin = provenance.collect(config, rows.sha256 or "" if rows else "", options.seed, torch.get_num_threads())
+    origin = provenance.collect(config, "", options.seed, torch.get_num_threads())
     return {key: value for key, value in origin.items() if key != "data_sha256"}  # what it was trained on is not known
 
 

@@ -5,6 +5,7 @@ to its own label (self-confidence). How many labels are wrong is estimated by co
 Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels".
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,10 +58,13 @@ def run(arguments: list[str]) -> dict[str, Any]:
     verify_files(config.data)
     amendments = open_amendments(config.data)
     rows = list(amendments.rows(config.data, config.data.path))
-    labels = sorted({row.label for row in rows})
-    if len(labels) < 2 or len(rows) < config.folds:
+    counts = Counter(row.label for row in rows)
+    labels = sorted(counts)
+    several = sum(count > 1 for count in counts.values())  # a row's own fit does not see it, and has to know two labels
+    if several < 2 or len(rows) < config.folds:
         raise DataError(
-            f"{config.data.path}: {len(rows)} rows, {len(labels)} labels; two labels and {config.folds} rows are needed"
+            f"{config.data.path}: {len(rows)} rows, {several} labels with more than one of them; "
+            f"two such labels and {config.folds} rows are needed"
         )
     # torch and transformers take ten seconds to import: neither --help nor a wrong key has to wait for them.
     from pigeonhole.training.frozen import embed_texts

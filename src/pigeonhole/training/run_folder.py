@@ -49,12 +49,12 @@ def open_run_folder(out: str | None, name: str, fingerprint: str, *, resume: boo
         if stopped:
             say(f"going on in {stopped.path}, where the same run was stopped; resume=never begins a new one")
             return stopped
-        path = _unused(name)
+        path = _make_new(name)
     else:
         local = storage.local_path(out)
         assert local is not None  # require_run_folder has looked
         path = local
-    path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     folder = _take(path.resolve())
     if folder is None:
         raise ConfigError(f"out={out}: another run is at work there; wait for it, or choose another folder")
@@ -84,11 +84,15 @@ def _take(path: Path) -> RunFolder | None:
     return RunFolder(path, lock)
 
 
-def _unused(name: str) -> Path:
-    """Two runs may begin in one second."""
+def _make_new(name: str) -> Path:
+    """Two runs may begin in one second, and at one moment."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     numbers = itertools.count(2)
     path = RUNS / f"{now}-{name}"
-    while path.exists():
-        path = RUNS / f"{now}-{next(numbers)}-{name}"
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            path = RUNS / f"{now}-{next(numbers)}-{name}"
+        else:
+            return path

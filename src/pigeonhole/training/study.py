@@ -17,8 +17,10 @@ import msgspec
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import t as student_t
+from sqlalchemy.exc import SQLAlchemyError
 
 from pigeonhole import storage
 from pigeonhole.command import say
@@ -44,13 +46,14 @@ def search(space: Space, training: list[str], folder: Path, seed: int, split: st
     """What `uv run sweep` prints, once the study has its trials. Raises ConfigError, RunError and what training raises."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every trial; so do we
     folder.mkdir(parents=True, exist_ok=True)
-    study = _open(space, training, folder, split)
-    while True:
-        with _take(study, folder, space.trials, seed) as trial:
-            if trial is None:
-                break
-            _try(study, trial, space, training, folder, split)
-    found = study.get_trials()
+    with _explained(folder):
+        study = _open(space, training, folder, split)
+        while True:
+            with _take(study, folder, space.trials, seed) as trial:
+                if trial is None:
+                    break
+                _try(study, trial, space, training, folder, split)
+        found = study.get_trials()
     for name, text in {
         "wandb.yaml": to_wandb(space, training),
         "vertex.json": msgspec.json.format(msgspec.json.encode(to_vertex(space))).decode(),
@@ -64,6 +67,19 @@ def search(space: Space, training: list[str], folder: Path, seed: int, split: st
         "wandb": str(folder / "wandb.yaml"),
         "vertex": str(folder / "vertex.json"),
     }
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Raises RunError for a file that SQLite cannot read or write: damaged, on a full disk, another worker's for too long."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ or error
+        raise RunError(
+            f"{folder / STUDY}: {getattr(cause, 'orig', cause)}; mend that and give the same command again, "
+            "or choose another folder"
+        ) from error
 
 
 def _open(space: Space, training: list[str], folder: Path, split: str = "validation") -> optuna.Study:
@@ -111,6 +127,9 @@ def _left(study: optuna.Study, folder: Path, seed: int) -> tuple[Trial | None, F
         try:
             lock.acquire(timeout=0)
         except Timeout:  # its worker lives
+            continue
+        if study.get_trials(deepcopy=False)[frozen.number].state.is_finished():  # it ended between the two looks
+            lock.release()
             continue
         say(f"trial {frozen.number}: going on")
         study.sampler = _sampler(seed, frozen.number)
