@@ -122,6 +122,24 @@ def test_a_link_out_of_the_folder_is_refused(tiny_bundle: Path, tmp_path: Path) 
     (tiny_bundle / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
     with pytest.raises(BundleError, match=r"model\.onnx is not an ordinary file"):
         open_bundle(str(tiny_bundle))
+    shutil.move(tiny_bundle / MANIFEST, tmp_path / MANIFEST)
+    shutil.move(tmp_path / "elsewhere.onnx", tiny_bundle / "model.onnx")
+    (tiny_bundle / MANIFEST).symlink_to(tmp_path / MANIFEST)
+    with pytest.raises(BundleError, match=r"manifest\.json is not an ordinary file"):
+        open_bundle(str(tiny_bundle))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", MANIFEST])
+def test_a_file_as_large_as_a_disk_is_refused_by_its_size_alone(
+    tiny_bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hole takes no room on the disk; its zeros take minutes to hash, and all memory to hold."""
+    read, digest = Path.read_bytes, bundle._digest
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it is read") if path.name == name else read(path))
+    monkeypatch.setattr(bundle, "_digest", lambda path: pytest.fail("it is hashed") if path.name == name else digest(path))
+    os.truncate(tiny_bundle / name, 1 << 40)
+    with pytest.raises((BundleError, StorageError), match=rf"{name}.*has 1,?099,?511,?627,?776 bytes"):
+        open_bundle(str(tiny_bundle))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +151,8 @@ def test_a_link_out_of_the_folder_is_refused(tiny_bundle: Path, tmp_path: Path) 
         ({"temperature": 1e-320}, r"temperature"),
         ({"vector_scaling": {"scale": [1e308, 1, 1], "bias": [0, 0, 0]}}, r"vector_scaling"),
         ({"labels": ["a", "a", "b"]}, r"labels \['a'\] stand more than once"),
+        ({"labels": ["caf\u00e9", "cafe\u0301", "b"]}, r"labels \['caf.'\] stand more than once"),
+        ({"labels": ["a", " ", "b"]}, r"labels holds one of spaces alone"),
         ({"labels": ["one"]}, r"labels"),
         ({"labels": ["one", ""]}, r"labels"),
         ({"thresholds": {"account": 0.5}}, r"thresholds must name each label once"),
@@ -179,7 +199,17 @@ def test_sealing_again_gives_a_bundle_that_opens(tiny_bundle: Path) -> None:
     assert sealed.temperature == 2.5
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{}", b'[{"text": "a", "logits": {"fp32": [1.0]}}]'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{}",
+        b'[{"text": "a", "logits": {"fp32": [1.0]}}]',
+        b'[{"text": "' + b"a" * 10_001 + b'", "logits": {"fp32": [1, 2, 3]}}]',
+        b"[" + b'{"text": "a", "logits": {"fp32": [1, 2, 3]}},' * 100 + b'{"text": "a", "logits": {"fp32": [1, 2, 3]}}]',
+    ],
+    ids=["none", "no list", "few logits", "a long text", "many"],
+)
 def test_golden_answers_of_another_shape_are_refused(tiny_bundle: Path, content: bytes) -> None:
     (tiny_bundle / "golden.json").write_bytes(content)
     manifest = msgspec.json.decode((tiny_bundle / MANIFEST).read_bytes(), type=Manifest)

@@ -76,6 +76,7 @@ def test_every_model_composes(name: str) -> None:
         ("trainer.epochs=range(1,3)", r"^trainer.epochs=range\(1,3\): is no single value; expected int >= 0 and <= 1000$"),
         ('trainer.epochs="3', '^trainer.epochs="3: is no single value; expected int >= 0 and <= 1000$'),
         ("trainer.epochs=٣", "^trainer.epochs=٣: is no single value; expected int >= 0 and <= 1000$"),
+        ("trainer.epochs={", r"^trainer.epochs=\{: is no single value; expected int >= 0 and <= 1000$"),
         ("trainer.epochs=${", r"^trainer.epochs=\$\{: is no single value; expected int >= 0 and <= 1000$"),
         ("experiment=null", "experiment=null: there is no such experiment"),
         ("hydra.run.dir=/tmp/x", "there is no key hydra.run.dir"),

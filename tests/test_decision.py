@@ -99,6 +99,7 @@ def test_a_rule_by_neighbours_without_them_is_refused(tmp_path: Path) -> None:
         (np.array([{"code": 1}], dtype=object), r"neighbours\.npy cannot be read: Object arrays"),
         (np.array([1.0, 2.0], np.float32), "is no matrix"),
         (np.eye(3), "is no matrix"),
+        (np.zeros((0, 3), np.float32), "is no matrix"),
         (np.full((2, 3), np.nan, np.float32), "is no matrix of finite"),
         (np.eye(2, dtype=np.float32), "has 2 numbers a row, the model's embeddings have 3"),
     ],

@@ -245,6 +245,9 @@ def test_a_url_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     assert storage.to_url("a/b") == f"file://{tmp_path}/a/b"
     assert storage.to_url("gs://bucket/a") == "gs://bucket/a"
+    Path("circle").symlink_to("circle")
+    with pytest.raises(StorageError, match="Too many levels of symbolic links"):
+        storage.read(storage.join(storage.to_url("circle"), "manifest.json"))
 
 
 def test_a_folder_that_cannot_be_written_is_told_without_the_name_that_was_tried(tmp_path: Path) -> None:
@@ -270,6 +273,13 @@ def test_two_at_one_time_may_ask_whether_a_folder_can_be_written(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_url_that_is_empty_is_not_the_root_of_this_machine() -> None:
+    """`registry=$REGISTRY`, where that is not set: in a container everything would go to /models."""
+    with pytest.raises(ConfigError, match=r"registry=: cannot be written .*an empty URL names no folder"):
+        storage.require_writable("registry", "")
+    assert storage.join("/", "models") == "/models"
+
+
 @pytest.mark.parametrize("url", ["gs://", "gs:///", "file://"])
 def test_a_url_that_names_no_place_is_refused_and_no_folder_of_that_name_is_made(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -279,4 +289,6 @@ def test_a_url_that_names_no_place_is_refused_and_no_folder_of_that_name_is_made
         storage.require_writable("registry", url)
     with pytest.raises(StorageError, match=f"^{url}: names no bucket or folder; expected "):
         Registry(url)
+    with pytest.raises(StorageError, match=f"^{url}: (names no bucket; expected gs://BUCKET/PATH|is a folder)"):
+        storage.read(url)
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,8 @@ import datetime
 import hashlib
 import re
 import tempfile
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ GOLDEN = "golden.json"
 NEIGHBOURS = "neighbours.npy"
 REFERENCE = "reference.parquet"
 CARD = "README.md"
+MANIFEST_BYTES = 256 << 20  # at most; one of 10,000 labels with their metrics has MB
 DOWNLOADS = 4  # files at a time: small ones are over in the time that a bucket takes to answer
 WEIGHTS = ".data"  # added to the name of a model that keeps its weights in a file of their own
 
@@ -139,7 +142,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A probe text and the logits that each precision must give for it, in the order of the labels."""
 
-    text: str
+    text: Annotated[str, Meta(max_length=10_000)]  # a start waits until it is read
     logits: dict[Precision, list[float]]
 
 
@@ -189,6 +192,7 @@ def _complete(url: str, local: Path | None, manifest: Manifest, models: Models) 
     for name in sorted(found - set(manifest.files)):
         raise BundleError(f"{url}: {name!r} is not listed in {MANIFEST}; a bundle holds only what was sealed")
     if local:
+        _require_ordinary(url, local / MANIFEST)
         return _verified(url, local, manifest.files)
     asked = manifest.served if models == "served" else models
     kept = {model for precision, model in manifest.models.items() if asked in ("all", precision)}
@@ -201,7 +205,7 @@ def read_manifest(url: str) -> Manifest:
     if storage.is_local_file(url):
         raise BundleError(f"{url}: this is a file, and a bundle is a folder; no archive is ever unpacked")
     try:
-        data = storage.read(storage.join(url, MANIFEST))
+        data = storage.read(storage.join(url, MANIFEST), most=MANIFEST_BYTES)
     except NotFoundError as error:
         raise BundleError(f'{url}: {MANIFEST} is missing; a bundle is the folder that `train` printed as "bundle"') from error
     try:
@@ -242,8 +246,10 @@ def _check_meaning(url: str, manifest: Manifest) -> None:
     wanted = "expected a time with its zone such as 2026-03-01T12:00:00+00:00"
     require(_is_moment(manifest.created_at), f"created_at is {manifest.created_at!r}, {wanted}")
     labels = manifest.labels
-    twice = sorted({label for label in labels if labels.count(label) > 1})
+    written = Counter(unicodedata.normalize("NFC", label) for label in labels)
+    twice = sorted(label for label, times in written.items() if times > 1)
     require(not twice, f"labels {twice} stand more than once")
+    require(all(map(str.strip, labels)), "labels holds one of spaces alone")
     require(manifest.served in manifest.models, f"served is {manifest.served}, models has {sorted(manifest.models)}")
     required = {*manifest.models.values(), TOKENIZER, GOLDEN}
     require(required <= set(manifest.files), f"files does not list {sorted(required - set(manifest.files))}")
@@ -273,14 +279,18 @@ def _verified(url: str, folder: Path, files: Mapping[str, FileEntry]) -> Path:
 
 
 def _verify(url: str, path: Path, entry: FileEntry) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{url}: {path.name} is not an ordinary file")
-    sha256, size_bytes = _digest(path)
-    if size_bytes != entry.size_bytes:
+    _require_ordinary(url, path)
+    size_bytes = path.stat().st_size
+    if size_bytes != entry.size_bytes:  # before the hash: a disk's worth of zeros takes minutes
         hint = _wrong_content(path)
         raise BundleError(f"{url}: {path.name} has {size_bytes} bytes where {entry.size_bytes} were sealed{hint}")
-    if sha256 != entry.sha256:
+    if _digest(path)[0] != entry.sha256:
         raise BundleError(f"{url}: {path.name} was changed after it was sealed (its sha256 differs)")
+
+
+def _require_ordinary(url: str, path: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"{url}: {path.name} is not an ordinary file")
 
 
 def _wrong_content(path: Path) -> str:
@@ -329,8 +339,9 @@ def require_same(bundle: Bundle) -> None:
 
 def read_golden(bundle: Bundle) -> list[Golden]:
     """Raises BundleError for a file that is not a list of probes with one logit a label."""
+    few = Annotated[list[Golden], Meta(max_length=100)]
     try:
-        probes = msgspec.json.decode(bundle.path(GOLDEN).read_bytes(), type=list[Golden])
+        probes: list[Golden] = msgspec.json.decode(bundle.path(GOLDEN).read_bytes(), type=few)
     except NOT_AS_TYPED as error:
         raise BundleError(f"{bundle.url}: {GOLDEN}: {error}") from error
     count = len(bundle.manifest.labels)

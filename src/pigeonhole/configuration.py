@@ -15,7 +15,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -273,7 +273,8 @@ def _explain(error: Exception, settings: dict[str, Setting], arguments: Sequence
         return f"{told[2]}: {told[1].strip()}; {nearest(told[2], settings)}allowed are the keys that --help lists"
     for argument in arguments:  # Hydra's own words for one that it cannot read name neither its key nor what is allowed
         key = argument.partition("=")[0]
-        if key in settings and (f"{argument}'" in str(error) or f": {argument}\n" in str(error)):
+        unread = isinstance(error, OverrideParseException) and error.override == argument
+        if key in settings and (unread or f"{argument}'" in str(error) or f": {argument}\n" in str(error)):
             return f"{argument}: is no single value; expected {settings[key].expected}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{' '.join(arguments)}: " + "; ".join(lines)

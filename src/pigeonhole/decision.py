@@ -90,7 +90,8 @@ def read_neighbours(bundle: Bundle, width: object) -> NDArray[np.float32] | None
         found = np.load(bundle.path(NEIGHBOURS), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise BundleError(f"{bundle.url}: {NEIGHBOURS} cannot be read: {error}") from error
-    if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.ndim != 2 or not np.isfinite(found).all():
+    fits = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2 and found.size > 0
+    if not fits or not np.isfinite(found).all():
         raise BundleError(f"{bundle.url}: {NEIGHBOURS} is no matrix of finite float32 numbers")
     if isinstance(width, int) and found.shape[1] != width:
         raise BundleError(f"{bundle.url}: {NEIGHBOURS} has {found.shape[1]} numbers a row, the model's embeddings have {width}")

@@ -43,6 +43,8 @@ def local_path(url: str) -> Path | None:
 
 def join(url: str, *parts: str) -> str:
     """Raises StorageError for a scheme alone, which would become a folder `gs:` of this machine."""
+    if not url:
+        raise StorageError("an empty URL names no folder; expected a path or a URL such as gs://BUCKET/PATH")
     place = url.rstrip("/")
     if place.endswith(":") and "://" in url:
         raise StorageError(f"{url}: names no bucket or folder; expected {place}//NAME or {place}//NAME/PATH")
@@ -52,7 +54,7 @@ def join(url: str, *parts: str) -> str:
 def to_url(path: str | Path) -> str:
     """A URL that means the same from any working directory."""
     text = str(path)
-    return text if "://" in text else f"file://{Path(text).resolve()}"
+    return text if "://" in text else f"file://{os.path.realpath(text)}"  # Path.resolve() fails at links in a circle
 
 
 def exists(url: str) -> bool:
@@ -61,11 +63,15 @@ def exists(url: str) -> bool:
         return path.exists() if path else bool(_filesystem(url).exists(url))
 
 
-def read(url: str) -> bytes:
-    """Raises NotFoundError, StorageError."""
+def read(url: str, most: int | None = None) -> bytes:
+    """Raises NotFoundError, StorageError; the latter for a file of this machine with more bytes than `most`, too."""
     path = local_path(url)
     with _explained(url):
-        return _regular(path).read_bytes() if path else bytes(_filesystem(url).cat_file(url))
+        if path is None:
+            return bytes(_filesystem(url).cat_file(url))
+        if most is not None and (size_bytes := path.stat().st_size) > most:
+            raise StorageError(f"{url}: has {size_bytes:,} bytes, at most {most:,} are read")
+        return _regular(path).read_bytes()
 
 
 @contextlib.contextmanager
@@ -282,7 +288,9 @@ def _filesystem_of(scheme: str) -> "fsspec.AbstractFileSystem":
 
 
 def _filesystem(url: str) -> "fsspec.AbstractFileSystem":
-    scheme = url.split("://", 1)[0]
+    scheme, _, place = url.partition("://")
+    if scheme in ("gs", "s3", "az") and not place.strip("/"):  # the client looks for it for a quarter of a minute
+        raise StorageError(f"{url}: names no bucket; expected {scheme}://BUCKET/PATH")
     if scheme in ("http", "https") and not _has_host(url):
         raise StorageError(f"{url}: expected {scheme}://HOST/PATH")
     return _filesystem_of(scheme)

@@ -53,6 +53,8 @@ def test_good_rows_have_nothing_suspicious(tmp_path: Path) -> None:
         ([], "\n", "is empty: a header and no rows"),
         (_lines("bill", 30), "\n", "one label only, 'bill'"),
         ([*GOOD, "text,Bill", "more,Bill", "again,Bill"], "\n", "labels 'Bill' and 'bill' differ in case, spaces or dashes only"),
+        ([*GOOD, "a,\ufeffparcel", "b,\ufeffparcel"], "\n", r"labels 'parcel' and '.ufeffparcel' differ .* what does not show"),
+        ([*GOOD, "a,par\u200bcel", "b,par\u200bcel"], "\n", r"labels 'parcel' and 'par.u200bcel' differ"),
         ([*GOOD, "a,parcel ", "b,parcel "], "\n", "labels 'parcel' and 'parcel ' differ"),
         ([*GOOD, "a,lost parcel", "b,lost_parcel"], "\n", "labels 'lost parcel' and 'lost_parcel' differ"),
         ([*GOOD, "a,rare", "b,rare"], "\n", "'rare' has 2; each label needs 3 different texts or more"),

@@ -93,6 +93,7 @@ def test_other_columns_may_be_there_and_empty(tmp_path: Path) -> None:
             "no column 'text' or 'sentence' or 'utterance' for the text; found the columns 'message', 'label'",
         ),
         (b"text,text,label\na,b,c\n", "line 1: duplicate column 'text'"),
+        (b"text,label" + b"," * 400_000 + b"\n", "line 1: duplicate column ''"),
         (b"text,label\na,b,\n", "line 2: 3 fields, the header has 2"),
         (b"text,label\na,b\n\nonly\n", "line 4: 1 field, the header has 2"),
         (b"text,label\na,b\nonly\nc,d\n", "line 3: 1 field, the header has 2; quote fields with commas in them"),

@@ -34,6 +34,7 @@ def _zip() -> bytes:
         (lzma.compress(b"text,label\n"), "xz"),
         (_zip(), "zip archive or an Excel workbook"),
         ("text,label\n".encode("utf-16"), "UTF-16"),
+        ("text,label\n".encode("utf-32"), "UTF-32"),
         ("text,label\n".encode("utf-16-le"), "UTF-16"),
         ("text,label\n".encode("utf-16-be"), "UTF-16"),
         (b"PAR1\x15\x04", "Parquet file.*call it .parquet"),

@@ -121,6 +121,8 @@ def test_a_finished_demo_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "demo.json").touch()
     with pytest.raises(ConfigError, match="holds a finished demo"):
         run([f"out={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"out=.*/demo\.json: cannot be written .*; choose a folder"):
+        run([f"out={tmp_path / 'demo.json'}"])
 
 
 def test_what_a_command_of_the_demo_refuses_is_the_users_mistake(tmp_path: Path) -> None:

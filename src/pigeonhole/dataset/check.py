@@ -214,15 +214,18 @@ def _refuse_missing(url: str, scan: Scan, sides: NDArray[np.int8], needed: int) 
 def _refuse_look_alikes(url: str, labels: list[str]) -> None:
     seen: dict[str, str] = {}
     for label in labels:
-        folded = _BETWEEN_WORDS.sub(" ", unicodedata.normalize("NFKC", label).casefold().strip())
+        folded = _BETWEEN_WORDS.sub(" ", _UNSEEN.sub("", unicodedata.normalize("NFKC", label)).casefold().strip())
         other = seen.setdefault(folded, label)
         if other != label:
             _refuse(
-                url, f"the labels {shown(other)} and {shown(label)} differ in case, spaces or dashes only; write them in one way"
+                url,
+                f"the labels {shown(other)} and {shown(label)} differ in case, spaces or dashes only, or in what does not show; "
+                "write them in one way",
             )
 
 
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")
+_UNSEEN = re.compile("[\x00-\x08\x0e-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
 
 def _refuse_small_labels(url: str, scan: Scan, needed: int) -> None:

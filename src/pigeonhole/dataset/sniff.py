@@ -19,6 +19,7 @@ _MAGIC = {
     b"ARROW1": ("an Arrow file", "save it as Parquet"),
     b"SQLite format 3": ("an SQLite database", "export the table as CSV"),
     b"%PDF": ("a PDF document", "rows of text and label are needed"),
+    b"\xff\xfe\0\0": ("UTF-32 text", "save it as UTF-8"),
     b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
 }

@@ -141,7 +141,9 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
         return None
     own, sizes, training, gating = split_demo_arguments(arguments)
     config = read_options(DemoConfig, own)
-    out = Path(config.out or f"runs/{now():%Y%m%d-%H%M%S}-demo").resolve()
+    out = Path(config.out or f"runs/{now():%Y%m%d-%H%M%S}-demo")
+    storage.require_writable("out", str(out))
+    out = out.resolve()
     if (out / "demo.json").exists():
         raise ConfigError(f"out={out}: holds a finished demo; choose another folder")
     story = Story()
