@@ -1,6 +1,7 @@
 """The few pictures of the page, as Altair charts: long label names stay whole, bars carry their number."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 import altair as alt
 import pandas as pd
@@ -115,7 +116,7 @@ def _time(span: Span | None) -> alt.X:
     if span is None:
         return alt.X("time:T", title=None, scale=alt.Scale(type="utc"), axis=alt.Axis(format="%d %b %H:%M", tickCount=4))
     start, end = (pd.Timestamp(at).tz_convert("UTC") for at in span)
-    words = "%H:%M" if end - start <= pd.Timedelta(hours=26) else "%d %b"
+    words = "%H:%M" if end - start <= timedelta(hours=26) else "%d %b"
     scale = alt.Scale(type="utc", domain=[_moment(start), _moment(end)])
     return alt.X("time:T", title=None, scale=scale, axis=alt.Axis(format=words, tickCount=7, labelOverlap=True, grid=False))
 

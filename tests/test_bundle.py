@@ -175,7 +175,7 @@ def test_a_manifest_that_means_nothing_is_refused(tiny_bundle: Path, changes: di
 
 def test_a_manifest_that_is_nested_without_end_is_refused(tiny_bundle: Path) -> None:
     (tiny_bundle / MANIFEST).write_bytes(b'{"metrics":' + b'{"a":' * 100_000)
-    with pytest.raises(BundleError, match=r"manifest\.json: maximum recursion depth"):
+    with pytest.raises(BundleError, match=r"manifest\.json: (maximum recursion depth|Input data was truncated)"):
         open_bundle(str(tiny_bundle))
 
 

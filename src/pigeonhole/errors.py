@@ -20,10 +20,19 @@ PigeonholeError
 └── GateError                  4   a gate said no
 """
 
+from http import HTTPStatus
+
 from msgspec import DecodeError
 
 NOT_AS_TYPED = (DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON that was asked for: another shape, no UTF-8, nested too deeply."""
+
+RENAMED = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+
+
+def status_title(status: int) -> str:
+    """As RFC 9110 has it, for problem+json; a Python before 3.13 has older ones for some."""
+    return RENAMED.get(status) or HTTPStatus(status).phrase
 
 
 class PigeonholeError(Exception):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import fsspec.config
 import msgspec
@@ -121,8 +122,8 @@ def test_a_segment_that_is_shipped_while_it_is_looked_at_is_no_error(
         server.append([marked])
         listed, once = Path.glob, [server.flush]
 
-        def ship_meanwhile(folder: Path, pattern: str) -> Iterator[Path]:
-            found = list(listed(folder, pattern))
+        def ship_meanwhile(folder: Path, pattern: str, **options: Any) -> Iterator[Path]:
+            found = list(listed(folder, pattern, **options))
             while once:
                 once.pop()()
             return iter(found)

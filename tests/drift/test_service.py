@@ -218,7 +218,7 @@ def test_a_label_that_ends_evidentlys_script_gets_no_origin_and_no_network(clien
 def test_a_body_of_more_than_64_kib_is_not_read_to_its_end(client: TestClient) -> None:
     parts = (b" " * 1024 for _ in range(1024))
     answer = client.post("/runs", content=parts)
-    assert (answer.status_code, answer.json()["code"]) == (413, "request_entity_too_large")
+    assert (answer.status_code, answer.json()["code"]) == (413, "content_too_large")
     assert "65536 bytes" in answer.json()["detail"]
 
 

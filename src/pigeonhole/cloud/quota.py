@@ -94,6 +94,7 @@ def fetch(token: str, scheme: str = "https") -> Get:
                 found: dict[str, Any] = json.load(answer)
                 return found
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 404:
                 return {}
             raise RunError(f"{url} answered {error.code}; does this account have roles/artifactregistry.reader?") from error

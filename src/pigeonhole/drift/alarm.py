@@ -69,6 +69,7 @@ class Sender:
             try:
                 _within(TIMEOUT_S, lambda: self._send(body))
             except urllib.error.HTTPError as error:
+                error.close()
                 why = f"the receiver answered {error.code}"
                 if error.code < 500 and error.code not in (408, 425, 429):
                     return Delivery(False, attempt, why)

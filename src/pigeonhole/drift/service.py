@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
@@ -29,7 +28,7 @@ from pigeonhole.drift.review import queue
 from pigeonhole.drift.settings import Settings, read_settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
 from pigeonhole.environment import describe_variables
-from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError
+from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError, status_title
 from pigeonhole.port import bind, is_own
 from pigeonhole.prediction_log import new_id
 
@@ -294,7 +293,7 @@ def _number(text: str) -> int:
 async def _refuse(_: Request, error: Exception) -> Response:
     """Problem+json (RFC 9457); what the asker cannot mend is a 500 whose cause is in the service's own log."""
     if isinstance(error, HTTPException):
-        status, code = error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        status, code = error.status_code, status_title(error.status_code).lower().replace(" ", "_")
         detail = f"there is: {', '.join(LINKS.values())}" if status in (404, 405) else error.detail
     elif isinstance(error, NotFoundError):
         status, code, detail = 404, "not_found", "there is no such report, or version"
@@ -306,7 +305,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
         say(f"error: {error}")
         status, code, detail = 500, "failed", "this failed; the service's own log says why"
     kind = f"urn:pigeonhole:problem:{code}"
-    body = {"type": kind, "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    body = {"type": kind, "title": status_title(status), "status": status, "code": code, "detail": detail}
     return Response(msgspec.json.encode(body), status, media_type="application/problem+json")
 
 

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pigeonhole.classifier import Classifier
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, status_title
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import docs, openapi
@@ -285,7 +284,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
     """Starlette's own refusals (404, 405), handed to the edge like all others."""
     assert isinstance(error, HTTPException)  # registered for nothing else
     headers = dict(error.headers or {})
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    code = status_title(error.status_code).lower().replace(" ", "_")
     methods = headers.get("Allow")
     detail = f"allowed here is {methods}" if methods else f"there is: {', '.join(LINKS.values())}"
     raise Problem(error.status_code, code, detail, headers)

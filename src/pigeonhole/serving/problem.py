@@ -1,8 +1,8 @@
 """Refusals as RFC 9457 problem details: they name the field and the limit, never a stack and never the input."""
 
-from http import HTTPStatus
-
 import msgspec
+
+from pigeonhole.errors import status_title
 
 MEDIA_TYPE = "application/problem+json"
 OVERLOADED_CODE = "overloaded"  # of a 503: too many texts are waiting
@@ -48,8 +48,8 @@ class Problem(Exception):  # noqa: N818  the word of RFC 9457
         self.errors = errors
 
     def body(self, request_id: str = "") -> bytes:
-        title = HTTPStatus(self.status).phrase
         kind = f"urn:pigeonhole:problem:{self.code}"
+        title = status_title(self.status)
         return msgspec.json.encode(ProblemDetails(kind, title, self.status, self.code, self.detail, request_id, self.errors))
 
 

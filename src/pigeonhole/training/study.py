@@ -21,6 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import t as student_t
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from pigeonhole import storage
 from pigeonhole.command import say
@@ -86,7 +87,8 @@ def _open(space: Space, training: list[str], folder: Path, split: str = "validat
     with FileLock(folder / "study.lock"):
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(
-                f"sqlite:///{folder / STUDY}", engine_kwargs={"connect_args": {"timeout": LOCKED_S}}
+                f"sqlite:///{folder / STUDY}",
+                engine_kwargs={"connect_args": {"timeout": LOCKED_S}, "poolclass": NullPool},  # closed after each use
             ),
             study_name="sweep",
             direction="maximize",

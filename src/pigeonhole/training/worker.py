@@ -107,6 +107,7 @@ def fetch_secret(name: str, metadata: str = METADATA, secrets: str = SECRETS) ->
         answer = _get(f"{secrets}/v1/{name}:access", {"Authorization": f"Bearer {token}"})
         return base64.b64decode(answer["payload"]["data"]).decode().strip()
     except urllib.error.HTTPError as error:
+        error.close()
         role = "the job's account needs roles/secretmanager.secretAccessor, and the secret a version"
         say(f"W&B: {name} answered {error.code} ({role}); this run is kept offline")
     except OSError as error:
