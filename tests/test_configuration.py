@@ -239,5 +239,5 @@ def test_nested_keys_have_dots_and_lists_have_defaults() -> None:
 
 
 def test_a_config_dir_that_the_system_does_not_look_at_is_told_in_a_line() -> None:
-    with pytest.raises(ConfigError, match="^--config-dir x+: (File name too long$|there is no such folder)"):
+    with pytest.raises(ConfigError, match=r"^--config-dir x+: (File name too long$|there is no such folder)"):
         compose_train("--config-dir", "x" * 300)
