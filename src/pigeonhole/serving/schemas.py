@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from inspect import cleandoc
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -399,4 +400,8 @@ def components() -> Mapping[str, Any]:
     """The JSON schemas of all bodies, for OpenAPI."""
     replies = [PredictReply, PredictManyReply, LabelScore, ExplainReply, FeedbackReply, HistoryReply, ProblemDetails]
     types = [*REQUESTS.values(), ExplainRequest, FeedbackRequest, *replies]
-    return msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")[1]
+    found = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")[1]
+    for schema in found.values():
+        if "description" in schema:  # a docstring, which a Python before 3.13 gives as it is indented
+            schema["description"] = cleandoc(schema["description"])
+    return found
