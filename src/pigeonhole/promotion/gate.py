@@ -23,6 +23,7 @@ from pigeonhole.metrics import (
     bootstrap_calibration_error,
     bootstrap_difference,
     bootstrap_share_difference,
+    expected_calibration_error,
     median_interval,
     predict,
     wilson_interval,
@@ -227,7 +228,7 @@ def _check_recalls(frame: _Frame, given: Ids, before: Ids | None, floor: float) 
 
 def _check_calibration(frame: _Frame, found: Floats, before: Floats | None, ceiling: float, seed: int) -> Check:
     error = bootstrap_calibration_error(found, frame.true_ids, seed=seed)
-    error_before = 0.0 if before is None else bootstrap_calibration_error(before, frame.true_ids, seed=seed).estimate
+    error_before = 0.0 if before is None else expected_calibration_error(before, frame.true_ids)
     allowed = max(ceiling, error_before)
     said = f"calibration error {error.estimate:.4f} [{error.low:.4f}, {error.high:.4f}]"
     if error.estimate <= allowed:
