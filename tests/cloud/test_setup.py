@@ -3,6 +3,7 @@
 What it cannot show: that Google takes the lines. Their form is held to gcloud's own offline linter where gcloud is installed.
 """
 
+import functools
 import json
 import os
 import re
@@ -100,17 +101,22 @@ end(2, error="ERROR: (gcloud) Invalid choice: " + " ".join(line))
 """
 
 
+@functools.cache
+def all_of_site() -> tuple[Step, ...]:
+    return tuple(steps(SITE, ROOT))
+
+
 def named(step: Step, line: Line) -> Line:
     """A line with the names that the gcloud of this test gives to what it has made."""
     names = {"FOUND": step.what.replace(" ", "-")}
     for word, question, otherwise in step.asked:
-        names[word] = next((each.what.replace(" ", "-") for each in steps(SITE, ROOT) if each.find == question), otherwise)
+        names[word] = next((each.what.replace(" ", "-") for each in all_of_site() if each.find == question), otherwise)
     return tuple(re.sub("|".join(names), lambda found: names[found.group()], word) for word in line)
 
 
 def mended(step: Step) -> str:
     """The thing whose content `step.word` is: the one that it needs, or itself."""
-    return next((each.what for each in steps(SITE, ROOT) if each.find == step.needs), step.what)
+    return next((each.what for each in all_of_site() if each.find == step.needs), step.what)
 
 
 def is_switch(step: Step) -> bool:
@@ -122,7 +128,7 @@ def is_switch(step: Step) -> bool:
 def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a gcloud that is first on the path; nothing is there yet, and the quota is enough."""
     known: dict[str, tuple[str, str]] = {}
-    for step in steps(SITE, ROOT):
+    for step in all_of_site():
         for verb, line in (("find", step.find), ("make", step.make), ("delete", step.delete), ("find", step.needs)):
             if line:
                 what = mended(step) if line is step.needs else step.what
@@ -157,7 +163,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def everything() -> dict[str, Any]:
     """What is there once all is set up."""
     found: dict[str, Any] = {}
-    for step in steps(SITE, ROOT):
+    for step in all_of_site():
         if not step.binding:
             found[mended(step) if step.mends else step.what] = True if is_switch(step) else step.word or True
             continue
@@ -306,7 +312,7 @@ def bound(binding: Binding) -> dict[str, Any]:
 
 
 def test_whatever_single_thing_is_missing_it_alone_is_named_with_its_line() -> None:
-    everything = list(steps(SITE, ROOT))
+    everything = list(all_of_site())
     assert setup.preflight(SITE, AllBut(everything, None), {"machine": "spot"})["missing"] == []
     for step in [step for step in everything if step.make]:
         with pytest.raises(GateError) as refused:
@@ -344,7 +350,7 @@ def test_a_no_with_404_in_a_number_is_still_a_no(cloud: Path) -> None:
 
 def test_what_the_lines_themselves_need_is_switched_on_first() -> None:
     """Google's page of workload identity names these four; without the first no account can be made."""
-    names = [step.word for step in steps(SITE, ROOT) if step.word]
+    names = [step.word for step in all_of_site() if step.word]
     assert {f"{name}.googleapis.com" for name in ("iam", "cloudresourcemanager", "iamcredentials", "sts")} <= set(names)
 
 
@@ -429,13 +435,13 @@ def test_a_budget_is_of_one_project_where_several_are_paid_from_one_account() ->
 
 def test_an_address_that_others_are_told_at_too_keeps_their_channel() -> None:
     """`teardown` deletes what `find` prints: somebody's own channel to the same address is not ours."""
-    (channel,) = [step for step in steps(SITE, ROOT) if step.what.startswith("notification channel")]
+    (channel,) = [step for step in all_of_site() if step.what.startswith("notification channel")]
     assert any(word.startswith('--filter=displayName="Pigeonhole" AND ') for word in channel.find)
     assert "--display-name=Pigeonhole" in channel.make
 
 
 def test_a_policy_that_tells_somebody_else_is_not_taken_for_one_that_tells_the_new_address() -> None:
-    told = [step for step in steps(SITE, ROOT) if " tells " in step.what]
+    told = [step for step in all_of_site() if " tells " in step.what]
     assert len(told) == 7
     for step in told:
         (chosen,) = [word for word in step.find if word.startswith("--filter=")]
@@ -444,7 +450,7 @@ def test_a_policy_that_tells_somebody_else_is_not_taken_for_one_that_tells_the_n
 
 
 def test_drift_is_asked_with_a_token_for_its_own_address_and_given_as_long_as_it_may_take() -> None:
-    (line,) = [step.make for step in steps(SITE, ROOT) if step.what.startswith("hourly drift run")]
+    (line,) = [step.make for step in all_of_site() if step.what.startswith("hourly drift run")]
     address = "https://pigeonhole-drift-123456789012.europe-west4.run.app"
     asked = {f"--uri={address}/runs", f"--oidc-token-audience={address}", "--attempt-deadline=300s", "--http-method=POST"}
     assert asked <= set(line)
@@ -453,7 +459,7 @@ def test_drift_is_asked_with_a_token_for_its_own_address_and_given_as_long_as_it
 
 
 def test_only_main_of_one_repository_may_deploy() -> None:
-    lines = [shlex.join(step.make) for step in steps(SITE, ROOT)]
+    lines = [shlex.join(step.make) for step in all_of_site()]
     (provider,) = [line for line in lines if "create-oidc" in line]
     assert "assertion.repository==" in provider
     assert "assertion.ref==" in provider
@@ -471,14 +477,14 @@ def test_what_is_left_out_is_told(cloud: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_nobody_gets_a_role_that_can_do_anything() -> None:
-    roles = {step.binding.role for step in steps(SITE, ROOT) if step.binding}
+    roles = {step.binding.role for step in all_of_site() if step.binding}
     assert not {role for role in roles if re.search(r"roles/(owner|editor|viewer)$|[aA]dmin$", role)}
 
 
 def roles_of(account: str, thing: str = "") -> set[str]:
     """What an account may do, on the project or on a thing whose name begins so."""
     member = f"serviceAccount:{SITE.project.account(account)}"
-    bound = [step for step in steps(SITE, ROOT) if step.binding and step.binding.member == member]
+    bound = [step for step in all_of_site() if step.binding and step.binding.member == member]
     return {
         step.binding.role for step in bound if step.binding and step.make[step.make.index("add-iam-policy-binding") + 1] == thing
     }
@@ -494,7 +500,7 @@ def test_each_may_write_below_its_own_folders_and_only_training_and_deployment_w
     for account, prefixes in WRITES.items():
         made = [
             shlex.join(step.make)
-            for step in steps(SITE, ROOT)
+            for step in all_of_site()
             if step.binding and step.what.endswith(f"/ for {SITE.project.account(account)}")
         ]
         starts = [re.findall(r"startsWith\('\"'\"'(.*?)'\"'\"'\)", line) for line in made]
@@ -502,7 +508,7 @@ def test_each_may_write_below_its_own_folders_and_only_training_and_deployment_w
     assert {account for account, prefixes in WRITES.items() if "registry" in prefixes} == {"train", "deploy"}
     whole = [
         step.what
-        for step in steps(SITE, ROOT)
+        for step in all_of_site()
         if step.binding and step.binding.role == "roles/storage.objectUser" and not step.binding.title
     ]
     assert whole == []
@@ -515,13 +521,13 @@ def test_a_service_may_be_asked_by_the_page_and_drift_by_its_schedule_too() -> N
 
 
 def test_nobody_on_the_internet_reads_the_bucket_and_old_images_really_go() -> None:
-    lines = {step.what: step.make for step in steps(SITE, ROOT)}
+    lines = {step.what: step.make for step in all_of_site()}
     assert {"--uniform-bucket-level-access", "--public-access-prevention"} <= set(lines["bucket gs://some-project-pigeonhole"])
     assert "--no-dry-run" in lines["clean-up of old images"]
 
 
 def test_no_deleting_line_waits_for_an_answer() -> None:
-    deleting = [step.delete for step in steps(SITE, ROOT) if "delete" in step.delete]
+    deleting = [step.delete for step in all_of_site() if "delete" in step.delete]
     assert deleting
     assert [line for line in deleting if "--quiet" not in line] == []
     (channel,) = [line for line in deleting if "channels" in line]
@@ -557,7 +563,7 @@ def test_a_build_is_sent_by_one_who_may_act_as_its_account_and_write_its_source(
     staged = re.findall(r'--gcs-source-staging-dir "gs://\$PIGEONHOLE_PROJECT-pigeonhole/(\w+)"', text)
     assert len(staged) == text.count("gcloud builds submit")
     assert set(staged) <= set(WRITES["deploy"])
-    bindings = {(step.binding.role, step.what.split()[2]) for step in steps(SITE, ROOT) if step.binding and is_for_deploy(step)}
+    bindings = {(step.binding.role, step.what.split()[2]) for step in all_of_site() if step.binding and is_for_deploy(step)}
     assert ("roles/iam.serviceAccountUser", SITE.project.account("deploy")) in bindings
     assert ("roles/storage.legacyBucketReader", f"gs://{SITE.project.bucket}") in bindings
     assert ("roles/run.invoker", SITE.project.id) in bindings
@@ -598,7 +604,7 @@ def valued(line: str) -> Line:
 
 @needs_gcloud
 def test_every_line_is_one_that_gcloud_itself_takes_and_a_planted_fault_is_none(tmp_path: Path) -> None:
-    lines = [line for step in steps(SITE, ROOT) for line in (step.find, step.make, step.delete, step.needs) if line]
+    lines = [line for step in all_of_site() for line in (step.find, step.make, step.delete, step.needs) if line]
     asked: list[Line] = []
 
     def none(line: Line) -> str:
@@ -629,7 +635,7 @@ def test_the_documentations_lines_are_ones_that_gcloud_itself_takes(tmp_path: Pa
 
 def test_old_images_can_be_deleted_and_a_commit_can_be_built_again() -> None:
     """gcloud of --immutable-tags: "tagged images cannot be deleted"; and a tag that is there already takes no second push."""
-    (repository,) = [step for step in steps(SITE, ROOT) if step.what.startswith("image repository")]
+    (repository,) = [step for step in all_of_site() if step.what.startswith("image repository")]
     assert "--immutable-tags" not in repository.make
     policy = json.loads((ROOT / "cloudbuild/cleanup.json").read_text())
     assert {"name": "old", "action": {"type": "Delete"}, "condition": {"tagState": "any", "olderThan": "90d"}} in policy
