@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from invoke.collection import Collection
@@ -138,8 +139,20 @@ def docs(context: Context) -> None:
 
 @task
 def test(context: Context) -> None:
-    """Run all tests and print their coverage; on CI, a skip for want of something that CI installs is a failure."""
-    skips = forbidden_skips(show(context, TEST)) + forbidden_skips(show(context, TEST_SCORING))
+    """Run all tests, batch scoring's beside the others, and print their coverage.
+
+    On CI, a skip for want of something that CI installs is a failure.
+    """
+    with ThreadPoolExecutor(1) as beside:  # half of their time they wait
+        scoring = beside.submit(context.run, TEST_SCORING, hide=True, warn=True, in_stream=False)
+        try:
+            output = show(context, TEST)
+        finally:
+            told = scoring.result()
+            print(TEST_SCORING, told.stdout, told.stderr, sep="\n")
+    if told.failed:
+        raise Exit("batch scoring's tests failed", code=told.exited)
+    skips = forbidden_skips(output) + forbidden_skips(told.stdout)
     if skips and os.environ.get("CI"):
         raise Exit("\n".join(["skipped, though CI installs what they need:", *skips]), code=1)
 

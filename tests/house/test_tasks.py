@@ -11,7 +11,7 @@ import tasks
 import yaml
 from invoke.collection import Collection
 from invoke.context import Context, MockContext
-from invoke.exceptions import Exit
+from invoke.exceptions import Exit, UnexpectedExit
 from invoke.runners import Result
 
 ROOT = Path(tasks.__file__).parent
@@ -52,8 +52,13 @@ def lines_of_words(words: str) -> list[str]:
     return [line for name in words.removeprefix("uv run invoke ").split() for line in lines_of(name)]
 
 
+def in_order(lines: list[str]) -> list[str]:
+    """The tests, which stand last, run side by side."""
+    return [*lines[:-2], *sorted(lines[-2:])]
+
+
 def test_check_runs_every_check_once_in_order() -> None:
-    assert lines_of("check") == CHECK
+    assert in_order(lines_of("check")) == in_order(CHECK)
 
 
 def test_ci_runs_check_in_an_environment_made_from_the_lock() -> None:
@@ -106,7 +111,7 @@ def test_github_workflow_runs_the_lines_of_check_in_order() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/check.yaml").read_text())
     runs = [step["run"] for step in workflow["jobs"]["check"]["steps"] if "run" in step and "if" not in step]
     assert runs[0] == "uv sync --locked"
-    assert [line for run in runs[1:] for line in lines_of_words(run)] == CHECK
+    assert in_order([line for run in runs[1:] for line in lines_of_words(run)]) == in_order(CHECK)
 
 
 @pytest.mark.parametrize("name", sorted(tasks.namespace.task_names))
@@ -181,6 +186,21 @@ def test_a_forbidden_skip_fails_the_test_task_on_ci_alone(ci: str, refused: bool
         return
     with pytest.raises(Exit, match="could not import 'onnx'"):
         tasks.test(context)
+
+
+@pytest.mark.parametrize("failing", [tasks.TEST, tasks.TEST_SCORING])
+def test_either_half_of_the_tests_fails_the_task_and_both_are_told(failing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Half(Context):
+        def run(self, command: str, *, warn: bool = False, **_: Any) -> Result:
+            result = Result(f"{command} was run", exited=5 if command == failing else 0)
+            if result.failed and not warn:
+                raise UnexpectedExit(result)
+            return result
+
+    with pytest.raises((Exit, UnexpectedExit)) as ended:
+        tasks.test(Half())
+    assert getattr(ended.value, "code", 5) == 5
+    assert f"{tasks.TEST_SCORING} was run" in capsys.readouterr().out
 
 
 def test_the_data_of_another_commit_are_compared_with_todays() -> None:
