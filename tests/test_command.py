@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,11 @@ def test_an_error_is_one_line_on_stderr_and_its_exit_code(
 def test_what_a_user_typed_does_not_break_the_line_nor_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(raising(ConfigError("a\nb.csv\x1b[31m: été")), []) == 2
     assert capsys.readouterr() == ("", "error: a\\nb.csv\\x1b[31m: été\n")
+
+
+def test_an_error_that_repeats_a_file_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(raising(ConfigError("manifest.json: " + "x" * 1_000_000)), []) == 2
+    assert re.fullmatch(r"error: manifest\.json: x{9985}… \(990,015 more characters\)\n", capsys.readouterr().err)
 
 
 def test_a_gate_that_says_no_still_prints_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:

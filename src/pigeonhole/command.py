@@ -24,6 +24,7 @@ from pigeonhole.errors import GateError, PigeonholeError, RunError
 
 HELP = {"-h", "--help"}
 WIDTH = 100  # characters of a line of --help at most; fewer in a narrower terminal
+SHOWN = 10_000  # characters of an error
 MAKE_ROOM = "make room, then give the same command again"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of any library that writes
 
@@ -146,7 +147,9 @@ def _encoded(result: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """On one line: a path that someone typed may hold line breaks, and what a terminal takes for orders."""
+    """On one line: a path that someone typed may hold line breaks, and what a terminal takes for orders; a file may name MBs."""
+    if len(text) > SHOWN:
+        text = f"{text[:SHOWN]}… ({len(text) - SHOWN:,} more characters)"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

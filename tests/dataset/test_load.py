@@ -69,3 +69,9 @@ def test_a_text_that_has_a_label_and_is_said_to_have_none_is_refused(tmp_path: P
 def test_texts_to_measure_on_need_others_to_fit_on() -> None:
     with pytest.raises(ConfigError, match=r"data\.out_of_scope_test_path needs data\.out_of_scope_path"):
         DataConfig(out_of_scope_test_path="strange.csv")
+
+
+@pytest.mark.parametrize("key", ["patch", "taxonomy"])
+def test_a_checksum_needs_the_file_whose_it_is(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{key}_sha256 needs data\.{key}"):
+        DataConfig(**{f"{key}_sha256": "0" * 64})

@@ -59,6 +59,12 @@ class DataConfig:
         if self.task == "multi_label" and (self.patch or self.taxonomy):
             key = "patch" if self.patch else "taxonomy"
             raise ConfigError(f"data.{key}: speaks of one label a text; leave it out where data.task=multi_label")
+        for key, promised, file in (
+            ("patch", self.patch_sha256, self.patch),
+            ("taxonomy", self.taxonomy_sha256, self.taxonomy),
+        ):
+            if promised and not file:
+                raise ConfigError(f"data.{key}_sha256 needs data.{key}, the file whose checksum it is")
         if self.out_of_scope_test_path and not self.out_of_scope_path:
             raise ConfigError("data.out_of_scope_test_path needs data.out_of_scope_path: the rule is fitted on texts of its own")
         if not self.label_separator.strip():
