@@ -86,7 +86,7 @@ def make_task(options: Options) -> Task:
     train = some_of_every_label(dataset.split.train)[: options.rows or None]
     test = dataset.split.test if options.accuracy else []
     ids = {label: number for number, label in enumerate(dataset.labels)}
-    from pigeonhole.training.model import locate  # torch: a wrong key should not wait for it
+    from pigeonhole.training.pretrained import locate
 
     return Task(
         pretrained=locate(ModelConfig().pretrained, None).source,

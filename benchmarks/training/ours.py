@@ -20,8 +20,9 @@ from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.head import fit_head
 from pigeonhole.training.loss import LabelLoss
-from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer, locate
+from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer
 from pigeonhole.training.padding_free import PaddingFree
+from pigeonhole.training.pretrained import locate
 
 
 def main() -> None:

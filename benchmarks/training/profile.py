@@ -36,7 +36,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     from pigeonhole.training import corridor, trainer
     from pigeonhole.training.batches import TokenizedRows
     from pigeonhole.training.config import TrainConfig
-    from pigeonhole.training.model import load_model, load_tokenizer, locate
+    from pigeonhole.training.model import load_model, load_tokenizer
+    from pigeonhole.training.pretrained import locate
 
     config = compose(TrainConfig, "train", [f"model={options.model}", "trainer.epochs=1", f"trainer.threads={options.threads}"])
     trainer.set_determinism(config.seed, options.threads)

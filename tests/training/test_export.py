@@ -13,7 +13,8 @@ from pigeonhole.bundle import Bundle, Precision, Windowing, open_bundle
 from pigeonhole.classifier import Classifier, Encoder
 from pigeonhole.errors import ParityError
 from pigeonhole.training.export import Parity, compare, compare_logits, draft, given_by, require_parity, why_not_int8
-from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer, take_apart
+from pigeonhole.training.model import load_model, load_tokenizer, take_apart
+from pigeonhole.training.pretrained import SCRATCH, Pretrained
 
 
 def parity(**changes: float) -> Parity:

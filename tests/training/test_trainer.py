@@ -17,7 +17,8 @@ from pigeonhole.training import optim, trainer
 from pigeonhole.training.batches import Batch, TokenizedRows
 from pigeonhole.training.checkpoint import Epoch, Progress, save_progress
 from pigeonhole.training.head import fit_head
-from pigeonhole.training.model import SCRATCH, Pretrained, TextClassifier, load_model, load_tokenizer
+from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer
+from pigeonhole.training.pretrained import SCRATCH, Pretrained
 from pigeonhole.training.trainer import Recipe
 
 RECIPE = Recipe(

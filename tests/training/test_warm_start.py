@@ -8,7 +8,8 @@ from tests.conftest import train_arguments
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.errors import ConfigError
-from pigeonhole.training.model import SCRATCH, Pretrained, load_model, load_tokenizer, locate
+from pigeonhole.training.model import load_model, load_tokenizer
+from pigeonhole.training.pretrained import SCRATCH, Pretrained, locate
 from pigeonhole.training.train import run
 from pigeonhole.training.warm_start import keep_head
 

@@ -52,8 +52,9 @@ from pigeonhole.training.imbalance import balanced_weights, refuse_dead_labels
 from pigeonhole.training.layers import require_layer_to_learn
 from pigeonhole.training.lora import add_adapters, merge_adapters, require_attention
 from pigeonhole.training.loss import LabelLoss, several_labels_loss
-from pigeonhole.training.model import TFIDF, Pretrained, TextClassifier, digest, load_model, load_tokenizer, locate
+from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer
 from pigeonhole.training.precision import Precision as TrainingPrecision
+from pigeonhole.training.pretrained import TFIDF, Pretrained, digest, locate
 from pigeonhole.training.reference import choose_rows, write_reference
 from pigeonhole.training.run_folder import CHECKPOINT, RESULT, RunFolder, open_run_folder, require_run_folder
 from pigeonhole.training.tfidf import TfidfModel

@@ -29,16 +29,15 @@ from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.corridor import publish
 from pigeonhole.training.import_model import ImportOptions
 from pigeonhole.training.model import (
-    Pretrained,
     TextClassifier,
     load_tokenizer,
-    locate,
     positions_of,
     reading,
     require_fit,
     require_layers,
     take_apart,
 )
+from pigeonhole.training.pretrained import Pretrained, locate
 from pigeonhole.training.reference import write_reference
 
 PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification")

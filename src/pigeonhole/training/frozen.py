@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pigeonhole.errors import ConfigError
 from pigeonhole.training import trainer
 from pigeonhole.training.config import ModelConfig
-from pigeonhole.training.model import TFIDF, load_model, load_tokenizer, locate
+from pigeonhole.training.model import load_model, load_tokenizer
+from pigeonhole.training.pretrained import TFIDF, locate
 from pigeonhole.training.tokenize import make_encoder, tokenize, windowing_of
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pigeonhole.command import command
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.training.pretrained import locate
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def run(arguments: list[str]) -> dict[str, Any] | None:
     if options.model is None:
         raise ConfigError("model=FOLDER_OR_HUB_ID is needed; see uv run import-model --help")
     name = options.chosen_name
-    # torch and transformers take ten seconds to import: neither --help nor a wrong key has to wait for them.
+    locate(options.model, None, "model")
+    # torch and transformers take ten seconds to import: neither --help nor a wrong key or folder has to wait for them.
     from pigeonhole.training.foreign import import_model
 
     return import_model(options, name)

@@ -6,11 +6,8 @@ the layer, an ordinary BertForSequenceClassification reads the average too, and 
 """
 
 import contextlib
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -32,9 +29,9 @@ from transformers.models.bert.modeling_bert import BertLayer, BertPooler
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from pigeonhole import storage
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError, PigeonholeError, RunError
+from pigeonhole.training.pretrained import SCRATCH, Pretrained, verify_weights
 
 # RoBERTa and its relatives count positions from behind their padding's id.
 BEHIND_PADDING = (
@@ -47,24 +44,12 @@ BEHIND_PADDING = (
     "mpnet",
     "data2vec-text",
 )
-SCRATCH = "scratch"
-TFIDF = "tfidf"  # no encoder at all: tfidf.py
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SCRATCH_VOCABULARY = 2000
 # The average outweighs the first token's own vector by this much; with 8 it was 1 point less accurate on tickets.
 AVERAGE_WEIGHT = 20.0
 # Small enough for the pooler's tanh to be almost a straight line on vectors of unit variance.
 POOLER_SCALE = 0.3
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """Weights and a tokenizer to begin with; `source` is a local folder or a hub id, whose weights shall have `sha256`."""
-
-    source: str
-    local: bool
-    revision: str | None = None
-    sha256: str | None = None
 
 
 class FirstTokenLayer(BertLayer):
@@ -116,37 +101,6 @@ class TextClassifier(nn.Module):
             self.body.set_submodule(self.head_name, nn.Identity())
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, unreadable for another user's server
-
-
-def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -> Pretrained:
-    """Find the pretrained weights and check them before anything is loaded. Raises ConfigError, which names the key."""
-    if pretrained in (SCRATCH, TFIDF):
-        return Pretrained(pretrained, local=True)
-    folder = storage.local_path(pretrained)
-    is_hub_id = folder is not None and "://" not in pretrained and not folder.exists() and _looks_like_hub_id(pretrained)
-    if is_hub_id:
-        return Pretrained(pretrained, local=False, sha256=sha256)  # looked at when they have been fetched
-    allowed = "a package:// or file:// URL of a folder with config.json and model.safetensors, a hub id OWNER/NAME, or scratch"
-    if folder is None or not (folder / "config.json").is_file():
-        raise ConfigError(f"{key}={pretrained}: no model is there; expected {allowed}")
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise ConfigError(f"{key}={pretrained}: model.safetensors is missing; expected {allowed}")
-    if sha256 is not None:
-        _verify(pretrained, weights, sha256)
-    return Pretrained(str(folder), local=True)
-
-
-def digest(pretrained: Pretrained) -> str | None:
-    """sha256 of what a run begins with, weights, configuration and tokenizer; None where no folder says it."""
-    if not pretrained.local or pretrained.source in (SCRATCH, TFIDF):
-        return None
-    folder = Path(pretrained.source)
-    texts = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model"))
-    found = hashlib.sha256()
-    for path in (folder / "model.safetensors", *texts):
-        found.update(f"{path.name} {_sha256(path)}\n".encode())
-    return found.hexdigest()
 
 
 @contextlib.contextmanager
@@ -258,7 +212,7 @@ def _load(
     with _quiet(), reading(pretrained):
         if pretrained.sha256 is not None:
             fetched = cast(str, cached_file(pretrained.source, "model.safetensors", revision=pretrained.revision))
-            _verify(pretrained.source, Path(fetched), pretrained.sha256)
+            verify_weights(pretrained.source, Path(fetched), pretrained.sha256)
         body, info = AutoModelForSequenceClassification.from_pretrained(
             pretrained.source,
             revision=pretrained.revision,
@@ -332,24 +286,6 @@ def average_tokens(model: BertForSequenceClassification) -> None:
     for norm in (attention.output.LayerNorm, layer.output.LayerNorm):
         norm.weight.fill_(1)
         norm.bias.zero_()
-
-
-def _looks_like_hub_id(text: str) -> bool:
-    return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", text) is not None
-
-
-def _verify(pretrained: str, weights: Path, sha256: str) -> None:
-    found = _sha256(weights)
-    if found != sha256:
-        raise ConfigError(
-            f"model.pretrained={pretrained}: model.safetensors has sha256 {found}, model.sha256 expects {sha256}; "
-            "give that of the weights that you want, or model.sha256=null"
-        )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _require_bert(config: object) -> None:

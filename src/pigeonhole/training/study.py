@@ -31,7 +31,7 @@ from pigeonhole.training import study_plots
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import FILES, TrainConfig
 from pigeonhole.training.corridor import validate
-from pigeonhole.training.model import SCRATCH, TFIDF
+from pigeonhole.training.pretrained import SCRATCH, TFIDF
 from pigeonhole.training.space import Range, Space, to_experiment, to_vertex, to_wandb, written
 
 STUDY = "study.sqlite"
