@@ -1,4 +1,5 @@
 import os
+import sys
 import threading
 import time
 import tracemalloc
@@ -18,6 +19,7 @@ from pigeonhole.errors import StoppedError, StorageError
 from pigeonhole.training import train, trainer, worker
 from pigeonhole.training.carry import Carrier
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a mapped file that is replaced, not Windows")
 NAMES = (trainer.BEST, trainer.PROGRESS)
 
 
