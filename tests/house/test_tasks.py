@@ -92,6 +92,9 @@ def test_ci_fails_where_the_checks_or_the_images_do_and_tells_of_the_images(
         ["bash", ".ci/run"], cwd=tmp_path, env=environment | {"CI": ""}, capture_output=True, text=True, check=False
     )
     assert (apart.returncode, apart.stdout[:18]) == (check, "SKIPPED all images")
+    (tmp_path / ".ci/tools").write_text("exit 7")  # beside the packages
+    broken = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (broken.returncode, broken.stdout) == (7, "")
 
 
 def test_ci_installs_what_builds_images() -> None:
