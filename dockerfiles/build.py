@@ -27,7 +27,7 @@ from dockerfiles.engine import Build, Container, Engine, do, find_engine
 from tasks import IMAGE_GROUPS
 from tests.keyword_bundle import keyword_bundle, keyword_rows
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
 
 IMAGES = ("serve", "drift", "frontend", "score", "train")
@@ -43,10 +43,8 @@ OUR_FILES = ("-type", "f", *OUR_FOLDERS, "-not", "-name", "*.pyc")
 Answer = dict[str, Any]
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return None
+@with_help(__doc__)
+def run(arguments: list[str]) -> dict[str, Any]:
     names = [name for name in arguments if "=" not in name]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     unknown = set(names) - set(IMAGES) or set(options) - {"bundle", "sbom", "skip"}

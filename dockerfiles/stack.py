@@ -28,7 +28,7 @@ from frontend.ports import API_PORT, DRIFT_PORT, PAGE_PORT, PROMETHEUS_PORT, loc
 from monitoring.alarm import until
 from tests.keyword_bundle import keyword_bundle, keyword_rows
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.registry import Registry
 
@@ -42,10 +42,8 @@ WRITE = "open('/venv/written', 'w')"
 REACH = "import os, urllib.request as r; [r.urlopen(os.environ[k] + p, timeout=5) for k, p in {}]"
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return None
+@with_help(__doc__)
+def run(arguments: list[str]) -> dict[str, Any]:
     if arguments:
         raise ConfigError(f"{' '.join(arguments)}: no argument is known")
     _check_tools()

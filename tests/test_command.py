@@ -3,14 +3,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pigeonhole import storage
-from pigeonhole.command import call, command, say, wrap
+from pigeonhole.command import call, command, say, with_help, wrap
 from pigeonhole.errors import ConfigError, GateError, PigeonholeError, RunError
+from pigeonhole.options import setting
 
 
 def raising(error: BaseException) -> Any:
@@ -177,6 +180,26 @@ def test_help_fits_a_terminal_and_a_result_is_never_wrapped(
         assert " ".join(lines).split() == ["word"] * 100
     assert call(show, []) == 0
     assert capsys.readouterr().out.count("\n") == 1
+
+
+@dataclass(frozen=True)
+class Options:
+    size: int = setting(3, "how many", ge=1)
+
+
+@pytest.mark.parametrize("asked", [["--help"], ["-h"], ["size=2", "--help"]])
+@pytest.mark.parametrize("told", ["usage: show\n", lambda: "usage: show"])
+def test_help_is_what_a_command_tells_of_itself_and_its_keys(
+    told: str | Callable[[], str], asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    @with_help(told, Options)
+    def show(arguments: list[str]) -> list[str]:
+        return arguments
+
+    assert call(show, asked) == 0
+    assert capsys.readouterr() == ("usage: show\n\nkeys:\n  size=3\n      how many (int >= 1)\n", "")
+    assert call(show, ["size=2"]) == 0
+    assert capsys.readouterr() == ('["size=2"]\n', "")
 
 
 def test_a_longer_line_goes_on_under_its_last_column_and_a_paragraph_stays_one() -> None:

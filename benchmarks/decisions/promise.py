@@ -16,11 +16,11 @@ import numpy as np
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.decision import softmax
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation.labelled import read_own_rows
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.training.calibration import calibrate
 from pigeonhole.training.decisions import fit_thresholds
 from pigeonhole.training.export import predict
@@ -35,10 +35,8 @@ class Options:
     repeats: int = setting(100, "halves that are drawn", ge=1)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

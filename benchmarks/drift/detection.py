@@ -26,14 +26,14 @@ import pigeonhole.dataset
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier, Prediction
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.dataset.read import read_rows
 from pigeonhole.drift.detectors import DETECTORS, Rows, detect
 from pigeonhole.errors import ConfigError
 from pigeonhole.metrics import wilson_interval
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.prediction_log import sketch
 
 TICKETS = Path(pigeonhole.dataset.__path__[0]) / "tickets"
@@ -52,10 +52,8 @@ class Options:
     out: str | None = setting(None, "folder's URL for the result and a picture")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

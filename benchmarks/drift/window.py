@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 
 from pigeonhole import storage
 from pigeonhole.bundle import REFERENCE, open_bundle
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.drift.compact import compact_log
 from pigeonhole.drift.service import Span, Watch
 from pigeonhole.drift.settings import Settings
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.prediction_log import Features, Record, new_id, sketch
 from pigeonhole.prediction_log.record import encode_line, partition_of
 
@@ -48,10 +48,8 @@ class Options:
     log: str | None = setting(None, "a log that this wrote before: it is measured, in this process")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

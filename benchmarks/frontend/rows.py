@@ -27,9 +27,9 @@ from tests.conftest import free_port
 from tests.e2e.conftest import CHROMIUM, QUIET
 from tests.frontend.conftest import environment
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 WATCH_FRAMES = """() => {
   window.worst = 0; let before = performance.now();
@@ -53,10 +53,8 @@ class Options:
     column: str = setting("text", "of the file")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=FOLDER is needed; see --help")

@@ -16,10 +16,10 @@ import phonenumbers
 from faker import Faker
 from phonenumbers import PhoneNumberFormat
 
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import read_rows
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.personal_data import redacted
 
 SENTENCES = (
@@ -152,10 +152,8 @@ class Options:
     each: int = setting(20_000, "values of each kind, and as many harmless numbers", ge=100)
 
 
+@with_help(__doc__, Options)
 def run(arguments: list[str]) -> Any:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
     options = read_options(Options, arguments)
     return measure(options.seed, options.each)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.drift.review import Judged, estimate, is_drawn, order_of, probability_drawn
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.prediction_log import Features, Record, new_id
 
 TRUTH = 0.65
@@ -26,10 +26,8 @@ class Options:
     worlds: int = setting(500, "that are simulated", ge=1)
 
 
+@with_help(__doc__, Options)
 def run(arguments: list[str]) -> Any:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
     options = read_options(Options, arguments)
     return measure(options.audit_share, options.worlds)
 

@@ -24,9 +24,9 @@ import msgspec
 from benchmarks.scoring.processes import family_of, title_of, workers_of
 
 from pigeonhole.bundle import open_bundle
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 SCORE = [sys.executable, "-c", "from pigeonhole.scoring.score import main; main()"]
 WORDS = ("parcel", "invoice", "password", "courier", "charge", "login", "where", "is", "my", "not", "again", "please", "twice")
@@ -52,10 +52,8 @@ class Toll:
     gave_up: int = 0
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

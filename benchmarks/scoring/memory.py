@@ -24,9 +24,9 @@ from benchmarks.scoring.processes import family_of, memory_mb, title_of
 from tests.keyword_bundle import keyword_bundle
 
 from pigeonhole.bundle import open_bundle
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.scoring.config import ScoreConfig
 
 EVERY_S = 0.5
@@ -49,10 +49,8 @@ class Footprint:
     at_peak: dict[str, float]
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     own = [argument for argument in arguments if argument.partition("=")[0] in Options.__dataclass_fields__]
     options = read_options(Options, own)
     if options.bundle is None:

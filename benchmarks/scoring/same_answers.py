@@ -24,9 +24,9 @@ from typing import Any
 import httpx
 import pyarrow.parquet as pq
 
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.scoring.config import MAX_CHARS
 
 SCORE = [sys.executable, "-c", "from pigeonhole.scoring.score import main; main()"]
@@ -44,10 +44,8 @@ class Options:
     count: int = setting(1000, "texts that are made of its rows", ge=1)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None or options.texts is None:
         raise ConfigError("bundle=URL and texts=FILE.csv are needed; see --help")

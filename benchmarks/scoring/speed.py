@@ -36,9 +36,9 @@ from tokenizers import Tokenizer
 
 from pigeonhole.bundle import TOKENIZER, Bundle, open_bundle
 from pigeonhole.classifier import BATCH_TOKENS, LAYOUTS, Layout, Padded, session_options
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 Ids = list[list[int]]
 WHAT = {"ceiling", "one", "two", "pool", "pipeline"}
@@ -55,10 +55,8 @@ class Options:
     twin: str | None = setting(None, "for the pipeline: the folder `model` of the run that made the bundle")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None or options.texts is None:
         raise ConfigError("bundle=URL and texts=FILE.csv are needed; see --help")

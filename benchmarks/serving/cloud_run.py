@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.serving.overload import closed_loop
 from benchmarks.serving.served import Connection, Served, cores_of, percentile, served
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 TEXTS = [f"{number} where is my parcel, it should have been here on Monday " * 12 for number in range(256)]
@@ -39,10 +39,8 @@ class Options:
     client_cores: str = setting("1", "their numbers, with commas between them")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

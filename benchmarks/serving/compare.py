@@ -27,11 +27,11 @@ from typing import Any
 import msgspec
 
 from pigeonhole.bundle import TOKENIZER, open_bundle, seal
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import ConfigError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -92,10 +92,8 @@ class Server:
         return {"text": [text] if self.batch_as_one else text}
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print("\n".join([__doc__ or "", *key_lines(Options)]))
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None or options.twin is None:
         raise ConfigError(

@@ -33,9 +33,9 @@ from benchmarks.serving.overload import REQUESTS, stalls_over
 from benchmarks.serving.served import Connection, Served, percentile, served
 from tqdm import tqdm
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, GateError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 NORMAL_PER_S = 20
 CLOSED_WITHIN_S = 15.0
@@ -60,10 +60,8 @@ class Options:
     seed: int = setting(0, "of the generated requests", ge=0)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTS = 7
@@ -37,10 +37,8 @@ class Options:
     bundle: str | None = setting(None, "the bundle's URL; unset: the production version of ./registry")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     environment = {"PIGEONHOLE_BUNDLE": options.bundle} if options.bundle else {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -22,9 +22,9 @@ from benchmarks.serving.overload import TEXTS
 
 from pigeonhole.bundle import Bundle, open_bundle, read_golden
 from pigeonhole.classifier import Classifier, is_rounded_anew, times_as_far
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 QEMU = "qemu-x86_64"
 PROGRAM = "from benchmarks.serving.other_cpu import tell; tell()"
@@ -36,10 +36,8 @@ class Options:
     cpu: str = setting("Nehalem", "as `qemu-x86_64 -cpu help` names it; qemu knows AVX2 (Haswell), but no AVX512")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.serving.served import Connection, Reply, Served, cores_of, percentile, predict_request, served
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 DEADLINE_S = 10.0
 CONNECTIONS = 32
@@ -47,10 +47,8 @@ class Options:
     client_cores: str = setting("1", "their numbers, with commas between them")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

@@ -28,11 +28,11 @@ from benchmarks.serving.served import Connection, Served, percentile, predict_re
 
 from pigeonhole.bundle import WEIGHTS, open_bundle, seal
 from pigeonhole.classifier import Classifier
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import read_rows
 from pigeonhole.errors import ConfigError, GateError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.registry import Alias, Move, Registry
 
 FIRST, SECOND, BROKEN = "20260101-000000-first", "20260102-000000-second", "20260103-000000-broken"
@@ -64,10 +64,8 @@ class Answer:
     caller: str
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None or options.other is None:
         raise ConfigError("bundle=URL and other=URL are needed; see --help")

@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.serving.overload import TEXTS as SAMPLES
 from benchmarks.serving.served import Connection, Served, served
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 TEXTS = 32  # of a request
 CONNECTIONS = 12  # all their texts may wait at one worker, which refuses what it would not answer in time
@@ -37,10 +37,8 @@ class Options:
     seconds: float = setting(8.0, "of each measurement", ge=1)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")

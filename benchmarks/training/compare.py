@@ -22,12 +22,12 @@ import msgspec
 import numpy as np
 from benchmarks.training.task import Task, Told
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.training.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,10 +55,8 @@ class Options:
     contenders: str = setting("trainer_default,trainer_tuned,ours", f"some of {', '.join(CONTENDERS)}, comma between them")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     contenders = options.contenders.split(",")
     if set(contenders) - set(CONTENDERS):

@@ -20,11 +20,11 @@ import numpy as np
 
 from pigeonhole.bundle import WEIGHTS, Bundle, Precision, open_bundle
 from pigeonhole.classifier import Classifier, Encoder
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 BATCH = 32
 Answer = Callable[[Sequence[str]], Sequence[int]]  # texts -> label ids
@@ -41,10 +41,8 @@ class Options:
     compile: bool = setting(True, "torch.compile too (a C++ compiler is needed)")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if not options.bundle or not options.twin:
         raise ConfigError("bundle= and twin= are needed: bundle/ and model/ of one run folder")

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,8 @@ class Options:
     compile: bool = setting(False, "torch.compile the forward pass")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     import numpy as np
     import torch

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import Row, read_rows
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.training.label_errors import LabelErrorsConfig, find_suspects, out_of_fold
 
 TOPS = (50, 100, 250, 500)
@@ -30,10 +30,8 @@ class Options:
     seed: int = setting(0, "of the flips", ge=0)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     if options.data is None:
         raise ConfigError("data=FILE is needed; see --help")

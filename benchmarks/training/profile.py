@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pigeonhole.command import command, say
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.command import command, say, with_help
+from pigeonhole.options import read_options, setting
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,8 @@ class Options:
     trace: str | None = setting(None, "file for the trace")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__, "\n".join(key_lines(Options)), sep="\n")
-        return None
+@with_help(__doc__, Options)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, arguments)
     import numpy as np
     from torch.profiler import ProfilerActivity, profile

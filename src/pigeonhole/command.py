@@ -16,12 +16,14 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from pigeonhole.errors import GateError, PigeonholeError, RunError
 
+T = TypeVar("T")
+Run = Callable[[list[str]], T]
 HELP = {"-h", "--help"}
 WIDTH = 100  # characters of a line of --help at most; fewer in a narrower terminal
 SHOWN = 10_000  # characters of an error
@@ -29,7 +31,7 @@ MAKE_ROOM = "make room, then give the same command again"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of any library that writes
 
 
-def command(run: Callable[[list[str]], Any], *, together: bool = False) -> Callable[[], None]:
+def command(run: Run[Any], *, together: bool = False) -> Callable[[], None]:
     """Make a console entry point of `run`, which takes the arguments and returns what is printed as JSON (None: nothing).
 
     `together`: it knows how to share its work with the other processes of torchrun.
@@ -42,7 +44,26 @@ def command(run: Callable[[list[str]], Any], *, together: bool = False) -> Calla
     return main
 
 
-def call(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
+def with_help(told: str | Callable[[], str] | None, *schemas: type[Any]) -> Callable[[Run[T]], Run[T | None]]:
+    """Have a command answer `--help`: with `told`, then the keys of the schemas."""
+
+    def decorate(run: Run[T]) -> Run[T | None]:
+        @functools.wraps(run)
+        def helped(arguments: list[str]) -> T | None:
+            if not HELP & set(arguments):
+                return run(arguments)
+            from pigeonhole.options import key_lines
+
+            text = told() if callable(told) else told or ""
+            print("\n".join([text.rstrip("\n"), *("\n" + "\n".join(key_lines(schema)) for schema in schemas)]))
+            return None
+
+        return helped
+
+    return decorate
+
+
+def call(run: Run[Any], arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     try:
         try:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tests.keyword_bundle import keyword_bundle
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import GateError
 from pigeonhole.options import read_options, setting
 
@@ -174,10 +174,8 @@ class Result:
     left_out: list[str] = field(default_factory=list)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return None
+@with_help(__doc__)
+def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(CheckConfig, arguments)
     began = time.perf_counter()
     files = sorted({name for row in ROWS for name in row.by if name.startswith("tests/")})

@@ -11,6 +11,7 @@ from google.protobuf.json_format import ParseError
 
 from pigeonhole.cloud import alerts
 from pigeonhole.drift.service import Telemetry as DriftTelemetry
+from pigeonhole.errors import ConfigError
 from pigeonhole.prediction_log import Backlog
 from pigeonhole.serving.telemetry import Telemetry
 
@@ -127,3 +128,8 @@ def test_recorded_names_are_expanded_through_each_other() -> None:
 def test_help_prints_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert alerts.run(["--help"]) is None
     assert "Cloud Monitoring" in capsys.readouterr().out
+
+
+def test_an_argument_is_none_that_it_knows() -> None:
+    with pytest.raises(ConfigError, match="zebra=1: no argument is known"):
+        alerts.run(["zebra=1"])

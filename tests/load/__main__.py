@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 from monitoring.alarm import free_port, program, started, until
 
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.options import read_options, setting
 from pigeonhole.storage import exists
@@ -47,10 +47,8 @@ class LoadConfig:
 SLACK_MS = 20  # of one answer in twenty; less is the machine's noise
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return None
+@with_help(__doc__)
+def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(LoadConfig, arguments)
     if not exists(f"{config.bundle}/manifest.json"):
         raise ConfigError(f"bundle={config.bundle}: expected the folder of a bundle")

@@ -11,7 +11,7 @@ import msgspec
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.chaos.promises import PROMISES, Plan
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RegistryError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.registry import Registry
@@ -47,11 +47,9 @@ def help_text() -> str:
     return "\n".join(lines) + "\n"
 
 
+@with_help(help_text)
 def run(arguments: list[str]) -> None:
     """Raises ConfigError, RegistryError, BundleError; RunError where a promise is not kept."""
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(), end="")
-        return
     options = read_options(Options, arguments)
     names = list(PROMISES) if options.promise == ALL else [options.promise]
     # Copied here if it is remote: while promises are tried, gs:// is the store of the trial.

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
+from pigeonhole.errors import ConfigError
 
 FOLDER = Path("monitoring")
 POLICIES = "alert_policies"
@@ -17,10 +18,10 @@ SERVER_ONLY = frozenset({"PigeonholeDown"})  # Cloud Run restarts what answers n
 SEVERITIES = {"page": "CRITICAL", "ticket": "WARNING"}
 
 
-def run(arguments: list[str]) -> dict[str, list[str]] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return None
+@with_help(__doc__)
+def run(arguments: list[str]) -> dict[str, list[str]]:
+    if arguments:
+        raise ConfigError(f"{' '.join(arguments)}: no argument is known; give none")
     made = make_policies(FOLDER)
     for name, policy in made.items():
         file = FOLDER / POLICIES / f"{name}.json"

@@ -6,8 +6,8 @@ Prices are list prices of a mid-priced region in US dollars, written down in Nov
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pigeonhole.command import command, say
-from pigeonhole.options import read_options, setting, settings_of
+from pigeonhole.command import command, say, with_help
+from pigeonhole.options import read_options, setting
 
 
 @dataclass
@@ -38,12 +38,8 @@ class CostConfig:
     usd_samples_million: float = setting(0.06, "a million samples in managed Prometheus", ge=0)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print("usage: python -m pigeonhole.cloud.cost [key=value …]\n")
-        for key in settings_of(CostConfig):
-            print(f"  {key.key}={key.default}  {key.help}")
-        return None
+@with_help("usage: python -m pigeonhole.cloud.cost [key=value …]", CostConfig)
+def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(CostConfig, arguments)
     parts = estimate(config)
     for name, usd in parts.items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pigeonhole.cloud.project import METRICS_SECRET, Project, read_project, read_yaml
 from pigeonhole.cloud.refusals import refusals
 from pigeonhole.cloud.resources import SECRETS, TOKEN_CREATOR
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
 
 if TYPE_CHECKING:
@@ -41,10 +41,8 @@ sends nothing.
 """
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return None
+@with_help(HELP)
+def run(arguments: list[str]) -> dict[str, Any]:
     dry = "--dry-run" in arguments
     options = dict(argument.partition("=")[::2] for argument in arguments if argument != "--dry-run")
     if unknown := sorted(options.keys() - {"image", "model", "service"}):

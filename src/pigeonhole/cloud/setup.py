@@ -15,7 +15,7 @@ from typing import Any
 
 from pigeonhole.cloud import quota
 from pigeonhole.cloud.resources import FOUND, Binding, Line, Site, Step, for_github, left_out, read_site, steps
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
 
 HELP = """usage: [PIGEONHOLE_PROJECT=… PIGEONHOLE_REGION=…] python -m pigeonhole.cloud.setup setup|preflight|teardown
@@ -52,10 +52,8 @@ class Memory:
             self._said.pop(line, None)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return None
+@with_help(HELP)
+def run(arguments: list[str]) -> dict[str, Any]:
     verbs = [argument for argument in arguments if not argument.startswith("--") and "=" not in argument]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     flags = {argument for argument in arguments if argument.startswith("--")}

@@ -6,7 +6,7 @@ A second run changes nothing, not even the time of a file; `data.dvc` tracks the
 import hashlib
 
 from pigeonhole import storage
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError
 
 SOURCE = "package://pigeonhole/dataset/tickets"
@@ -24,10 +24,8 @@ def materialise(folder: str = "data") -> dict[str, str]:
     return digests
 
 
-def run(arguments: list[str]) -> dict[str, str] | None:
-    if {"--help", "-h"} & set(arguments):
-        print(f"usage: python -m pigeonhole.dataset.materialise [FOLDER]\n\nWrite {', '.join(FILES)} to FOLDER (data).")
-        return None
+@with_help(f"usage: python -m pigeonhole.dataset.materialise [FOLDER]\n\nWrite {', '.join(FILES)} to FOLDER (data).")
+def run(arguments: list[str]) -> dict[str, str]:
     if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
         raise ConfigError(f"{' '.join(arguments)}: expected one folder, or none for data/")
     return materialise(*arguments)

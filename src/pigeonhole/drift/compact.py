@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pigeonhole import storage
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, RunError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Kind, is_intact, partition_of
@@ -175,10 +175,8 @@ def _unpacked(url: str) -> list[bytes]:
     return gzip.decompress(storage.read(url)).removesuffix(b"\n").split(b"\n")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return None
+@with_help(HELP)
+def run(arguments: list[str]) -> dict[str, Any]:
     if arguments:
         raise ConfigError(f"unexpected argument {arguments[0]!r}: the environment sets it all, see uv run log-compact --help")
     settings = read_variables(Settings, os.environ)

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import msgspec
 
 from pigeonhole import storage
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.drift.compact import compacted_lines, create_compacted
 from pigeonhole.environment import describe_variables, read_variables, variable
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, RunError
@@ -227,10 +227,8 @@ def _is_wanted(line: bytes, wanted: set[str]) -> bool:
     return head.prediction_id in wanted or head.request_id in wanted
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(), end="")
-        return None
+@with_help(help_text)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(Options, _without_dashes(arguments))
     settings = read_variables(Settings, os.environ)
     given = [name for name, value in vars(options).items() if value is not None]

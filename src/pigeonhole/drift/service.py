@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.exceptions import HTTPException
 
 from pigeonhole import storage
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.drift import report as reporting
 from pigeonhole.drift.alarm import Alarm, Sender
 from pigeonhole.drift.asked import check_host, read_body, read_query
@@ -309,10 +309,8 @@ async def _refuse(_: Request, error: Exception) -> Response:
     return Response(msgspec.json.encode(body), status, media_type="application/problem+json")
 
 
+@with_help(HELP)
 def run(arguments: list[str]) -> None:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return
     if arguments:
         raise ConfigError(f"unexpected argument {arguments[0]!r}: the environment sets it all, see uv run drift --help")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

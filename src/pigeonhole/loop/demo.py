@@ -21,7 +21,7 @@ import msgspec
 
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.dataset.config import TICKETS, DataConfig
 from pigeonhole.dataset.read import Row, read_rows
 from pigeonhole.dataset.split import split_rows
@@ -32,7 +32,7 @@ from pigeonhole.loop.processes import Processes, call
 from pigeonhole.loop.retrain import split_arguments
 from pigeonhole.loop.traffic import Answer, Background, Traffic
 from pigeonhole.metrics import wilson_interval
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 
 USAGE = """usage: demo [key=value …] [KEY OF train=value …] [gate.KEY OF promote=value …]
 
@@ -135,10 +135,8 @@ class Town:
         return job
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print("\n".join([USAGE, *key_lines(DemoConfig)]))
-        return None
+@with_help(USAGE, DemoConfig)
+def run(arguments: list[str]) -> dict[str, Any]:
     own, sizes, training, gating = split_demo_arguments(arguments)
     config = read_options(DemoConfig, own)
     out = Path(config.out or f"runs/{now():%Y%m%d-%H%M%S}-demo")

@@ -27,7 +27,7 @@ import msgspec
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
 from pigeonhole.drift.asked import check_host
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
@@ -190,10 +190,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+@with_help(HELP)
 def run(arguments: list[str]) -> None:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return
     if arguments:
         raise ConfigError(f"unexpected argument {arguments[0]!r}: the environment sets it all, see uv run listen --help")
     listen(os.environ)

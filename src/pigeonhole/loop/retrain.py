@@ -23,7 +23,7 @@ import msgspec
 
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.load import OutOfScope
@@ -36,7 +36,7 @@ from pigeonhole.errors import BundleError, ConfigError, GateError, RegistryError
 from pigeonhole.evaluation.labelled import read_own_rows
 from pigeonhole.loop.harvest import Harvest, harvest
 from pigeonhole.metrics import wilson_difference, wilson_interval
-from pigeonhole.options import key_lines, read_options, setting, to_flat
+from pigeonhole.options import read_options, setting, to_flat
 from pigeonhole.prediction_log import require_log
 from pigeonhole.promotion.promote import PromoteConfig
 from pigeonhole.registry import Registry
@@ -109,10 +109,8 @@ class Rows:
         return self.frozen[-self.set_aside :] if self.set_aside >= LEAST_REFERENCE else self.frozen
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print("\n".join([USAGE, *key_lines(RetrainConfig)]))
-        return None
+@with_help(USAGE, RetrainConfig)
+def run(arguments: list[str]) -> dict[str, Any]:
     config, training, gating = check_arguments(arguments)
     began = time.perf_counter()
     registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from pigeonhole.cloud.project import Project, read_project
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError
 from pigeonhole.loop.retrain import RetrainConfig, check_arguments
 from pigeonhole.options import key_lines, read_options
@@ -17,17 +17,21 @@ from pigeonhole.training.vertex import Job, VertexConfig, job_around, open_clien
 
 SET_HERE = ("registry", "log", "rows", "run")
 FOR_TRAIN = ("workers", "sweep", "trials", "parallel")  # one retraining is one run on one machine
-HELP = """usage: vertex-retrain image=COMMIT name=MODEL [key=value …] [KEY OF train=value …] [gate.KEY=value …] [--dry-run]
+USAGE = """usage: vertex-retrain image=COMMIT name=MODEL [key=value …] [KEY OF train=value …] [gate.KEY=value …] [--dry-run]
 
 `retrain` as a job of Vertex AI, on the project's own registry and log. --dry-run prints the job and sends nothing.
 """
 
 
-def run(arguments: list[str]) -> Job | None:
-    if {"-h", "--help"} & set(arguments):
-        print("\n".join([HELP, *key_lines(VertexConfig, leave_out=FOR_TRAIN)]))
-        print("\n".join(["\nand of retrain (name is needed here):", *key_lines(RetrainConfig, leave_out=SET_HERE)[1:]]))
-        return None
+def help_text() -> str:
+    of_retrain = key_lines(RetrainConfig, leave_out=SET_HERE)[1:]
+    return "\n".join(
+        [USAGE, *key_lines(VertexConfig, leave_out=FOR_TRAIN), "", "and of retrain (name is needed here):", *of_retrain]
+    )
+
+
+@with_help(help_text)
+def run(arguments: list[str]) -> Job:
     own_keys = {field.name for field in fields(VertexConfig)}
     given = [argument for argument in arguments if argument != "--dry-run"]
     own = [argument for argument in given if argument.partition("=")[0] in own_keys]

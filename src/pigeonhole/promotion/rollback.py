@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pigeonhole.bundle import open_bundle
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RegistryError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.registry import Registry
 
 USAGE = """usage: rollback [key=value …]
@@ -29,10 +29,8 @@ class RollbackConfig:
     registry: str | None = setting(None, "URL of the registry; unset: PIGEONHOLE_REGISTRY, or registry")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print("\n".join([USAGE, "", *key_lines(RollbackConfig)]))
-        return None
+@with_help(USAGE, RollbackConfig)
+def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(RollbackConfig, arguments)
     began = time.perf_counter()
     registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")

@@ -11,9 +11,9 @@ import msgspec
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RunError
-from pigeonhole.options import key_lines, read_options
+from pigeonhole.options import read_options
 from pigeonhole.scoring.config import ScoreConfig
 from pigeonhole.scoring.engine import Cluster, Job, without_files
 from pigeonhole.scoring.plan import (
@@ -65,10 +65,8 @@ class Summary:
     labels: dict[str, int]
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print("\n".join([USAGE, "", *key_lines(ScoreConfig)]))
-        return None
+@with_help(USAGE, ScoreConfig)
+def run(arguments: list[str]) -> dict[str, Any]:
     return score(read_options(ScoreConfig, arguments))
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from pigeonhole import storage
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 
 Scope = Literal["predict", "feedback", "metrics"]
@@ -94,10 +94,8 @@ def _replace(url: str, keys: tuple[Key, ...], token: str) -> None:
         raise ConfigError(f"{url}: somebody else changed the list meanwhile; look again, then decide again")
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return None
+@with_help(HELP)
+def run(arguments: list[str]) -> dict[str, Any]:
     words = [argument for argument in arguments if "=" not in argument]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     known = {"keys", "scopes", "rate", "days"} if words == ["new"] else {"keys"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle, release
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError, RegistryError
 from pigeonhole.port import bind
 from pigeonhole.prediction_log import Kind, LogWriter
@@ -34,10 +34,8 @@ The environment sets (variable, default, meaning):
 """
 
 
+@with_help(HELP)
 def run(arguments: list[str]) -> None:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return
     environment = dict(os.environ)
     match arguments:
         case []:

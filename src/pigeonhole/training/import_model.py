@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.training.pretrained import locate
@@ -46,10 +46,8 @@ No code of the model's own is run, and no pickle is read.
 """
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return None
+@with_help(HELP)
+def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(ImportOptions, arguments)
     if options.model is None:
         raise ConfigError("model=FOLDER_OR_HUB_ID is needed; see uv run import-model --help")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pigeonhole import storage
-from pigeonhole.command import command
+from pigeonhole.command import command, with_help
 from pigeonhole.configuration import help_text
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import key_lines, read_options, setting
@@ -41,10 +41,8 @@ class SweepConfig:
     sampler_seed: int = setting(0, "the same seed, one worker: the same trials, stopped in between or not", ge=0, le=2**31)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print("\n".join([USAGE, *key_lines(SweepConfig)]), "\n\n", help_text(TrainConfig, "train"), sep="")
-        return None
+@with_help(lambda: "\n".join([USAGE, *key_lines(SweepConfig), "", help_text(TrainConfig, "train")]))
+def run(arguments: list[str]) -> dict[str, Any]:
     own_keys = {field.name for field in fields(SweepConfig)}
     own = [argument for argument in arguments if argument.partition("=")[0] in own_keys]
     training = [argument for argument in arguments if argument not in own]

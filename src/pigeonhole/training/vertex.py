@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pigeonhole import storage
 from pigeonhole.cloud.project import WANDB_SECRET, Project, read_project
 from pigeonhole.cloud.refusals import refusals
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.configuration import compose, help_text
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation.slices import read_patterns
@@ -51,10 +51,8 @@ class VertexConfig:
     parallel: int = setting(3, "runs of a sweep at one time", ge=1, le=10)
 
 
-def run(arguments: list[str]) -> Job | None:
-    if {"-h", "--help"} & set(arguments):
-        print("\n".join([USAGE, *key_lines(VertexConfig)]), "\n\n", help_text(TrainConfig, "train"), sep="")
-        return None
+@with_help(lambda: "\n".join([USAGE, *key_lines(VertexConfig), "", help_text(TrainConfig, "train")]))
+def run(arguments: list[str]) -> Job:
     own, training = split_arguments([argument for argument in arguments if argument != "--dry-run"])
     config = read_options(VertexConfig, own)
     compose(TrainConfig, "train", training)

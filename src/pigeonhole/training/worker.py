@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pigeonhole import storage
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RunError
 from pigeonhole.training import cluster
 from pigeonhole.training.carry import Carrier
@@ -39,10 +39,8 @@ next machine), {cluster.CLUSTER} (where several machines train together, by torc
 """
 
 
+@with_help(HELP)
 def run(arguments: list[str]) -> Any:
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return None
     name = os.environ.get(SECRET, "")
     if name and not os.environ.get("WANDB_API_KEY"):
         key = fetch_secret(name)
