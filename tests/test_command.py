@@ -209,6 +209,8 @@ usage: command [key=value]
 This is a paragraph of prose whose lines
 are longer than the terminal is wide.
 
+    uv run command key=list other=several third=3
+
 keys:
   key=a|very|long|list|of|words|to|choose|from
       what the key is for, in several words (int)
@@ -223,6 +225,8 @@ usage: command [key=value]
 This is a paragraph of prose whose
 lines are longer than the terminal
 is wide.
+
+    uv run command key=list other=several third=3
 
 keys:
   key=a|very|long|list|of|words|to|choose|from

@@ -110,10 +110,13 @@ def _wrapped() -> Iterator[None]:
 
 
 def wrap(text: str, width: int) -> str:
-    """Longer lines go on in the column where their last part begins; of a paragraph, the next line takes up what is over."""
+    """Longer lines go on in the column where their last part begins; of a paragraph, the next line takes up what is over.
+
+    A command that someone may copy stays one line.
+    """
     lines, given = [], text.split("\n")
     for place, line in enumerate(given):
-        if len(line) <= width:
+        if len(line) <= width or line.lstrip().startswith("uv run "):
             lines.append(line)
             continue
         column = _column(line)
