@@ -252,6 +252,19 @@ def test_a_model_that_two_precisions_share_is_copied(sealed_bundle: Path) -> Non
     assert (bundle._complete("memory://some/shared", None, shared, "served") / "model.onnx").exists()
 
 
+def test_a_file_of_a_remote_bundle_that_is_larger_than_it_was_sealed_is_not_fetched(
+    sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(sealed_bundle), "/some/larger", recursive=True)
+    memory.pipe_file("/some/larger/model.onnx", b"0" * 1_000_000)
+    fetched: list[str] = []
+    monkeypatch.setattr(storage, "download", lambda url, path: fetched.append(url))
+    with pytest.raises(BundleError, match=r"model\.onnx has 1000000 bytes where \d+ were sealed$"):
+        open_bundle("memory://some/larger", "fp32")
+    assert fetched == []
+
+
 @pytest.mark.parametrize("wrong", ["changed", "gone"])
 def test_the_copy_of_a_remote_bundle_that_is_refused_does_not_stay_on_the_disk(
     sealed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str

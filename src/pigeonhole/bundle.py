@@ -186,7 +186,8 @@ def open_bundle(url: str, models: Models = "all") -> Bundle:
 
 def _complete(url: str, local: Path | None, manifest: Manifest, models: Models) -> Path:
     # On a disk also what is no file: a folder or a pipe was not sealed either.
-    found = ({path.name for path in local.iterdir()} if local else set(storage.list_files(url))) - {MANIFEST}
+    sizes = {} if local else storage.remote_sizes(url)
+    found = ({path.name for path in local.iterdir()} if local else set(sizes)) - {MANIFEST}
     for name in sorted(set(manifest.files) - found):
         raise BundleError(f"{url}: {name} is missing; copy the bundle again from where it was sealed")
     for name in sorted(found - set(manifest.files)):
@@ -197,7 +198,11 @@ def _complete(url: str, local: Path | None, manifest: Manifest, models: Models) 
     asked = manifest.served if models == "served" else models
     kept = {model for precision, model in manifest.models.items() if asked in ("all", precision)}
     left = {name for model in set(manifest.models.values()) - kept for name in (model, model + WEIGHTS)}
-    return _fetch(url, {name: entry for name, entry in manifest.files.items() if name not in left})
+    files = {name: entry for name, entry in manifest.files.items() if name not in left}
+    for name, entry in files.items():
+        if sizes[name] > entry.size_bytes:  # a bucket's worth of zeros would be fetched first
+            raise _of_another_size(url, name, sizes[name], entry)
+    return _fetch(url, files)
 
 
 def read_manifest(url: str) -> Manifest:
@@ -282,10 +287,13 @@ def _verify(url: str, path: Path, entry: FileEntry) -> None:
     _require_ordinary(url, path)
     size_bytes = path.stat().st_size
     if size_bytes != entry.size_bytes:  # before the hash: a disk's worth of zeros takes minutes
-        hint = _wrong_content(path)
-        raise BundleError(f"{url}: {path.name} has {size_bytes} bytes where {entry.size_bytes} were sealed{hint}")
+        raise _of_another_size(url, path.name, size_bytes, entry, _wrong_content(path))
     if _digest(path)[0] != entry.sha256:
         raise BundleError(f"{url}: {path.name} was changed after it was sealed (its sha256 differs)")
+
+
+def _of_another_size(url: str, name: str, size_bytes: int, entry: FileEntry, hint: str = "") -> BundleError:
+    return BundleError(f"{url}: {name} has {size_bytes} bytes where {entry.size_bytes} were sealed{hint}")
 
 
 def _require_ordinary(url: str, path: Path) -> None:

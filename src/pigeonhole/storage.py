@@ -196,11 +196,13 @@ def list_files(url: str) -> list[str]:
         if path:
             found = [entry for entry in path.rglob("*") if entry.is_file() or entry.is_symlink()]
             return sorted(entry.relative_to(path).as_posix() for entry in found)
-        filesystem = _filesystem(url)
-        root = filesystem._strip_protocol(url).rstrip("/") + "/"
-        filesystem.invalidate_cache()
-        # A name with a slash at its end is what the cloud's own pages make of an empty folder.
-        return sorted(name.removeprefix(root) for name in filesystem.find(url) if not name.endswith("/"))
+        return sorted(_found(url))
+
+
+def remote_sizes(url: str) -> dict[str, int]:
+    """The bytes of each file below a remote folder, by its path relative to it; 0 where the store does not tell."""
+    with _explained(url):
+        return {name: entry["size"] or 0 for name, entry in _found(url).items()}
 
 
 def list_folders(url: str) -> list[str]:
@@ -294,6 +296,15 @@ def _filesystem(url: str) -> "fsspec.AbstractFileSystem":
     if scheme in ("http", "https") and not _has_host(url):
         raise StorageError(f"{url}: expected {scheme}://HOST/PATH")
     return _filesystem_of(scheme)
+
+
+def _found(url: str) -> dict[str, dict[str, Any]]:
+    filesystem = _filesystem(url)
+    root = filesystem._strip_protocol(url).rstrip("/") + "/"
+    filesystem.invalidate_cache()
+    found = filesystem.find(url, detail=True)
+    # A name with a slash at its end is what the cloud's own pages make of an empty folder.
+    return {name.removeprefix(root): entry for name, entry in found.items() if not name.endswith("/")}
 
 
 def _has_host(url: str) -> bool:
