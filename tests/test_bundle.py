@@ -3,7 +3,10 @@ import json
 import os
 import shutil
 import tempfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 import fsspec
@@ -263,6 +266,19 @@ def test_a_file_of_a_remote_bundle_that_is_larger_than_it_was_sealed_is_not_fetc
     with pytest.raises(BundleError, match=r"model\.onnx has 1000000 bytes where \d+ were sealed$"):
         open_bundle("memory://some/larger", "fp32")
     assert fetched == []
+
+
+def test_a_bundle_is_read_from_a_web_server_whose_list_of_files_tells_no_sizes(sealed_bundle: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(sealed_bundle))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            opened = open_bundle(f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (opened.folder / "model.onnx").read_bytes() == (sealed_bundle / "model.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("wrong", ["changed", "gone"])
