@@ -5,7 +5,7 @@ and what was said in answer to the review queue is weighed back to all predictio
 """
 
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from pigeonhole.drift.compact import compacted_lines
@@ -14,9 +14,9 @@ from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.drift.window import Reference
 from pigeonhole.metrics import wilson_interval
 from pigeonhole.prediction_log import Feedback, moment_of, read_window
+from pigeonhole.prediction_log.record import NEVER
 
 LATE = timedelta(days=1)
-NEVER = datetime.min.replace(tzinfo=UTC)
 
 _Judged = tuple[frozenset[str], frozenset[str], str]  # labels given, true labels, source
 
