@@ -256,7 +256,7 @@ def _make_bundle(config: TrainConfig, begun: Begun, fitted: Fitted, folder: Path
 
     manifest = msgspec.structs.replace(
         manifest,
-        parity=export.as_dict(parity),
+        parity=asdict(parity),
         metrics={**results, "epochs": [asdict(epoch) for epoch in history]},
         provenance=begun.origin,
     )

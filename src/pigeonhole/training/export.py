@@ -9,7 +9,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -296,7 +296,3 @@ def why_not_int8(parity: Parity, min_agreement: float) -> str | None:
     if company is not None and company > COMPANY_TOLERANCE:
         return f"int8 logits differ by up to {company:.2g} between a text alone and among others"
     return None
-
-
-def as_dict(parity: Parity) -> dict[str, float | int | None]:
-    return asdict(parity)

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         if rows and true_ids is not None:
             probabilities = np.stack([found.probabilities for found in served])
             measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed, thresholds_of(manifest))}
-        manifest = msgspec.structs.replace(manifest, parity=export.as_dict(parity), metrics=measured, provenance=_origin(options))
+        manifest = msgspec.structs.replace(manifest, parity=asdict(parity), metrics=measured, provenance=_origin(options))
         manifest = _seal(folder, manifest, classifiers, rows, served, options.model)
         url, alias = publish(Registry(options.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry"), folder, manifest)
     return {
@@ -110,7 +111,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         "alias": alias,
         "served": manifest.served,
         "labels": labels,
-        "parity": export.as_dict(parity),
+        "parity": asdict(parity),
         **measured,
     }
 
