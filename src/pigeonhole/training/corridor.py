@@ -145,7 +145,7 @@ def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None], split: str 
     watch = Stopwatch()
     fitted = _fit(config, _begin(config, watch), watch, on_epoch)
     # No epoch has seen the test rows, nor a head that was refitted.
-    if split == "test" or (config.trainer.refit_head and config.model.pretrained != TFIDF):
+    if split == "test" or config.trainer.refit_head:
         rows = fitted.rows.test if split == "test" else fitted.rows.validation
         return trainer.scores(fitted.predict_logits(rows), rows.label_ids)[1]
     return max(epoch.validation_macro_f1 for epoch in fitted.history)
@@ -292,8 +292,7 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     say(f"data: {sizes}, {len(dataset.labels)} labels")
     _warn(config, dataset)
     compared = choose_rows(config.reference_path, config.data, split.test)
-    named = config.trainer.teacher if config.model.pretrained != TFIDF else None  # tfidf reads no such key
-    teacher = open_teacher(named, dataset.labels) if named else None
+    teacher = open_teacher(config.trainer.teacher, dataset.labels) if config.trainer.teacher else None
     watch.lap("data")
     loaded = _load(config, pretrained, dataset) if config.model.pretrained != TFIDF else None
     watch.lap("model")
