@@ -25,13 +25,14 @@ from matplotlib.figure import Figure
 import pigeonhole.dataset
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
-from pigeonhole.classifier import Classifier, Prediction
+from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say, with_help
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.dataset.read import read_rows
 from pigeonhole.drift.detectors import DETECTORS, Rows, detect
 from pigeonhole.errors import ConfigError
+from pigeonhole.evaluation.score import predict_texts
 from pigeonhole.metrics import wilson_interval
 from pigeonhole.options import read_options, setting
 from pigeonhole.prediction_log import sketch
@@ -164,9 +165,7 @@ def _some(random: np.random.Generator, rows: Any, size: int) -> Any:
 
 
 def _answer(classifier: Classifier, texts: Sequence[str]) -> Rows:
-    found: list[Prediction] = [
-        each for start in range(0, len(texts), 256) for each in classifier.predict(texts[start : start + 256])
-    ]
+    found = predict_texts(classifier, texts)
     return Rows(
         label_ids=np.array([each.label_id for each in found], np.int64),
         scores=np.array([each.score for each in found]),

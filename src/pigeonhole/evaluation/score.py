@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from pigeonhole.classifier import Classifier
+from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.metrics import Floats
 
 CHUNK = 256  # texts per call: the classifier keeps an embedding for each
@@ -33,6 +33,11 @@ def for_many(classifier: Classifier) -> Classifier:
     """The classifier, which from now on takes larger batches."""
     classifier.batch_tokens = BATCH_TOKENS
     return classifier
+
+
+def predict_texts(classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
+    """All that is known of each text, in memory at once."""
+    return [found for start in range(0, len(texts), CHUNK) for found in classifier.predict(texts[start : start + CHUNK])]
 
 
 def predict_rows(classifier: Predictor, texts: Sequence[str], description: str = "score") -> Floats:

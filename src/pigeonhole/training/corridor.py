@@ -36,7 +36,7 @@ from pigeonhole.evaluation.baselines import score_baselines
 from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
 from pigeonhole.evaluation.labelled import thresholds_of
 from pigeonhole.evaluation.report import measures_of
-from pigeonhole.evaluation.score import for_many
+from pigeonhole.evaluation.score import for_many, predict_texts
 from pigeonhole.evaluation.slices import read_patterns, text_slices
 from pigeonhole.metrics import Ids, accuracy, macro_f1, predict, score_metrics
 from pigeonhole.registry import ATTEMPTS, Registry
@@ -231,7 +231,7 @@ def _make_bundle(config: TrainConfig, begun: Begun, fitted: Fitted, folder: Path
         precision: for_many(Classifier.load(Bundle(str(folder), folder, manifest), precision, threads))
         for precision in manifest.models
     }
-    predictions = {precision: export.predict(classifier, unseen) for precision, classifier in classifiers.items()}
+    predictions = {precision: predict_texts(classifier, unseen) for precision, classifier in classifiers.items()}
     parity = export.compare(trained_logits, classifiers, predictions, unseen)
     export.require_parity(parity, config.export.tolerance)
     objection = export.why_not_int8(parity, config.export.min_agreement)
@@ -250,7 +250,7 @@ def _make_bundle(config: TrainConfig, begun: Begun, fitted: Fitted, folder: Path
     results = _evaluate(dataset, rows, predictions, manifest, config.seed)
     refuse_dead_labels(results["test"]["per_class"], config.trainer.allow_dead_labels)
     results |= _look_closer(rows.test.label_ids, dataset, config, classifiers[manifest.served], predictions[manifest.served])
-    outside = export.predict(classifiers[manifest.served], dataset.out_of_scope.test)
+    outside = predict_texts(classifiers[manifest.served], dataset.out_of_scope.test)
     results["decisions"] = score_rules(rules, manifest, rows.test.label_ids, predictions[manifest.served], outside)
     watch.lap("evaluation")
 

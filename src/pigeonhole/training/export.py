@@ -31,7 +31,6 @@ from pigeonhole.training.packed import write_packed
 from pigeonhole.training.tfidf import TfidfModel
 from pigeonhole.training.weights import read_weights
 
-CHUNK = 256  # texts a call
 COMPANY_TEXTS = 256  # as many are asked alone, to see whether their answers are those that they got among others
 COMPANY_TOLERANCE = 1e-5
 
@@ -218,10 +217,6 @@ def golden_answers(classifiers: Sequence[Classifier]) -> list[Golden]:
         for answer, prediction in zip(answers, classifier.predict(PROBES), strict=True):
             answer[classifier.precision] = [float(logit) for logit in prediction.logits]
     return [Golden(text, logits) for text, logits in zip(PROBES, answers, strict=True)]
-
-
-def predict(classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
-    return [found for start in range(0, len(texts), CHUNK) for found in classifier.predict(texts[start : start + CHUNK])]
 
 
 def compare(

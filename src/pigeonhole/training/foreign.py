@@ -23,6 +23,7 @@ from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, thresholds_of
+from pigeonhole.evaluation.score import predict_texts
 from pigeonhole.metrics import score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import export, provenance, trainer
@@ -88,7 +89,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         classifiers = {
             precision: Classifier.load(Bundle(str(folder), folder, manifest), precision) for precision in manifest.models
         }
-        predictions = {precision: export.predict(classifier, texts) for precision, classifier in classifiers.items()}
+        predictions = {precision: predict_texts(classifier, texts) for precision, classifier in classifiers.items()}
         parity = export.compare(torch_logits, classifiers, predictions, texts)
         export.require_parity(parity, options.tolerance)
         objection = export.why_not_int8(parity, options.min_agreement)
