@@ -1,5 +1,6 @@
 """A bundle on rows: texts through the server's own classifier, in bounded chunks, with a progress bar on stderr."""
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -49,3 +50,14 @@ def predict_rows(classifier: Predictor, texts: Sequence[str], description: str =
             probabilities[start : start + len(chunk)] = [answer.probabilities for answer in classifier.predict(chunk)]
             progress.update(len(chunk))
     return probabilities
+
+
+def time_each(classifiers: Sequence[Classifier], texts: Sequence[str]) -> list[Floats]:
+    """Milliseconds of each text by itself; the classifiers take turns, text by text."""
+    times: list[list[float]] = [[] for _ in classifiers]
+    for text in texts:
+        for classifier, of_one in zip(classifiers, times, strict=True):
+            began = time.perf_counter()
+            classifier.predict([text])
+            of_one.append((time.perf_counter() - began) * 1000)
+    return [np.array(of_one) for of_one in times]
