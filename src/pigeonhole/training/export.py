@@ -4,7 +4,6 @@ BERT-family bodies become padding-free graphs (packed.py); any other one is trac
 """
 
 import datetime
-import hashlib
 import logging
 import shutil
 import warnings
@@ -28,6 +27,7 @@ from pigeonhole.evaluation.labelled import thresholds_of
 from pigeonhole.metrics import Floats, Ids
 from pigeonhole.training.model import TextClassifier, positions_of
 from pigeonhole.training.packed import write_packed
+from pigeonhole.training.pretrained import sha256_of
 from pigeonhole.training.tfidf import TfidfModel
 from pigeonhole.training.weights import read_weights
 
@@ -103,7 +103,7 @@ def draft(
     return Manifest(
         schema_version=1,
         name=name,
-        version=f"{now:%Y%m%d-%H%M%S}-{_digest(_files_of(folder, models['fp32'])[-1])[:8]}",
+        version=f"{now:%Y%m%d-%H%M%S}-{sha256_of(_files_of(folder, models['fp32'])[-1])[:8]}",
         created_at=now.isoformat(timespec="seconds"),
         task=task,
         labels=tuple(labels),
@@ -133,11 +133,6 @@ def leave_int8_out(manifest: Manifest, folder: Path) -> Manifest:
 def _files_of(folder: Path, model: str) -> list[Path]:
     """A model's graph, and its weights where they are beside it."""
     return [path for name in (model, model + WEIGHTS) if (path := folder / name).exists()]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def export_fp32(model: TextClassifier | TfidfModel, path: Path, usual: Sequence[Sequence[int]] = ()) -> None:
