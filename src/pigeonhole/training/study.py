@@ -55,11 +55,8 @@ def search(space: Space, training: list[str], folder: Path, seed: int, split: st
                     break
                 _try(study, trial, space, training, folder, split)
         found = study.get_trials()
-    for name, text in {
-        "wandb.yaml": to_wandb(space, training),
-        "vertex.json": msgspec.json.format(msgspec.json.encode(to_vertex(space))).decode(),
-    }.items():
-        storage.write(str(folder / name), text.encode())
+    storage.write(str(folder / "wandb.yaml"), to_wandb(space, training).encode())
+    storage.write(str(folder / "vertex.json"), msgspec.json.format(msgspec.json.encode(to_vertex(space))))
     conclude = _spread(found, space, folder, split) if space.of_seeds else _best(study, space, training, folder)
     return {
         "folder": str(folder),
