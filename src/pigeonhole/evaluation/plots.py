@@ -51,7 +51,7 @@ def confusion_png(true_ids: Ids, predicted_ids: Ids, labels: Sequence[str]) -> b
         _write_counts(axes, counts, shares)
     else:
         _list_confusions(figure.axes[1], counts, names)
-    return _png(figure)
+    return png(figure)
 
 
 def labels_png(per_class: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -70,7 +70,7 @@ def labels_png(per_class: Mapping[str, Mapping[str, Any]]) -> bytes:
     axes.invert_yaxis()
     axes.grid(alpha=0.25, axis="x")
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def reliability_png(true_ids: Ids, probabilities: Floats) -> bytes:
@@ -94,7 +94,7 @@ def reliability_png(true_ids: Ids, probabilities: Floats) -> bytes:
     upper.legend(loc="upper left", fontsize=8, framealpha=0.9, edgecolor="none")
     lower.bar(found.edges[:-1], found.counts, width, align="edge", color=GREY, edgecolor="white")
     lower.set(xlabel=f"confidence (probability of {sureness})", ylabel="rows" if true_ids.ndim == 1 else "rows, each label")
-    return _png(figure)
+    return png(figure)
 
 
 def difference_png(labels: Sequence[str], differences: Sequence[Interval], quantity: str) -> bytes:
@@ -113,7 +113,7 @@ def difference_png(labels: Sequence[str], differences: Sequence[Interval], quant
     axes.invert_yaxis()
     axes.set_xlabel(quantity)
     axes.grid(alpha=0.25, axis="x")
-    return _png(figure)
+    return png(figure)
 
 
 def learning_curve_png(losses: Mapping[str, Curve], scores: Mapping[str, Curve]) -> bytes:
@@ -123,7 +123,7 @@ def learning_curve_png(losses: Mapping[str, Curve], scores: Mapping[str, Curve])
     _draw_curves(left, losses, "loss")
     _draw_curves(right, scores, "score")
     _widen(right, SCORE_SPAN)
-    return _png(figure)
+    return png(figure)
 
 
 def _widen(axes: Axes, span: float) -> None:
@@ -169,7 +169,7 @@ def short(label: str) -> str:
     return line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a label in a script that the font lacks shows boxes
