@@ -32,7 +32,7 @@ from pigeonhole.loop.processes import Processes, call
 from pigeonhole.loop.retrain import split_arguments
 from pigeonhole.loop.traffic import Answer, Background, Traffic
 from pigeonhole.metrics import wilson_interval
-from pigeonhole.options import read_options, setting
+from pigeonhole.options import read_options, setting, split_own
 
 USAGE = """usage: demo [key=value …] [KEY OF train=value …] [gate.KEY OF promote=value …]
 
@@ -176,9 +176,9 @@ main = command(run)
 
 def split_demo_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str], list[str]]:
     """Those of this command, the sizes of the first splits, those of `train` and those of the gate. Raises ConfigError."""
-    own = [argument for argument in arguments if argument.partition("=")[0] in DemoConfig.__dataclass_fields__]
-    sizes = [argument for argument in arguments if argument.startswith(("data.val=", "data.test="))]
-    others, training, gating = split_arguments([argument for argument in arguments if argument not in (*own, *sizes)])
+    own, others = split_own(DemoConfig, arguments)
+    sizes = [argument for argument in others if argument.startswith(("data.val=", "data.test="))]
+    others, training, gating = split_arguments([argument for argument in others if argument not in sizes])
     return [*own, *others], sizes, training, gating
 
 
