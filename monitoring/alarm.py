@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import read_options, setting
 
@@ -45,10 +45,8 @@ class AlarmConfig:
     for_s: int = setting(60, "seconds that the service is down before the alert fires", ge=0, le=3600)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return None
+@with_help(__doc__, AlarmConfig)
+def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(AlarmConfig, arguments)
     if not (Path(config.bundle) / "manifest.json").exists():
         raise ConfigError(f"bundle={config.bundle}: expected the folder of a bundle")

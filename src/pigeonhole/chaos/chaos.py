@@ -13,7 +13,7 @@ from pigeonhole.bundle import open_bundle
 from pigeonhole.chaos.promises import PROMISES, Plan
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RegistryError, RunError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.registry import Registry
 from pigeonhole.storage import to_url
 
@@ -41,13 +41,11 @@ def help_text() -> str:
         "One JSON line a promise; exit code 3 where one is not kept.",
         "",
         *(f"  {name:<15}{(trial.__doc__ or '').splitlines()[0]}" for name, trial in PROMISES.items()),
-        "",
-        *key_lines(Options),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-@with_help(help_text)
+@with_help(help_text, Options)
 def run(arguments: list[str]) -> None:
     """Raises ConfigError, RegistryError, BundleError; RunError where a promise is not kept."""
     options = read_options(Options, arguments)
