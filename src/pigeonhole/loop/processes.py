@@ -1,4 +1,4 @@
-"""The demo's processes: the product's own commands, each with a log file, at a free port, ended when the demo ends."""
+"""The product's own commands as processes: the demo's, each with a log file, at a free port, ended when the demo ends."""
 
 import json
 import os
