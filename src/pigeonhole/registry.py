@@ -83,6 +83,12 @@ class Registry:
     def models(self) -> list[str]:
         return storage.list_folders(storage.join(self.url, "models"))
 
+    def in_production(self) -> list[str]:
+        """Models with a version in production, the one promoted last first."""
+        states = [self.alias(name, "production") for name in self.models()]
+        promoted = sorted(((state.changed_at, state.name) for state in states if state.version is not None), reverse=True)
+        return [name for _, name in promoted]
+
     def versions(self, name: str) -> list[str]:
         """Complete versions, oldest first (a version begins with its UTC time)."""
         folder = storage.join(self.url, "models", name, "versions")

@@ -73,11 +73,10 @@ def try_promise(name: str, bundle: str, options: Options) -> bool:
 def in_production() -> str:
     """Of the registry that serving would take. Raises RegistryError."""
     registry = Registry(os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
-    states = [registry.alias(name, "production") for name in registry.models()]
-    promoted = [(state.changed_at, state.name) for state in states if state.version is not None]
+    promoted = registry.in_production()
     if not promoted:
         raise RegistryError(f"{registry.url}: no model is in production here; give bundle=URL")
-    return registry.resolve(max(promoted)[1], "production")
+    return registry.resolve(promoted[0], "production")
 
 
 main = command(run)

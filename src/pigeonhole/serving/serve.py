@@ -162,14 +162,12 @@ def find_bundle(settings: Settings) -> Bundle:
 
 
 def _model_promoted_last(registry: Registry) -> str:
-    states = [registry.alias(name, "production") for name in registry.models()]
-    promoted = sorted((state.changed_at, state.name) for state in states if state.version is not None)
+    promoted = registry.in_production()
     if not promoted:
         raise RegistryError(f"{registry.url}: no model is in production here; run `uv run train experiment=fast` first")
-    name = promoted[-1][1]
-    if len(promoted) > 1:
-        others = ", ".join(sorted(other for _, other in promoted[:-1]))
-        logger.info("serving %s, promoted last; set PIGEONHOLE_MODEL for another one (%s)", name, others)
+    name, *others = promoted
+    if others:
+        logger.info("serving %s, promoted last; set PIGEONHOLE_MODEL for another one (%s)", name, ", ".join(sorted(others)))
     return name
 
 
