@@ -8,6 +8,7 @@ that saw the same state, one wins and one is told.
 
 import datetime
 import getpass
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -188,6 +189,11 @@ class Registry:
             return msgspec.json.decode(data, type=AliasState), token
         except NOT_AS_TYPED as error:
             raise RegistryError(f"{url}: {error}") from error
+
+
+def open_registry(url: str | None = None) -> Registry:
+    """The one that is named, or the environment's."""
+    return Registry(url or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
 
 
 def _with(state: AliasState, change: Change) -> AliasState:

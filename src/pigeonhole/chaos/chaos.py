@@ -1,6 +1,5 @@
 """`uv run chaos`: try each promise of the prediction log, and print one JSON line for each."""
 
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pigeonhole.chaos.promises import PROMISES, Plan
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RegistryError, RunError
 from pigeonhole.options import read_options, setting
-from pigeonhole.registry import Registry
+from pigeonhole.registry import open_registry
 from pigeonhole.storage import to_url
 
 ALL = "all"
@@ -72,7 +71,7 @@ def try_promise(name: str, bundle: str, options: Options) -> bool:
 
 def in_production() -> str:
     """Of the registry that serving would take. Raises RegistryError."""
-    registry = Registry(os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
+    registry = open_registry()
     promoted = registry.in_production()
     if not promoted:
         raise RegistryError(f"{registry.url}: no model is in production here; give bundle=URL")

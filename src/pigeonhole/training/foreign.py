@@ -4,7 +4,6 @@ The same export, the same comparison with torch and the same door as at the end 
 a calibration) is left out, and the model card says so.
 """
 
-import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, thresholds_of
 from pigeonhole.evaluation.score import predict_texts
 from pigeonhole.metrics import score_metrics
-from pigeonhole.registry import Registry
+from pigeonhole.registry import open_registry
 from pigeonhole.training import export, provenance, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.corridor import publish
@@ -104,7 +103,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
             measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed, thresholds_of(manifest))}
         manifest = msgspec.structs.replace(manifest, parity=asdict(parity), metrics=measured, provenance=_origin(options))
         manifest = _seal(folder, manifest, classifiers, rows, served, options.model)
-        url, alias = publish(Registry(options.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry"), folder, manifest)
+        url, alias = publish(open_registry(options.registry), folder, manifest)
     return {
         "bundle": url,
         "model": name,
