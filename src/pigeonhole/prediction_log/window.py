@@ -19,6 +19,7 @@ from pigeonhole import storage
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, StorageError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Kind, Record, is_intact, partition_of, read_head, span_of
 
+SHIPPED = ".jsonl.gz"
 COMPACTED = ".parquet"  # objects of compacted hours; this module cannot read them, and says so
 CompactedReader = Callable[[str], Iterator[bytes]]
 """The lines of a compacted object, by its URL. Raises NotFoundError before the first line or never, and DamagedObjectError."""
@@ -157,7 +158,7 @@ class Window(Generic[RecordT]):
         while gone:
             gone = False
             for name in storage.list_files(folder):
-                if name in read or not name.endswith((".jsonl.gz", COMPACTED)):
+                if name in read or not name.endswith((SHIPPED, COMPACTED)):
                     continue
                 read.add(name)
                 try:
