@@ -11,7 +11,6 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,13 +160,12 @@ def run(arguments: list[str]) -> dict[str, Any]:
         first = _first_version(processes, config, [*QUICK, *training, *sizes], gating, story)
         world = _divide(config, str(first["bundle"]), changes)
         town = _open_town(processes, story)
-        with ExitStack() as after:
-            result = close_the_loop(town, world) if changes else stay_calm(town, world, config.rounds)
-            result = _keep(out, town, {"world": config.world, "first": first, **result}, config.stay)
-            if config.stay:
-                say(f"all of it stays up until Ctrl-C: {result['url']}")
-                after.callback(say, "stopped")
-                _wait_for_ctrl_c()
+        result = close_the_loop(town, world) if changes else stay_calm(town, world, config.rounds)
+        result = _keep(out, town, {"world": config.world, "first": first, **result}, config.stay)
+        if config.stay:
+            say(f"all of it stays up until Ctrl-C: {result['url']}")
+            _wait_for_ctrl_c()
+            say("stopped")
     return result
 
 
@@ -255,9 +253,10 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
     after = traffic.ask(world.measuring)
     story.tell(f"the same {len(after)} texts, learned by neither: {_share(before):.3f} right before, {_share(after):.3f} after")
     report = town.watch(since)
+    of_old_world = traffic.answers[: len(world.old)]
     return {
         "second": {"version": outcome["candidate"], "gate": outcome["gate"]["reasons"], "rows": outcome["rows"]},
-        "accuracy": {"old_world": _accuracy(_asked(traffic, world.old)), "before": _accuracy(before), "after": _accuracy(after)},
+        "accuracy": {"old_world": _accuracy(of_old_world), "before": _accuracy(before), "after": _accuracy(after)},
         "feedback": {"judged": outcome["judged"], "live_accuracy": outcome["live_accuracy"], "interval": outcome["interval"]},
         "alarms": 2 + sum(each["verdict"] == "drift" for each in (calm, report)),
         "verdict_at_the_end": report["verdict"],
@@ -311,10 +310,6 @@ def _wait_for_version(traffic: Traffic, version: str, patience_s: float = 30.0) 
             raise RunError(f"version {version} is in production, and {traffic.answers[-1].version} answers still")
         time.sleep(0.05)
     return time.monotonic() - began
-
-
-def _asked(traffic: Traffic, rows: Sequence[Row]) -> list[Answer]:
-    return traffic.answers[: len(rows)]
 
 
 def _share(answers: Sequence[Answer]) -> float:
