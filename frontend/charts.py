@@ -43,7 +43,7 @@ def probability_bars(probabilities: Mapping[str, float], most: int = 10) -> alt.
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.7}).encode(
         color=alt.condition("datum.first", alt.value(BLUE), alt.value("#9db8d2"))
     )
-    words = base.mark_text(align="left", dx=6, fontSize=13, color="#808080").encode(text="share:N")
+    words = base.mark_text(align="left", dx=6, fontSize=13, color=GREY).encode(text="share:N")
     chart: alt.LayerChart = (bars + words).properties(height=ROW_PX * len(top) + FRAME_PX)
     return chart
 
@@ -62,7 +62,7 @@ def count_bars(counts: Mapping[str, float], most: int = 15) -> alt.LayerChart:
         tooltip=["label:N", "texts:Q"],
     )
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.7}, color=BLUE)
-    words = base.mark_text(align="left", dx=6, fontSize=13, color="#808080").encode(text="words:N")
+    words = base.mark_text(align="left", dx=6, fontSize=13, color=GREY).encode(text="words:N")
     chart: alt.LayerChart = (bars + words).properties(height=ROW_PX * len(rows) + FRAME_PX)
     return chart
 
