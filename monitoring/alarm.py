@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import yaml
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import read_options, setting
+from pigeonhole.port import free_port
 
 FOLDER = Path(__file__).parent
 ALERT = "PigeonholeDown"
@@ -82,12 +82,6 @@ def program(names: tuple[str, ...]) -> str:
         if path := shutil.which(name, path=beside) or shutil.which(name):
             return path
     raise ConfigError(f"{names[0]} is not here; apt-get install prometheus prometheus-alertmanager")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Pager:

@@ -7,7 +7,6 @@ import csv
 import itertools
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -103,11 +102,6 @@ def wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < soon, "waited too long"
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
