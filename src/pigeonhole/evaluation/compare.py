@@ -21,7 +21,7 @@ from pigeonhole import metrics, storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, setting
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.compare import compare as compare_data
 from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.errors import ConfigError
@@ -45,6 +45,7 @@ from pigeonhole.metrics import (
     expected_calibration_error,
     predict,
 )
+from pigeonhole.options import setting
 
 SHOWN_FLIPS = 20
 SHOWN_CHARS = 120

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pigeonhole.bundle import Bundle, Manifest, Task
-from pigeonhole.configuration import setting
 from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import files_of, own_shares, verify_files
 from pigeonhole.dataset.config import DataConfig
@@ -21,6 +20,7 @@ from pigeonhole.dataset.read import Row, read_rows, some_of
 from pigeonhole.dataset.split import split_rows
 from pigeonhole.errors import ConfigError, DataError, StorageError
 from pigeonhole.metrics import Floats, Ids
+from pigeonhole.options import setting
 
 
 @dataclass

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from pigeonhole import metrics
 from pigeonhole.bundle import Task
-from pigeonhole.configuration import setting
 from pigeonhole.dataset.label_sets import ids_of, parts_of
 from pigeonhole.dataset.read import some_of
 from pigeonhole.metrics import (
@@ -29,6 +28,7 @@ from pigeonhole.metrics import (
     predict,
     wilson_interval,
 )
+from pigeonhole.options import setting
 
 Decision = Literal["PROMOTE", "HOLD", "REJECT"]
 Flags = NDArray[np.bool_]

@@ -24,7 +24,7 @@ from pigeonhole import storage
 from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, REFERENCE, Bundle, Manifest, Precision, WindowRule, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import is_first_process, say
-from pigeonhole.configuration import to_flat, to_yaml
+from pigeonhole.configuration import to_yaml
 from pigeonhole.dataset.check import FEW_ROWS
 from pigeonhole.dataset.label_sets import ids_of, join_labels
 from pigeonhole.dataset.load import Dataset, load_dataset
@@ -39,6 +39,7 @@ from pigeonhole.evaluation.report import measures_of
 from pigeonhole.evaluation.score import for_many, predict_texts
 from pigeonhole.evaluation.slices import read_patterns, text_slices
 from pigeonhole.metrics import Ids, accuracy, macro_f1, predict, score_metrics
+from pigeonhole.options import to_flat
 from pigeonhole.registry import ATTEMPTS, Registry
 from pigeonhole.training import export, provenance, tfidf, trainer
 from pigeonhole.training.batches import TokenizedRows

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from pigeonhole import storage
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, setting
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.label_sets import ids_of
 from pigeonhole.dataset.patch import write_review
 from pigeonhole.errors import ConfigError, DataError
+from pigeonhole.options import setting
 from pigeonhole.training.config import ModelConfig
 
 

@@ -25,8 +25,9 @@ from sqlalchemy.pool import NullPool
 
 from pigeonhole import storage
 from pigeonhole.command import say
-from pigeonhole.configuration import compose, to_flat
+from pigeonhole.configuration import compose
 from pigeonhole.errors import ConfigError, DivergedError, OutOfMemoryError, RunError
+from pigeonhole.options import to_flat
 from pigeonhole.training import study_plots
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import FILES, TrainConfig
