@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle, release
 from pigeonhole.command import command, with_help
+from pigeonhole.environment import describe_variables
 from pigeonhole.errors import ConfigError, RegistryError
 from pigeonhole.port import bind
 from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import journal
-from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
+from pigeonhole.serving.settings import Settings, read_settings, unknown_variables
 from pigeonhole.serving.settle import give_back, settle
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ HELP = f"""usage: [VARIABLE=value ...] uv run serve [--workers N] [--help]
 Serve a bundle over HTTP: POST /predict /explain /feedback, GET /model /health /ready /metrics /history /docs /openapi.json.
 
 The environment sets (variable, default, meaning):
-{describe()}
+{describe_variables(Settings)}
 """
 
 
