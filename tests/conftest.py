@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,21 @@ def tiny_bundle(sealed_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sealed_bundle, tmp_path / "bundle"))
 
 
+@contextmanager
+def gs_at(port: int) -> Iterator[None]:
+    """`gs://` is what listens at this port of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        storage.forget_clients()
+        yield
+        storage.forget_clients()
+
+
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty bucket on this machine."""
-    with Bucket(tmp_path_factory.mktemp("bucket")) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        storage.forget_clients()
+    with Bucket(tmp_path_factory.mktemp("bucket")) as server, gs_at(server.server_port):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield "gs://bucket"
         server.shutdown()
-        storage.forget_clients()
