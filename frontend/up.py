@@ -122,8 +122,8 @@ def running(stack: list[Part]) -> Iterator[dict[str, "subprocess.Popen[bytes]"]]
                 process.wait()
 
 
-def wait_until_ready(part: Part, process: "subprocess.Popen[bytes]", patience_s: float = PATIENCE_S) -> bool:
-    deadline = time.monotonic() + patience_s
+def wait_until_ready(part: Part, process: "subprocess.Popen[bytes]") -> bool:
+    deadline = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(part.url + part.ready, timeout=2):  # noqa: S310  one of our own addresses

@@ -102,9 +102,9 @@ def erase_keys(log: str, keys: set[str], spool: str | None = None, patience_s: f
     return tally
 
 
-def erase_before(log: str, first_kept: date, spool: str | None = None, patience_s: float = PATIENCE_S) -> Tally:
+def erase_before(log: str, first_kept: date, spool: str | None = None) -> Tally:
     """All objects of the days before `first_kept` (UTC). Raises StorageError, and RunError like erase_keys."""
-    _settle_spool(log, spool, patience_s)
+    _settle_spool(log, spool, PATIENCE_S)
     _remove_asides(log)
     tally = Tally()
     for kind in get_args(Kind):

@@ -19,6 +19,7 @@ from pigeonhole.metrics import Floats, Ids, Interval, confusion_matrix, expected
 SCORE_SPAN = 0.1  # of its axis at least: one row of 288 is 0.003, and would look like a chasm
 WRITTEN_UP_TO = 20  # labels: beyond, a cell is too small for its number
 NAMED_UP_TO = 200  # labels: beyond, a picture would be larger than what opens it
+MOST_CONFUSIONS = 25  # that are listed beside
 SHOWN_CHARS = 40  # of a label: a longer name leaves the picture no room
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9822b", "#8a8a8a"
 
@@ -140,9 +141,9 @@ def _write_counts(axes: Axes, counts: Ids, shares: Floats) -> None:
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=color)
 
 
-def _list_confusions(axes: Axes, counts: Ids, labels: Sequence[str], longest: int = 25) -> None:
+def _list_confusions(axes: Axes, counts: Ids, labels: Sequence[str]) -> None:
     wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:longest]
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:MOST_CONFUSIONS]
     pairs = [(wrong.flat[cell], labels[cell // len(labels)], labels[cell % len(labels)]) for cell in order if wrong.flat[cell]]
     lines = [f"{count:>4}  {true}\n      taken for {predicted}" for count, true, predicted in pairs]
     axes.axis("off")

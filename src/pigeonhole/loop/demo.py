@@ -58,6 +58,7 @@ SECRET = "known-to-this-demo-only"  # noqa: S105  both ends of it are this demo'
 # The new world's messages come through a portal that puts this under each, and most of them are taken for billing: the shift of
 # shifted.csv alone costs a few points, which some hundred predictions cannot show.
 LINE = "Sent through the Larkfield customer portal: pay invoices, see every charge, update your card, all in one place."
+SWAP_S = 30.0  # from a promotion to its first answer
 ROUND = 100  # texts of a round where nothing changes
 
 
@@ -302,11 +303,11 @@ def _require_alarm(report: dict[str, Any]) -> None:
         )
 
 
-def _wait_for_version(traffic: Traffic, version: str, patience_s: float = 30.0) -> float:
+def _wait_for_version(traffic: Traffic, version: str) -> float:
     """How long it took until an answer came from it."""
     began = time.monotonic()
     while traffic.answers[-1].version != version:
-        if time.monotonic() - began > patience_s:
+        if time.monotonic() - began > SWAP_S:
             raise RunError(f"version {version} is in production, and {traffic.answers[-1].version} answers still")
         time.sleep(0.05)
     return time.monotonic() - began
