@@ -57,7 +57,7 @@ def publish(registry: Registry, folder: Path, name: str, version: str) -> Manife
 
 def records(log: Path) -> list[Record]:
     now = dt.datetime.now(dt.UTC)
-    return read_window(str(log), now - dt.timedelta(hours=2), now + dt.timedelta(hours=1)).records
+    return list(read_window(str(log), now - dt.timedelta(hours=2), now + dt.timedelta(hours=1)))
 
 
 @contextlib.contextmanager
