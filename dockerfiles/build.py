@@ -13,7 +13,6 @@ lets nobody make a container, that is told by name and is no failure; a missing 
 import contextlib
 import json
 import re
-import socket
 import subprocess
 import tempfile
 import time
@@ -29,6 +28,7 @@ from tests.keyword_bundle import keyword_bundle, keyword_rows
 
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
+from pigeonhole.port import free_port
 
 IMAGES = ("serve", "drift", "frontend", "score", "train")
 LIMIT_MB = {"serve": 350}
@@ -160,8 +160,7 @@ def ask(
     engine: Engine, build: Build, variables: Mapping[str, str], mounts: Mapping[Path, str], path: str, question: Answer | None
 ) -> Answer:
     """Start an image on a free port, put one question to it, end it. Raises RunError for no answer or a bad end."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     given = {"PORT": str(port), "HOST": "127.0.0.1", "PIGEONHOLE_LOG": "/tmp/log", **variables}  # noqa: S108
     with engine.run(build, [], given, mounts) as container:
         began = time.perf_counter()

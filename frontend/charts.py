@@ -10,6 +10,7 @@ from frontend.view import percent
 
 BLUE = "#3d85c6"
 GREY = "#808080"
+MOST_PROBABILITIES, MOST_COUNTS = 10, 15  # bars of a picture
 ROW_PX = 30
 FRAME_PX = 24  # Streamlit fits a picture and its margins into the height: without this, one bar alone is cut in half
 TALL = 280
@@ -24,9 +25,9 @@ def _legend(columns: int) -> alt.Legend:
     return alt.Legend(orient="top", direction="horizontal", columns=columns, labelLimit=260, offset=4)
 
 
-def probability_bars(probabilities: Mapping[str, float], most: int = 10) -> alt.LayerChart:
+def probability_bars(probabilities: Mapping[str, float]) -> alt.LayerChart:
     """The likeliest labels first, with their share written at the bar's end."""
-    top = sorted(probabilities.items(), key=lambda pair: -pair[1])[:most]
+    top = sorted(probabilities.items(), key=lambda pair: -pair[1])[:MOST_PROBABILITIES]
     rows = pd.DataFrame(
         {
             "label": [label for label, _ in top],
@@ -43,15 +44,15 @@ def probability_bars(probabilities: Mapping[str, float], most: int = 10) -> alt.
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.7}).encode(
         color=alt.condition("datum.first", alt.value(BLUE), alt.value("#9db8d2"))
     )
-    words = base.mark_text(align="left", dx=6, fontSize=13, color="#808080").encode(text="share:N")
+    words = base.mark_text(align="left", dx=6, fontSize=13, color=GREY).encode(text="share:N")
     chart: alt.LayerChart = (bars + words).properties(height=ROW_PX * len(top) + FRAME_PX)
     return chart
 
 
-def count_bars(counts: Mapping[str, float], most: int = 15) -> alt.LayerChart:
+def count_bars(counts: Mapping[str, float]) -> alt.LayerChart:
     """The commonest first; the rest together as one bar."""
     ranked = sorted(counts.items(), key=lambda pair: -pair[1])
-    top, rest = ranked[:most], ranked[most:]
+    top, rest = ranked[:MOST_COUNTS], ranked[MOST_COUNTS:]
     if rest:
         top.append((f"{len(rest)} others", sum(count for _, count in rest)))
     rows = pd.DataFrame(top, columns=["label", "texts"])
@@ -62,7 +63,7 @@ def count_bars(counts: Mapping[str, float], most: int = 15) -> alt.LayerChart:
         tooltip=["label:N", "texts:Q"],
     )
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.7}, color=BLUE)
-    words = base.mark_text(align="left", dx=6, fontSize=13, color="#808080").encode(text="words:N")
+    words = base.mark_text(align="left", dx=6, fontSize=13, color=GREY).encode(text="words:N")
     chart: alt.LayerChart = (bars + words).properties(height=ROW_PX * len(rows) + FRAME_PX)
     return chart
 

@@ -114,8 +114,8 @@ class Service:
         _own("/predict", timed.body)
         return timed
 
-    def predict_many(self, texts: Sequence[str], top_k: int = 1) -> Timed:
-        return self.post("/predict", {"texts": list(texts), "top_k": top_k})
+    def predict_many(self, texts: Sequence[str]) -> Timed:
+        return self.post("/predict", {"texts": list(texts), "top_k": 1})
 
     def routes(self) -> frozenset[str]:
         """`POST /predict` and its like, as the OpenAPI document lists them."""

@@ -4,7 +4,6 @@ A provider such as Google signs for everybody in the world, so PIGEONHOLE_PAGE_U
 """
 
 import os
-from collections.abc import Mapping
 
 import streamlit as st
 
@@ -20,11 +19,11 @@ def is_allowed(email: str, verified: bool, users: str) -> bool:
     return verified and bool(given) and (given in allowed or f"*@{given.rpartition('@')[2]}" in allowed)
 
 
-def require_login(environment: Mapping[str, str] = os.environ) -> None:
+def require_login() -> None:
     """Returns for who may see the page; for all others it draws what they can do, and the run ends."""
     if not (st.secrets.load_if_toml_exists() and "auth" in st.secrets):
         return
-    users = environment.get(USERS_VARIABLE, "")
+    users = os.environ.get(USERS_VARIABLE, "")
     if not users:
         st.error(f"A login is set up, but nobody is let in: {USERS_VARIABLE} has to name e-mail addresses, or *@domain.")
         st.stop()

@@ -48,12 +48,11 @@ VARIABLES = dict(zip(("service", "drift", "page", "prometheus"), PORTS, strict=T
 def parts(environment: Mapping[str, str], scratch: Path) -> list[Part]:
     """The ports are those of ports.py; variables of the same names put others in their place. `scratch` is for Prometheus."""
     api, drift, page, prometheus = (_port(name, environment.get(name) or str(default)) for name, default in PORTS.items())
-    own = {API_VARIABLE: local(api), DRIFT_VARIABLE: local(drift), "PYTHONPATH": str(ROOT)}
-    streamlit = [sys.executable, "-m", "streamlit", "run", str(ROOT / "frontend/app.py")]
-    streamlit += ["--server.address", "127.0.0.1", "--server.port", str(page)]
+    own = {"HOST": "127.0.0.1", "PORT": str(page), "PYTHONPATH": str(ROOT)}
+    own |= {API_VARIABLE: local(api), DRIFT_VARIABLE: local(drift)}
     found = [Part("service", [_script("serve")], {"PORT": str(api)}, local(api), "/ready")]
     found.append(Part("drift", [_script("drift")], {"PORT": str(drift)}, local(drift), "/health"))
-    found.append(Part("page", streamlit, own, local(page), "/_stcore/health"))
+    found.append(Part("page", [sys.executable, "-m", "frontend"], own, local(page), "/_stcore/health"))
     if (program := shutil.which("prometheus")) is not None:
         command = [program, *_prometheus(scratch, api, drift, prometheus)]
         found.append(Part("prometheus", command, {}, local(prometheus), "/-/ready"))
@@ -123,8 +122,8 @@ def running(stack: list[Part]) -> Iterator[dict[str, "subprocess.Popen[bytes]"]]
                 process.wait()
 
 
-def wait_until_ready(part: Part, process: "subprocess.Popen[bytes]", patience_s: float = PATIENCE_S) -> bool:
-    deadline = time.monotonic() + patience_s
+def wait_until_ready(part: Part, process: "subprocess.Popen[bytes]") -> bool:
+    deadline = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(part.url + part.ready, timeout=2):  # noqa: S310  one of our own addresses

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 
 import streamlit as st
@@ -56,7 +56,9 @@ def model_or_stop() -> dict[str, Any]:
     try:
         return _model()
     except (Down, Refused) as error:
-        stop_with(error)
+        show_error(error)
+        st.button("Try again", icon=":material/refresh:", type="primary")
+        st.stop()
 
 
 @st.cache_data(ttl=10, show_spinner=False)
@@ -113,12 +115,6 @@ def offers(route: str) -> bool:
         return route in _routes()
     except (Down, Refused):
         return False
-
-
-def stop_with(error: Down | Refused) -> NoReturn:
-    show_error(error)
-    st.button("Try again", icon=":material/refresh:", type="primary")
-    st.stop()
 
 
 def show_error(error: Down | Refused) -> None:

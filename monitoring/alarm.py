@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,9 +26,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pigeonhole.command import command, say
+from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import read_options, setting
+from pigeonhole.port import free_port
 
 FOLDER = Path(__file__).parent
 ALERT = "PigeonholeDown"
@@ -45,10 +45,8 @@ class AlarmConfig:
     for_s: int = setting(60, "seconds that the service is down before the alert fires", ge=0, le=3600)
 
 
-def run(arguments: list[str]) -> dict[str, Any] | None:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return None
+@with_help(__doc__, AlarmConfig)
+def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(AlarmConfig, arguments)
     if not (Path(config.bundle) / "manifest.json").exists():
         raise ConfigError(f"bundle={config.bundle}: expected the folder of a bundle")
@@ -84,12 +82,6 @@ def program(names: tuple[str, ...]) -> str:
         if path := shutil.which(name, path=beside) or shutil.which(name):
             return path
     raise ConfigError(f"{names[0]} is not here; apt-get install prometheus prometheus-alertmanager")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Pager:

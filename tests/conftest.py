@@ -7,11 +7,11 @@ import csv
 import itertools
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,6 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """A single file is done before another process has loaded what it needs."""
     named = [Path(config.invocation_params.dir, argument.partition("::")[0]) for argument in config.args]
@@ -160,14 +155,21 @@ def tiny_bundle(sealed_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sealed_bundle, tmp_path / "bundle"))
 
 
+@contextmanager
+def gs_at(port: int) -> Iterator[None]:
+    """`gs://` is what listens at this port of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        storage.forget_clients()
+        yield
+        storage.forget_clients()
+
+
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty bucket on this machine."""
-    with Bucket(tmp_path_factory.mktemp("bucket")) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        storage.forget_clients()
+    with Bucket(tmp_path_factory.mktemp("bucket")) as server, gs_at(server.server_port):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield "gs://bucket"
         server.shutdown()
-        storage.forget_clients()

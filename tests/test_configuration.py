@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pigeonhole.configuration import Allowed, compose, config_folder, groups, help_text, parse_yaml, settings_of, to_flat
+from pigeonhole.configuration import compose, config_folder, groups, help_text, parse_yaml
 from pigeonhole.errors import ConfigError
+from pigeonhole.options import Allowed, settings_of, to_flat
 from pigeonhole.training.config import TrainConfig
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec.config
 import pytest
+from tests.conftest import gs_at
 
 from pigeonhole import storage
 from pigeonhole.chaos.bucket import Bucket
@@ -110,25 +110,17 @@ def test_of_sixteen_writers_at_once_one_wins(root: str, change: Callable[[str, b
     assert storage.read(url) == b"%d" % won.index(True)
 
 
-def test_a_swap_whose_answer_was_lost_is_no_defeat(tmp_path: Path) -> None:
-    with (
-        Bucket(tmp_path / "bucket") as server,
-        FaultProxy(server.server_port, seed=0) as proxy,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+def test_a_swap_whose_answer_was_lost_is_no_defeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Bucket(tmp_path / "bucket") as server, FaultProxy(server.server_port, seed=0) as proxy, gs_at(proxy.server_port):
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{proxy.server_port}")
-        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        storage.forget_clients()
         url, version = "gs://bucket/alias.json", storage.ABSENT
         for data in (b"1", b"2"):
-            patch.setattr(proxy, "next_fault", iter(("unheard", *[None] * 20)).__next__)
+            monkeypatch.setattr(proxy, "next_fault", iter(("unheard", *[None] * 20)).__next__)
             assert storage.swap(url, data, version)
             found, version = storage.read_versioned(url)
             assert found == data
         assert not storage.swap(url, b"3", "1")
         server.shutdown()
-    storage.forget_clients()
 
 
 def test_files_and_folders_are_listed_below_a_folder(root: str) -> None:

@@ -20,10 +20,10 @@ from pigeonhole.command import command, say, with_help
 from pigeonhole.decision import softmax
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation.labelled import read_own_rows
+from pigeonhole.evaluation.score import predict_texts
 from pigeonhole.options import read_options, setting
 from pigeonhole.training.calibration import calibrate
 from pigeonhole.training.decisions import fit_thresholds
-from pigeonhole.training.export import predict
 
 TIMED = 400
 
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     classifier = Classifier.open(bundle)
     _, dataset = read_own_rows(bundle)
     rows = [*dataset.split.validation, *dataset.split.test]
-    answers = predict(classifier, [row.text for row in rows])
+    answers = predict_texts(classifier, [row.text for row in rows])
     logits = np.stack([found.logits for found in answers])
     label_ids = np.array([bundle.manifest.labels.index(row.label) for row in rows], np.int64)
     say(f"{len(rows)} rows, {np.mean(logits.argmax(axis=1) == label_ids):.4f} of them right")

@@ -8,35 +8,32 @@ rows, 600 texts of the first are the reference's world, and texts of the second 
 object; with `out`, it is also kept there, with a picture.
 """
 
-import csv
 import io
 import os
 import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
-import pigeonhole.dataset
 from pigeonhole import storage
 from pigeonhole.bundle import open_bundle
-from pigeonhole.classifier import Classifier, Prediction
+from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say, with_help
-from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.config import TICKETS, DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.dataset.read import read_rows
 from pigeonhole.drift.detectors import DETECTORS, Rows, detect
 from pigeonhole.errors import ConfigError
+from pigeonhole.evaluation.score import predict_texts
 from pigeonhole.metrics import wilson_interval
 from pigeonhole.options import read_options, setting
 from pigeonhole.prediction_log import sketch
 
-TICKETS = Path(pigeonhole.dataset.__path__[0]) / "tickets"
 SIZES = (25, 100, 200)
 NULL_SIZE = 100
 Draw = Callable[[np.random.Generator, Any, int], Rows]  # random, the held-out rows that are not reference, size
@@ -63,11 +60,14 @@ def run(arguments: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     bundle = open_bundle(options.bundle)
     classifier = Classifier.open(bundle)
-    split = load_dataset(DataConfig(path=str(TICKETS / "tickets.csv"))).split
+    split = load_dataset(DataConfig(path=TICKETS)).split
     texts = [row.text for row in (*split.validation, *split.test)]
     held_out = _answer(classifier, texts)
     say(f"{len(texts)} held-out texts answered")
-    others = {name: _answer(classifier, _texts(f"{name}.csv")) for name in ("shifted", "out_of_scope")}
+    others = {
+        name: _answer(classifier, _texts(f"package://pigeonhole/dataset/tickets/{name}.csv"))
+        for name in ("shifted", "out_of_scope")
+    }
     typed = {dose: _answer(classifier, _mistyped(texts, dose)) for dose in (0.03, 0.1)}
     say(f"all texts answered after {time.perf_counter() - began:.0f} s")
     null = _rate(held_out, lambda random, rest, size: held_out.take(_some(random, rest, size)), NULL_SIZE, options.nulls)
@@ -164,9 +164,7 @@ def _some(random: np.random.Generator, rows: Any, size: int) -> Any:
 
 
 def _answer(classifier: Classifier, texts: Sequence[str]) -> Rows:
-    found: list[Prediction] = [
-        each for start in range(0, len(texts), 256) for each in classifier.predict(texts[start : start + 256])
-    ]
+    found = predict_texts(classifier, texts)
     return Rows(
         label_ids=np.array([each.label_id for each in found], np.int64),
         scores=np.array([each.score for each in found]),
@@ -179,10 +177,10 @@ def _answer(classifier: Classifier, texts: Sequence[str]) -> Rows:
     )
 
 
-def _some_texts(path: str, most: int = 600) -> list[str]:
-    """A seeded choice of a file's texts: banking77's files are sorted by label."""
-    texts = [row.text for row in read_rows(DataConfig(path=path))]
-    return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:most]]
+def _some_texts(path: str) -> list[str]:
+    """600 of a file's texts, a seeded choice: banking77's files are sorted by label."""
+    texts = _texts(path)
+    return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:600]]
 
 
 def draw_rates(result: dict[str, Any]) -> bytes:
@@ -208,9 +206,8 @@ def draw_rates(result: dict[str, Any]) -> bytes:
     return stream.getvalue()
 
 
-def _texts(file: str) -> list[str]:
-    with (TICKETS / file).open(encoding="utf-8", newline="") as stream:
-        return [row["text"] for row in csv.DictReader(stream)]
+def _texts(path: str) -> list[str]:
+    return [row.text for row in read_rows(DataConfig(path=path))]
 
 
 def _mistyped(texts: Sequence[str], share: float) -> list[str]:

@@ -23,13 +23,13 @@ from typing import Any
 from benchmarks.scoring.same_answers import column_of
 from frontend.up import Part, parts, running, wait_until_ready
 from playwright.sync_api import Page, sync_playwright
-from tests.conftest import free_port
 from tests.e2e.conftest import CHROMIUM, QUIET
 from tests.frontend.conftest import environment
 
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import read_options, setting
+from pigeonhole.port import free_port
 
 WATCH_FRAMES = """() => {
   window.worst = 0; let before = performance.now();

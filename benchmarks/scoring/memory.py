@@ -26,7 +26,7 @@ from tests.keyword_bundle import keyword_bundle
 from pigeonhole.bundle import open_bundle
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
-from pigeonhole.options import read_options, setting
+from pigeonhole.options import read_options, setting, split_own
 from pigeonhole.scoring.config import ScoreConfig
 
 EVERY_S = 0.5
@@ -51,12 +51,11 @@ class Footprint:
 
 @with_help(__doc__, Options)
 def run(arguments: list[str]) -> dict[str, Any]:
-    own = [argument for argument in arguments if argument.partition("=")[0] in Options.__dataclass_fields__]
+    own, more = split_own(Options, arguments)
     options = read_options(Options, own)
     if options.bundle is None:
         raise ConfigError("bundle=URL is needed; see --help")
     sizes = _sizes(options.rows)
-    more = [argument for argument in arguments if argument not in own]
     own_words = ["bundle=URL", "input=FILE", "output=FOLDER", "text=text"]
     read_options(ScoreConfig, [*own_words, *more])  # before a table is written, which may take minutes
     if options.bundle != "keywords":

@@ -8,30 +8,24 @@ by POST /predict, in requests of 1 to 64 texts. Prints one JSON object; exit cod
 
 import csv
 import json
-import os
 import random
-import socket
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pyarrow.parquet as pq
+from benchmarks.scoring.chaos import SCORE
+from benchmarks.serving.served import served
 
 from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import read_options, setting
 from pigeonhole.scoring.config import MAX_CHARS
 
-SCORE = [sys.executable, "-c", "from pigeonhole.scoring.score import main; main()"]
-SERVE = [sys.executable, "-c", "from pigeonhole.serving.serve import main; main()"]
-START_S = 60.0
 FIELDS = ["label", "score", "decision", "truncated", "probabilities"]
 Answer = dict[str, Any]
 
@@ -109,40 +103,16 @@ def ask(bundle: str, texts: Sequence[str], folder: Path) -> list[Answer]:
     """By the real service, over HTTP, in requests of many sizes."""
     draw = random.Random(1)
     answers: list[Answer] = []
-    with _served(bundle, folder) as http:
+    patience = {"PIGEONHOLE_DEADLINE_S": "300"}  # 64 long texts take seconds on a busy core
+    with (
+        served(folder, PIGEONHOLE_BUNDLE=bundle, **patience) as service,
+        httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=300) as http,
+    ):
         while len(answers) < len(texts):
             some = texts[len(answers) : len(answers) + draw.choice((1, 2, 5, 16, 64))]
             found = http.post("/predict", json={"texts": some}).raise_for_status().json()["predictions"]
             answers += [{name: answer[name] for name in FIELDS} for answer in found]
     return answers
-
-
-@contextmanager
-def _served(bundle: str, folder: Path) -> Iterator[httpx.Client]:
-    """The real service over the bundle, once it answers; the port is one that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    variables = {"PORT": str(port), "PIGEONHOLE_BUNDLE": bundle, "PIGEONHOLE_LOG": str(folder / "log")}
-    patience = {"PIGEONHOLE_DEADLINE_S": "300"}  # 64 long texts take seconds on a busy core
-    process = subprocess.Popen(SERVE, env={**os.environ, **variables, **patience}, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as http:
-            until = time.monotonic() + START_S
-            while not _is_ready(http):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise RunError("the service did not start")
-                time.sleep(0.05)
-            yield http
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _is_ready(http: httpx.Client) -> bool:
-    try:
-        return http.get("/ready").status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 if __name__ == "__main__":

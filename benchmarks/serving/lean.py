@@ -9,7 +9,6 @@ there several times. Without `bundle`, the production version of ./registry is s
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RunError
 from pigeonhole.options import read_options, setting
+from pigeonhole.port import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTS = 7
@@ -89,7 +89,7 @@ def _in(venv: Path, program: str) -> str:
 
 
 def _start(venv: Path, log: Path, environment: dict[str, str]) -> dict[str, float]:
-    port = _free_port()
+    port = free_port()
     variables = _outside(PORT=str(port), PIGEONHOLE_LOG=str(log), **environment)
     began = time.perf_counter()
     with _ended(
@@ -120,11 +120,6 @@ def _answers(port: int) -> bool:
             return bool(json.load(answer)["label"])
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -26,7 +26,6 @@ from pigeonhole.options import read_options, setting
 
 DEADLINE_S = 10.0
 CONNECTIONS = 32
-MAX_CONNECTIONS = 4000
 TEXTS = [
     "Where is my parcel? It should have been here on Monday.",
     "I was charged twice for the same order",

@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.port import free_port
 
 PROGRAM = "from pigeonhole.serving.entry import main; main()"
 
@@ -51,8 +51,7 @@ def cores_of(numbers: str) -> set[int]:
 @contextlib.contextmanager
 def served(folder: Path, cores: str | None = None, **environment: str) -> Iterator[Served]:
     """Until the block ends; then SIGTERM, and its exit code has to be 0. `cores`: as taskset has them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = free_port()
     place = ["taskset", "-c", cores] if cores else []
     variables = {**os.environ, "PORT": str(port), "PIGEONHOLE_LOG": str(folder / "log"), **environment}
     said = folder / "stderr"  # a pipe that nobody reads would stop a server that says much

@@ -20,22 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import Allowed, Setting, check_ranges, key_lines, nearest, setting, settings_of, to_flat
-
-__all__ = [
-    "Allowed",
-    "Setting",
-    "check_ranges",
-    "compose",
-    "config_folder",
-    "groups",
-    "help_text",
-    "parse_yaml",
-    "setting",
-    "settings_of",
-    "to_flat",
-    "to_yaml",
-]
+from pigeonhole.options import Setting, check_ranges, key_lines, nearest, settings_of
 
 T = TypeVar("T")
 PACKAGE_LINE = "# @package _global_"

@@ -122,6 +122,13 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
     return options
 
 
+def split_own(schema: type[Any], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that a flat schema has a key for, and the others, which are another command's."""
+    keys = {found.key for found in settings_of(schema)}
+    own = [argument for argument in arguments if argument.partition("=")[0] in keys]
+    return own, [argument for argument in arguments if argument not in own]
+
+
 def key_lines(schema: type[Any], leave_out: Sequence[str] = ()) -> list[str]:
     """The part of `--help` that tells the keys."""
     lines = ["keys:"]

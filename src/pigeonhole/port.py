@@ -24,6 +24,12 @@ def is_own_name(host: str) -> bool:
     return _OWN_NAME.fullmatch(host) is not None
 
 
+def free_port() -> int:
+    """One that was free a moment ago; PORT=0 would leave whoever starts a server to guess."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """`shared`: with other processes of this user that ask for it too; the kernel deals out connections. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

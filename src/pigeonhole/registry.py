@@ -8,6 +8,7 @@ that saw the same state, one wins and one is told.
 
 import datetime
 import getpass
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -82,6 +83,12 @@ class Registry:
 
     def models(self) -> list[str]:
         return storage.list_folders(storage.join(self.url, "models"))
+
+    def in_production(self) -> list[str]:
+        """Models with a version in production, the one promoted last first."""
+        states = [self.alias(name, "production") for name in self.models()]
+        promoted = sorted(((state.changed_at, state.name) for state in states if state.version is not None), reverse=True)
+        return [name for _, name in promoted]
 
     def versions(self, name: str) -> list[str]:
         """Complete versions, oldest first (a version begins with its UTC time)."""
@@ -182,6 +189,11 @@ class Registry:
             return msgspec.json.decode(data, type=AliasState), token
         except NOT_AS_TYPED as error:
             raise RegistryError(f"{url}: {error}") from error
+
+
+def open_registry(url: str | None = None) -> Registry:
+    """The one that is named, or the environment's."""
+    return Registry(url or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
 
 
 def _with(state: AliasState, change: Change) -> AliasState:

@@ -278,7 +278,7 @@ def _filesystem_of(scheme: str) -> "fsspec.AbstractFileSystem":
     import fsspec
 
     options: dict[str, Any] = {}
-    if scheme in ("gs", "gcs"):
+    if scheme == "gs":
         import aiohttp
 
         # gcsfs waits five minutes for a store that has gone quiet, six times over; a large file may take as long as it likes.
@@ -379,7 +379,7 @@ def _generation(url: str) -> str:
 
 def _swap_remote(url: str, data: bytes, version: str) -> bool:
     if version == ABSENT:
-        return _create_remote(url, data) or read(url) == data
+        return keep(url, data)
     filesystem = _filesystem(url)
     bucket, key, _ = filesystem.split_path(url)
     try:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tests.dataset.test_tickets import FOLDER
 
-from pigeonhole.dataset.concerns.compose import OUT_OF_SCOPE, compose, encode, run
-from pigeonhole.dataset.config import TICKETS, DataConfig
+from pigeonhole.dataset.concerns.compose import compose, encode, run
+from pigeonhole.dataset.config import TICKETS, TICKETS_OUT_OF_SCOPE, DataConfig
 from pigeonhole.dataset.label_sets import split_labels
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.dataset.read import read_rows
@@ -31,7 +31,7 @@ def test_rows_have_as_many_concerns_as_the_card_says() -> None:
 
 def test_no_message_of_tickets_is_part_of_two_rows() -> None:
     tickets = list(read_rows(DataConfig(path=TICKETS)))
-    rows = list(compose(tickets, list(read_rows(DataConfig(path=OUT_OF_SCOPE)))))
+    rows = list(compose(tickets, list(read_rows(DataConfig(path=TICKETS_OUT_OF_SCOPE)))))
     texts = "\0".join(text for text, _ in rows)
     long = [row.text for row in tickets if len(row.text) > 40]
     assert max(texts.count(text) for text in long) == 1

@@ -7,9 +7,10 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from tests.conftest import free_port, wait_until
+from tests.conftest import wait_until
 
 from pigeonhole.drift.settings import Settings
+from pigeonhole.port import free_port
 
 PROGRAM = "from pigeonhole.drift.entry import main; main()"
 

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
-from tests.conftest import free_port, tiny_rows
+from tests.conftest import tiny_rows
 from tests.frontend.conftest import ROOT, environment, wait_until_ready
 
 from pigeonhole.bundle import MANIFEST, REFERENCE, open_bundle, seal
+from pigeonhole.port import free_port
 from pigeonhole.registry import Registry
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from tests.keyword_bundle import keyword_bundle, keyword_rows
 
-from pigeonhole.configuration import to_flat
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.evaluation.labelled import RowsConfig, label_ids, read_labelled, read_own_split, was_trained_on
+from pigeonhole.options import to_flat
 
 
 @pytest.fixture

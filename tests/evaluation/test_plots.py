@@ -60,7 +60,7 @@ def test_steps_are_whole_and_begin_at_0(monkeypatch: pytest.MonkeyPatch) -> None
         drawn.append(figure)
         return b""
 
-    monkeypatch.setattr(plots, "_png", keep)
+    monkeypatch.setattr(plots, "png", keep)
     plots.learning_curve_png({"training": [(15, 0.5)]}, {"accuracy": [(15, 0.9)]})
     for axes in drawn[0].axes:
         assert axes.get_xlim()[0] == 0
@@ -100,7 +100,7 @@ def test_beyond_so_many_labels_no_picture_grows(monkeypatch: pytest.MonkeyPatch)
 
 def test_of_many_labels_the_worst_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "_png", drawn.append)
+    monkeypatch.setattr(plots, "png", drawn.append)
     ids = np.arange(300)
     plots.labels_png(per_class(ids, np.where(ids == 250, 251, ids), [f"label {i}" for i in range(300)]))
     plots.difference_png(list(map(str, ids)), [Interval(i / 300, 0, 1) for i in range(300)], "change")

@@ -12,7 +12,9 @@ import pytest
 import streamlit as st
 from frontend.ports import API_VARIABLE, DRIFT_VARIABLE, KEY_VARIABLE
 from streamlit.testing.v1 import AppTest
-from tests.conftest import free_port, unmeasured
+from tests.conftest import unmeasured
+
+from pigeonhole.port import free_port
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9"

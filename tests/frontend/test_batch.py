@@ -19,7 +19,7 @@ class Scripted(Service):
         self.gate = threading.Event()
         self.gate.set()
 
-    def predict_many(self, texts: Sequence[str], top_k: int = 1) -> Timed:
+    def predict_many(self, texts: Sequence[str]) -> Timed:
         assert self.gate.wait(10)
         if self.failures:
             raise self.failures.pop(0)

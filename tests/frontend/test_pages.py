@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from frontend.view import joined, labels_of
 from streamlit.testing.v1 import AppTest
-from tests.conftest import free_port, tiny_rows
+from tests.conftest import tiny_rows
 from tests.frontend.conftest import NOBODY, both_services, environment, wait_until_ready
 from tests.keyword_bundle import QUEUES, keyword_bundle
 
+from pigeonhole.port import free_port
 from pigeonhole.registry import Registry
 
 OpenPage = Callable[..., AppTest]

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 from frontend.up import PORTS, Part, parts, wait_until_ready
-from tests.conftest import free_port
 from tests.frontend.conftest import ROOT, environment
+
+from pigeonhole.port import free_port
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import free_port, unmeasured
+from tests.conftest import unmeasured
+
+from pigeonhole.port import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

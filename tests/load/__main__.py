@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from monitoring.alarm import free_port, program, started, until
+from monitoring.alarm import program, started, until
 
 from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.options import read_options, setting
+from pigeonhole.port import free_port
 from pigeonhole.storage import exists
 
 HERE = Path(__file__).parent

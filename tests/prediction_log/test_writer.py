@@ -37,7 +37,7 @@ def test_a_record_can_be_read_back_as_soon_as_append_returns(
 ) -> None:
     record = make_record()
     slow_log.append([record])
-    assert read_window(str(tmp_path), NOON, NOON + DAY).records == [record]
+    assert list(read_window(str(tmp_path), NOON, NOON + DAY)) == [record]
     assert not (tmp_path / "predictions").exists()
 
 
@@ -91,7 +91,7 @@ def test_shipping_twice_changes_nothing(tmp_path: Path, make_record: MakeRecord)
     assert gzip.decompress(before) == data
     ship_segment(segment, store)  # somebody else was faster
     window = read_window(str(tmp_path / "log"), NOON, NOON + DAY)
-    assert (len(window.records), window.counts.duplicates) == (3, 0)
+    assert (len(list(window)), window.counts.duplicates) == (3, 0)
 
 
 def test_damaged_lines_are_shipped_as_evidence_and_counted(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -102,7 +102,7 @@ def test_damaged_lines_are_shipped_as_evidence_and_counted(tmp_path: Path, make_
     hours = [
         read_window(str(tmp_path / "log"), NOON + timedelta(hours=hour), NOON + timedelta(hours=hour + 1)) for hour in (0, 1)
     ]
-    assert [(len(hour.records), hour.counts.torn) for hour in hours] == [(1, 2), (1, 1)]
+    assert [(len(list(hour)), hour.counts.torn) for hour in hours] == [(1, 2), (1, 1)]
 
 
 def test_a_segment_without_one_good_line_is_kept_in_the_hour_it_was_written(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_segment_without_one_good_line_is_kept_in_the_hour_it_was_written(tmp_
     os.utime(segment, (NOON.timestamp(),) * 2)
     ship_segment(segment, str(tmp_path / "log" / "predictions"))
     window = read_window(str(tmp_path / "log"), NOON, NOON + timedelta(hours=1))
-    assert (window.records, window.counts.torn) == ([], 1)
+    assert (list(window), window.counts.torn) == ([], 1)
 
 
 def test_an_object_of_another_content_under_the_same_name_is_neither_overwritten_nor_taken_for_this_one(
@@ -239,7 +239,7 @@ def test_records_of_another_day_go_where_their_time_says(slow_log: LogWriter, tm
     slow_log.flush()
     for day in (-1, 0, 1):
         window = read_window(str(tmp_path), NOON + day * DAY, NOON + day * DAY + timedelta(hours=1))
-        assert (len(window.records), window.counts.misplaced) == (1, 0)
+        assert (len(list(window)), window.counts.misplaced) == (1, 0)
 
 
 def test_threads_and_writers_together_lose_and_double_nothing(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -288,7 +288,7 @@ def test_a_full_disk_is_an_error_of_the_caller_who_then_has_no_record(
         with pytest.raises(LogError, match="the disk is full"):
             slow_log.append([make_record(), make_record()])
     window = read_window(str(tmp_path), NOON, NOON + DAY)
-    assert (window.records, window.counts.torn) == ([kept], 0)
+    assert (list(window), window.counts.torn) == ([kept], 0)
 
 
 WRITE_FOR_EVER = """
@@ -342,10 +342,10 @@ def test_a_remote_log_is_shipped_from_a_local_spool_and_read_back(tmp_path: Path
     with LogWriter(url, spool=str(tmp_path), interval_s=3600) as log:
         log.append(records)
         assert len(list((tmp_path / "predictions").glob("*.jsonl"))) == 1
-        assert read_window(url, NOON, NOON + DAY).records == []
+        assert list(read_window(url, NOON, NOON + DAY)) == []
         log.flush()
-    assert read_window(url, NOON, NOON + DAY).records == records
-    assert read_window(url, NOON, NOON + timedelta(hours=1)).records == records[:1]
+    assert list(read_window(url, NOON, NOON + DAY)) == records
+    assert list(read_window(url, NOON, NOON + timedelta(hours=1))) == records[:1]
     assert storage.list_files(str(tmp_path)) == []
 
 

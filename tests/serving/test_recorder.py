@@ -18,7 +18,7 @@ def test_a_record_has_all_that_drift_compares_without_the_text(classifier: Class
     predictions = classifier.predict([each.text for each in asked])
     with LogWriter(str(tmp_path)) as log:
         Recorder(log, "none", b"").record(asked, predictions)
-        first, second = read_window(str(tmp_path), now, now + timedelta(hours=1)).records
+        first, second = read_window(str(tmp_path), now, now + timedelta(hours=1))
     assert [record.prediction_id for record in (first, second)] == [each.prediction_id for each in asked]
     assert (first.text, first.text_policy, first.at, first.request_id) == (None, "none", now, "r-1")
     assert first.features.n_chars == 23
@@ -57,7 +57,7 @@ def test_only_the_drawn_share_is_written_down(classifier: Classifier, tmp_path: 
     with LogWriter(str(tmp_path)) as log:
         Recorder(log, "none", b"", share=0.25).record(asked, predictions)
         Recorder(log, "none", b"", share=0.0).record(asked, predictions)
-        kept = read_window(str(tmp_path), now, now + timedelta(hours=1)).records
+        kept = list(read_window(str(tmp_path), now, now + timedelta(hours=1)))
     assert [record.prediction_id for record in kept] == [
         each.prediction_id for each in asked if is_sampled(each.prediction_id, 0.25)
     ]

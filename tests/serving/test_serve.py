@@ -18,14 +18,14 @@ import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
-from tests.conftest import free_port, wait_until
+from tests.conftest import wait_until
 from tests.serving.conftest import make_bundle
 
 from pigeonhole import storage
 from pigeonhole.bundle import Manifest
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
-from pigeonhole.port import bind
+from pigeonhole.port import bind, free_port
 from pigeonhole.prediction_log import Record, read_window
 from pigeonhole.registry import Registry
 from pigeonhole.serving.protocol import LINGER_S
@@ -57,7 +57,7 @@ def publish(registry: Registry, folder: Path, name: str, version: str) -> Manife
 
 def records(log: Path) -> list[Record]:
     now = dt.datetime.now(dt.UTC)
-    return read_window(str(log), now - dt.timedelta(hours=2), now + dt.timedelta(hours=1)).records
+    return list(read_window(str(log), now - dt.timedelta(hours=2), now + dt.timedelta(hours=1)))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pigeonhole.serving.batcher import BATCH_TEXTS
 
 def feedback_of(service: Running) -> Sequence[Feedback]:
     now = dt.datetime.now(dt.UTC)
-    return read_window(str(service.log), now - dt.timedelta(hours=2), now + dt.timedelta(hours=1), "feedback").records
+    return list(read_window(str(service.log), now - dt.timedelta(hours=2), now + dt.timedelta(hours=1), "feedback"))
 
 
 def test_a_partial_answer_tells_what_is_wrong_with_each_text_and_answers_the_others(running: Running) -> None:

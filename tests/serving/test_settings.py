@@ -1,7 +1,8 @@
 import pytest
 
+from pigeonhole.environment import describe_variables
 from pigeonhole.errors import ConfigError
-from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
+from pigeonhole.serving.settings import Settings, read_settings, unknown_variables
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -53,7 +54,7 @@ def test_every_variable_reaches_its_setting() -> None:
     )
     assert "secret" not in repr(settings)
     assert unknown_variables(environment) == []
-    assert all(name in describe() for name in environment)
+    assert all(name in describe_variables(Settings) for name in environment)
 
 
 def test_strict_is_remote_whatever_the_durability_says() -> None:
@@ -98,7 +99,7 @@ def test_where_vertex_ai_names_something_it_is_meant() -> None:
     assert (settings.port, settings.bundle) == (8081, "gs://b/artifact")
     assert (settings.predict_route, settings.health_route) == (environment["AIP_PREDICT_ROUTE"], environment["AIP_HEALTH_ROUTE"])
     assert read_settings({"PIGEONHOLE_BUNDLE": "x", "AIP_STORAGE_URI": ""}).bundle == "x"
-    assert all(name in describe() for name in environment)
+    assert all(name in describe_variables(Settings) for name in environment)
     with pytest.raises(ConfigError, match="AIP_HTTP_PORT='x': allowed is a whole number"):
         read_settings({"AIP_HTTP_PORT": "x"})
     with pytest.raises(ConfigError, match=r"AIP_PREDICT_ROUTE='/\{x\}': allowed is a path such as /predict"):

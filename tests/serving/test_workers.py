@@ -14,9 +14,10 @@ import httpx
 import pytest
 from filelock import FileLock
 from prometheus_client.parser import text_string_to_metric_families
-from tests.conftest import free_port, wait_until
+from tests.conftest import wait_until
 from tests.serving.test_serve import records, wait_for_child
 
+from pigeonhole.port import free_port
 from pigeonhole.serving.settings import read_settings
 from pigeonhole.serving.workers import LOOK_S, PATIENCE_S, RESTART_S, Workers, _Worker
 

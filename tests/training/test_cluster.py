@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import free_port
 
 from pigeonhole.errors import RunError
+from pigeonhole.port import free_port
 from pigeonhole.training.cluster import Place, read_place, torchrun, train_together
 
 CLUSTER = {"workerpool0": ["job-workerpool0-0:2222"], "workerpool1": ["job-workerpool1-0:2222", "job-workerpool1-1:2222"]}

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import free_port, train_arguments
+from tests.conftest import train_arguments
 from tests.training.fork_server import ForkServer
 from tests.training.test_trainer import RECIPE
 
+from pigeonhole.port import free_port
 from pigeonhole.training import trainer
 from pigeonhole.training.batches import shuffled_batches
 

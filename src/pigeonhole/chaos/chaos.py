@@ -1,6 +1,5 @@
 """`uv run chaos`: try each promise of the prediction log, and print one JSON line for each."""
 
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from pigeonhole.bundle import open_bundle
 from pigeonhole.chaos.promises import PROMISES, Plan
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RegistryError, RunError
-from pigeonhole.options import key_lines, read_options, setting
-from pigeonhole.registry import Registry
+from pigeonhole.options import read_options, setting
+from pigeonhole.registry import open_registry
 from pigeonhole.storage import to_url
 
 ALL = "all"
@@ -41,13 +40,11 @@ def help_text() -> str:
         "One JSON line a promise; exit code 3 where one is not kept.",
         "",
         *(f"  {name:<15}{(trial.__doc__ or '').splitlines()[0]}" for name, trial in PROMISES.items()),
-        "",
-        *key_lines(Options),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-@with_help(help_text)
+@with_help(help_text, Options)
 def run(arguments: list[str]) -> None:
     """Raises ConfigError, RegistryError, BundleError; RunError where a promise is not kept."""
     options = read_options(Options, arguments)
@@ -74,12 +71,11 @@ def try_promise(name: str, bundle: str, options: Options) -> bool:
 
 def in_production() -> str:
     """Of the registry that serving would take. Raises RegistryError."""
-    registry = Registry(os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
-    states = [registry.alias(name, "production") for name in registry.models()]
-    promoted = [(state.changed_at, state.name) for state in states if state.version is not None]
+    registry = open_registry()
+    promoted = registry.in_production()
     if not promoted:
         raise RegistryError(f"{registry.url}: no model is in production here; give bundle=URL")
-    return registry.resolve(max(promoted)[1], "production")
+    return registry.resolve(promoted[0], "production")
 
 
 main = command(run)

@@ -19,18 +19,13 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from pigeonhole.errors import RunError
+from pigeonhole.port import free_port
 from pigeonhole.prediction_log import Counts, read_window
 
 START_S = 300.0  # on a machine that does much else
 QUIET_S = 60.0
 CLIENTS = 2
 TEXTS = ["where is my parcel", "the invoice is wrong", "I want a refund", "my card was charged twice"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:

@@ -19,7 +19,7 @@ from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import FileDigest, digest_file, verify_file
 from pigeonhole.dataset.hub import is_hub
 from pigeonhole.dataset.near_duplicates import NearDuplicates, find_near_duplicates
-from pigeonhole.dataset.read import Row, listed, shown
+from pigeonhole.dataset.read import Row, listed, shown, some_of
 from pigeonhole.dataset.sniff import format_of, refuse_other_formats
 from pigeonhole.dataset.split import NAMES, TRAIN, assign_sides, owner_of_groups
 from pigeonhole.dataset.statistics import SHOWN_LINES, Scan, length_outliers, length_summary, scan_rows
@@ -242,10 +242,9 @@ def _refuse_small_labels(url: str, scan: Scan, needed: int) -> None:
     texts = np.bincount(owners, minlength=len(scan.labels))
     small = [f"{shown(scan.labels[number])} has {texts[number]}" for number in np.flatnonzero(texts < needed)]
     if small:
-        listing = ", ".join(small[:SHOWN_LINES]) + (f" and {len(small) - SHOWN_LINES} more" if len(small) > SHOWN_LINES else "")
         _refuse(
             url,
-            f"labels with too few rows: {listing}; each label needs {needed} different texts or more, one for each split "
+            f"labels with too few rows: {some_of(small)}; each label needs {needed} different texts or more, one for each split "
             "(a text with several labels counts for the first of them); "
             "add rows, leave the label out, or give data.validation_path and data.test_path",
         )
@@ -326,8 +325,7 @@ def _few_rows(scans: Mapping[str, Scan], sides: Mapping[str, NDArray[np.int8]]) 
             counts[number[scan.members[answer]], side] += count
     few = np.flatnonzero((counts[:, counts.any(axis=0)] < 2).any(axis=1))
     if few.size:
-        shown_few = [f"{shown(train.labels[label])} has {' + '.join(map(str, counts[label]))}" for label in few[:SHOWN_LINES]]
-        listing = ", ".join(shown_few) + (f" and {len(few) - SHOWN_LINES} more" if len(few) > SHOWN_LINES else "")
+        listing = some_of([f"{shown(train.labels[label])} has {' + '.join(map(str, counts[label]))}" for label in few])
         says = f"rows have a label with one row or none in a split, where luck decides ({' + '.join(NAMES)}: {listing})"
         has = np.array([np.isin(members, few).any() for members in train.members])[train.answer_ids]
         yield from _finding(FEW_ROWS, has, train, says)

@@ -6,12 +6,13 @@ from typing import Any
 
 from pigeonhole import storage
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, setting
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import Checked, check_rows, files_of, verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import shown
 from pigeonhole.dataset.statistics import length_summary
+from pigeonhole.options import setting
 
 SHOWN_LABELS = 20
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from pigeonhole import storage
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, setting
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.load import Dataset, load_dataset
 from pigeonhole.dataset.read import Row, shown
 from pigeonhole.errors import ConfigError, GateError
+from pigeonhole.options import setting
 
 SHOWN_LINES = 5
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from pigeonhole.configuration import setting
 from pigeonhole.errors import ConfigError
+from pigeonhole.options import setting
 
 TICKETS = "package://pigeonhole/dataset/tickets/tickets.csv"
 TICKETS_OUT_OF_SCOPE = "package://pigeonhole/dataset/tickets/out_of_scope.csv"

@@ -23,7 +23,6 @@ BANDS, BAND_SLOTS = 21, 3
 THRESHOLD = 0.5
 COMPARED_NEIGHBOURS = 3  # in a band with many texts, each meets the next three
 _EMPTY = np.uint32(0xFFFFFFFF)
-_VALUE = np.uint64(0x7FFFFFFF)
 _PAIRS_AT_ONCE = 1 << 16
 
 

@@ -376,7 +376,12 @@ def _find_column(url: str, key: str, wanted: str | None, usual: tuple[str, ...],
 
 
 def listed(names: Sequence[str]) -> str:
-    return ", ".join(shown(name) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
+    return some_of([shown(name) for name in names], 10) or "none"
+
+
+def some_of(items: Sequence[str], most: int = 5) -> str:
+    """For a message that would else be as long as there are items."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def shown(name: str) -> str:

@@ -25,7 +25,7 @@ from pigeonhole.command import command, say, with_help
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, RunError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Kind, is_intact, partition_of
-from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError, require_log
+from pigeonhole.prediction_log.window import COMPACTED, SHIPPED, DamagedObjectError, require_log
 
 BATCH_ROWS = 10_000
 
@@ -76,18 +76,35 @@ def compact_log(log: str, before: datetime) -> Tally:
     tally = Tally()
     last = partition_of(before)
     for kind in get_args(Kind):
-        root = storage.join(storage.to_url(log), kind)
-        for date in storage.list_folders(root):
-            for hour in storage.list_folders(storage.join(root, date)):
-                if f"{date}/{hour}" < last:
-                    compact_hour(storage.join(root, date, hour), f"{date}/{hour}", tally)
+        for partition, folder in hours_of(log, kind):
+            if partition < last:
+                compact_hour(folder, partition, tally)
     return tally
+
+
+def hours_of(log: str, kind: Kind) -> Iterator[tuple[str, str]]:
+    """Partition and folder of each."""
+    root = storage.join(storage.to_url(log), kind)
+    for day in storage.list_folders(root):
+        for hour in storage.list_folders(storage.join(root, day)):
+            yield f"{day}/{hour}", storage.join(root, day, hour)
+
+
+def objects_of(folder: str) -> list[str]:
+    return [name for name in storage.list_files(folder) if name.endswith((SHIPPED, COMPACTED))]
+
+
+def lines_of(url: str) -> list[bytes]:
+    """What an object of either form holds, damaged lines too."""
+    if url.endswith(COMPACTED):
+        return list(compacted_lines(url))
+    return gzip.decompress(storage.read(url)).removesuffix(b"\n").split(b"\n")
 
 
 def compact_hour(folder: str, partition: str, tally: Tally) -> None:
     """One object in place of many; nothing is done where there is but one compacted object already."""
-    names = [name for name in storage.list_files(folder) if name.endswith((".jsonl.gz", COMPACTED))]
-    if not any(name.endswith(".jsonl.gz") for name in names) and len(names) < 2:
+    names = objects_of(folder)
+    if not any(name.endswith(SHIPPED) for name in names) and len(names) < 2:
         return
     lines: dict[str, bytes] = {}
     sources = []
@@ -100,7 +117,7 @@ def compact_hour(folder: str, partition: str, tally: Tally) -> None:
             sources.append(name)
             met += len(found)
             lines.update((head.identity, line) for head, line in found)
-    if not any(name.endswith(".jsonl.gz") for name in sources) and len(sources) < 2:
+    if not any(name.endswith(SHIPPED) for name in sources) and len(sources) < 2:
         return
     target = create_compacted(folder, [lines[identity] for identity in sorted(lines)])
     for name in sources:
@@ -117,7 +134,7 @@ def compacted_lines(url: str) -> Iterator[bytes]:
     """What `read_window` needs to read compacted hours. Raises NotFoundError before the first line, and DamagedObjectError."""
     with storage.open_read(url) as stream:
         try:
-            yield from _lines_of(pq.ParquetFile(stream))
+            yield from _lines_in(pq.ParquetFile(stream))
         except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
             if isinstance(error, OSError) and not _is_arrows_own(error):
                 raise
@@ -129,7 +146,7 @@ def _is_arrows_own(error: OSError) -> bool:
     return type(error) is OSError and error.errno is None
 
 
-def _lines_of(file: pq.ParquetFile) -> Iterator[bytes]:
+def _lines_in(file: pq.ParquetFile) -> Iterator[bytes]:
     if not pa.types.is_binary(file.schema_arrow.field("line").type):
         raise pa.ArrowTypeError("its lines are no bytes")
     for batch in file.iter_batches(BATCH_ROWS, columns=["line"]):
@@ -163,16 +180,12 @@ def create_compacted(folder: str, lines: list[bytes]) -> str:
 def _sound_lines(url: str, partition: str) -> list[tuple[Head, bytes]] | None:
     """All lines of an object, or None where one of them, or the object, is not sound."""
     try:
-        lines = list(compacted_lines(url)) if url.endswith(COMPACTED) else _unpacked(url)
+        lines = lines_of(url)
         found = [(msgspec.json.decode(line, type=Head), line) for line in lines if is_intact(line)]
     except (OSError, EOFError, zlib.error, DamagedObjectError, NotFoundError, *NOT_AS_TYPED):
         return None
     sound = all(head.schema_version <= SCHEMA_VERSION and partition_of(head.at) == partition for head, _ in found)
     return found if sound and found and len(found) == len(lines) else None
-
-
-def _unpacked(url: str) -> list[bytes]:
-    return gzip.decompress(storage.read(url)).removesuffix(b"\n").split(b"\n")
 
 
 @with_help(HELP)

@@ -11,7 +11,6 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, get_args
@@ -20,16 +19,15 @@ import msgspec
 
 from pigeonhole import storage
 from pigeonhole.command import command, say, with_help
-from pigeonhole.drift.compact import compacted_lines, create_compacted
+from pigeonhole.drift.compact import create_compacted, hours_of, lines_of, objects_of
 from pigeonhole.environment import describe_variables, read_variables, variable
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, RunError
 from pigeonhole.options import key_lines, read_options, setting
 from pigeonhole.prediction_log import LogWriter
 from pigeonhole.prediction_log.record import Kind, is_intact
 from pigeonhole.prediction_log.spool import size_of, spool_folder
-from pigeonhole.prediction_log.window import COMPACTED, DamagedObjectError, require_log
+from pigeonhole.prediction_log.window import COMPACTED, SHIPPED, DamagedObjectError, require_log
 
-SHIPPED = ".jsonl.gz"
 PATIENCE_S = 30.0  # for a living server to ship what it holds; it does so every second
 ASIDE_S = 60.0  # no writer needs so long from a file's first byte to its name
 
@@ -93,8 +91,8 @@ def erase_keys(log: str, keys: set[str], spool: str | None = None, patience_s: f
     tally = Tally()
     wanted = keys | _predicted_under(log, keys, tally)
     for kind in get_args(Kind):
-        for folder in _hours(log, kind):
-            for name in _objects(folder):
+        for _, folder in hours_of(log, kind):
+            for name in objects_of(folder):
                 erased = _erase_from(folder, name, wanted, tally)
                 tally.records += erased if kind == "predictions" else 0
                 tally.feedback += erased if kind == "feedback" else 0
@@ -104,16 +102,16 @@ def erase_keys(log: str, keys: set[str], spool: str | None = None, patience_s: f
     return tally
 
 
-def erase_before(log: str, first_kept: date, spool: str | None = None, patience_s: float = PATIENCE_S) -> Tally:
+def erase_before(log: str, first_kept: date, spool: str | None = None) -> Tally:
     """All objects of the days before `first_kept` (UTC). Raises StorageError, and RunError like erase_keys."""
-    _settle_spool(log, spool, patience_s)
+    _settle_spool(log, spool, PATIENCE_S)
     _remove_asides(log)
     tally = Tally()
     for kind in get_args(Kind):
-        for folder in _hours(log, kind):
-            day = folder.rsplit("/", 2)[1]
-            if day.startswith("date=") and day < f"date={first_kept.isoformat()}":  # what is in other folders is not the log's
-                for name in _objects(folder):
+        for partition, folder in hours_of(log, kind):
+            # What is in other folders is not the log's.
+            if partition.startswith("date=") and partition < f"date={first_kept.isoformat()}":
+                for name in objects_of(folder):
                     with contextlib.suppress(NotFoundError):  # another run was faster
                         storage.delete(storage.join(folder, name))
                         tally.objects_deleted += 1
@@ -145,22 +143,11 @@ def _remove_asides(log: str) -> None:
                 path.unlink()
 
 
-def _hours(log: str, kind: str) -> Iterator[str]:
-    root = storage.join(storage.to_url(log), kind)
-    for day in storage.list_folders(root):
-        for hour in storage.list_folders(storage.join(root, day)):
-            yield storage.join(root, day, hour)
-
-
-def _objects(folder: str) -> list[str]:
-    return [name for name in storage.list_files(folder) if name.endswith((SHIPPED, COMPACTED))]
-
-
 def _predicted_under(log: str, keys: set[str], tally: Tally) -> set[str]:
     """The prediction ids of these requests."""
     found = set()
-    for folder in _hours(log, "predictions"):
-        for name in _objects(folder):
+    for _, folder in hours_of(log, "predictions"):
+        for name in objects_of(folder):
             lines = _lines(storage.join(folder, name), tally)
             found |= {head.prediction_id for head in map(_head, lines or []) if head is not None and head.request_id in keys}
     return found
@@ -201,9 +188,7 @@ def _create_without(folder: str, name: str, lines: list[bytes]) -> None:
 def _lines(url: str, tally: Tally) -> list[bytes] | None:
     """None for an object that cannot be read, and for one that is gone meanwhile."""
     try:
-        if url.endswith(COMPACTED):
-            return list(compacted_lines(url))
-        return gzip.decompress(storage.read(url)).removesuffix(b"\n").split(b"\n")
+        return lines_of(url)
     except NotFoundError:
         return None
     except (gzip.BadGzipFile, EOFError, zlib.error, DamagedObjectError):

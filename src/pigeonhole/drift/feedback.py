@@ -5,7 +5,7 @@ and what was said in answer to the review queue is weighed back to all predictio
 """
 
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from pigeonhole.drift.compact import compacted_lines
@@ -14,9 +14,9 @@ from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.drift.window import Reference
 from pigeonhole.metrics import wilson_interval
 from pigeonhole.prediction_log import Feedback, moment_of, read_window
+from pigeonhole.prediction_log.record import NEVER
 
 LATE = timedelta(days=1)
-NEVER = datetime.min.replace(tzinfo=UTC)
 
 _Judged = tuple[frozenset[str], frozenset[str], str]  # labels given, true labels, source
 
@@ -70,6 +70,21 @@ def live_accuracy(
     }
 
 
+def latest_words(log: str, start: datetime, until: datetime) -> dict[str, Feedback]:
+    """The last that was said of each prediction, by its id."""
+    latest: dict[str, Feedback] = {}
+    for word in read_window(log, start, until, "feedback", compacted_lines):
+        known = latest.get(word.prediction_id)
+        if known is None or said_at(known) < said_at(word):
+            latest[word.prediction_id] = word
+    return latest
+
+
+def said_at(word: Feedback) -> tuple[datetime, str]:
+    """Words are ordered by their time; those of one moment the same way each time."""
+    return word.at, word.feedback_id
+
+
 def _words(log: str, start: datetime, until: datetime) -> tuple[dict[str, list[Feedback]], dict[str, Any]]:
     """All that was said of each prediction, in its order. The same said twice, on two replicas too, is one word."""
     said: dict[str, list[Feedback]] = {}
@@ -77,7 +92,7 @@ def _words(log: str, start: datetime, until: datetime) -> tuple[dict[str, list[F
     for word in window:
         said.setdefault(word.prediction_id, []).append(word)
     for words in said.values():
-        words.sort(key=lambda word: (word.at, word.feedback_id))
+        words.sort(key=said_at)
     return said, asdict(window.counts)
 
 

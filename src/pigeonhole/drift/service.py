@@ -25,9 +25,9 @@ from pigeonhole.drift.feedback import live_accuracy
 from pigeonhole.drift.pages import add_pages
 from pigeonhole.drift.report import Reports
 from pigeonhole.drift.review import queue
-from pigeonhole.drift.settings import Settings, read_settings
+from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
-from pigeonhole.environment import describe_variables
+from pigeonhole.environment import describe_variables, read_variables
 from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError, status_title
 from pigeonhole.port import bind, is_own
 from pigeonhole.prediction_log import new_id
@@ -319,7 +319,7 @@ def run(arguments: list[str]) -> None:
 
 def watch(environment: Mapping[str, str]) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigError, StorageError before the port is opened."""
-    settings = read_settings(environment)
+    settings = read_variables(Settings, environment)
     logged = storage.exists(settings.log)
     storage.exists(settings.reports)
     with bind(settings.host, settings.port) as listener:

@@ -1,11 +1,10 @@
 """What the environment says about the drift service. `uv run drift --help` prints this table."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pigeonhole.drift.alarm import alarm_url
 from pigeonhole.drift.detectors import MIN_ROWS
-from pigeonhole.environment import one_of, read_variables, share, variable, whole_number
+from pigeonhole.environment import one_of, share, variable, whole_number
 
 AUDIT_SHARE = 0.02
 
@@ -34,8 +33,3 @@ class Settings:
     )
     alarm_secret: str = variable("PIGEONHOLE_ALARM_SECRET", "", "the key that a webhook's body is signed with", secret=True)
     draw: str = variable("PIGEONHOLE_DRAW", "yes", "let Evidently draw each report (10 to 25 s)", one_of("yes", "no"))
-
-
-def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Raises ConfigError naming the variable, its value and what is allowed."""
-    return read_variables(Settings, environment)

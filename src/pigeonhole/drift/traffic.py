@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from pigeonhole.drift.compact import compacted_lines
+from pigeonhole.drift.feedback import latest_words
 from pigeonhole.drift.review import Judged, estimate, probability_asked
 from pigeonhole.drift.settings import AUDIT_SHARE
-from pigeonhole.prediction_log import Feedback, read_window
+from pigeonhole.prediction_log import read_window
 
 MOST_LABELS = 8
 PERCENTILES = (50, 95, 99)
@@ -37,7 +38,7 @@ def traffic(
     log: str, start: datetime, end: datetime, until: datetime, steps: int, audit_share: float = AUDIT_SHARE
 ) -> dict[str, Any]:
     """`until`: feedback that came by then is counted with the step of its prediction. Raises StorageError."""
-    said = {word.prediction_id: word for word in _latest(log, start, until)}
+    said = latest_words(log, start, until)
     unknown_labels = 0
     found = [Step() for _ in range(steps)]
     width = (end - start) / steps
@@ -66,11 +67,6 @@ def traffic(
         "unknown_labels": unknown_labels,
         "counts": asdict(window.counts),
     }
-
-
-def _latest(log: str, start: datetime, until: datetime) -> list[Feedback]:
-    """All words, the latest on a prediction last."""
-    return sorted(read_window(log, start, until, "feedback", compacted_lines), key=lambda word: (word.at, word.feedback_id))
 
 
 def _told(step: Step, shown: list[str]) -> dict[str, Any]:

@@ -68,11 +68,10 @@ def live_url(settings: Settings) -> str:
 
 def promoted_last(registry: Registry) -> str:
     """Raises RegistryError where no model is in production."""
-    states = [registry.alias(name, "production") for name in registry.models()]
-    promoted = [(state.changed_at, state.name) for state in states if state.version is not None]
+    promoted = registry.in_production()
     if not promoted:
         raise RegistryError(f"{registry.url}: no model is in production here; run `uv run train experiment=fast` first")
-    return max(promoted)[1]
+    return promoted[0]
 
 
 def read_reference(url: str) -> Reference:

@@ -33,15 +33,13 @@ def _scored(true_ids: Ids, majority: Floats, tfidf: Floats, labels: Sequence[str
     return {name: score_metrics(true_ids, probabilities, labels, seed, thresholds) for name, probabilities in found.items()}
 
 
-def cross_fit_baselines(
-    texts: Sequence[str], true_ids: Ids, labels: Sequence[str], seed: int = 0, folds: int = FOLDS
-) -> dict[str, dict[str, Any]]:
+def cross_fit_baselines(texts: Sequence[str], true_ids: Ids, labels: Sequence[str], seed: int = 0) -> dict[str, dict[str, Any]]:
     """Where no training rows are at hand: each fifth of the rows is answered by baselines fitted on the other four.
 
     Rows of one label are dealt out over the folds in a seeded order, so that a label with fewer rows than folds is only absent
     from some of the fits; a single row has nothing to be fitted on but itself.
     """
-    fold_ids = deal(true_ids, min(folds, len(texts)), seed)
+    fold_ids = deal(true_ids, min(FOLDS, len(texts)), seed)
     majority, tfidf = np.zeros((2, len(texts), len(labels)))
     for fold in np.unique(fold_ids):
         held_out = np.flatnonzero(fold_ids == fold)

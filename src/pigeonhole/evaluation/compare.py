@@ -21,7 +21,7 @@ from pigeonhole import metrics, storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, setting
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.compare import compare as compare_data
 from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.errors import ConfigError
@@ -35,7 +35,7 @@ from pigeonhole.evaluation.labelled import (
     read_own_split,
     thresholds_of,
 )
-from pigeonhole.evaluation.score import for_many, predict_rows
+from pigeonhole.evaluation.score import for_many, predict_rows, time_each
 from pigeonhole.evaluation.slices import text_masks
 from pigeonhole.metrics import (
     Ids,
@@ -43,9 +43,9 @@ from pigeonhole.metrics import (
     bootstrap_difference,
     bootstrap_share_difference,
     expected_calibration_error,
-    median_interval,
     predict,
 )
+from pigeonhole.options import setting
 
 SHOWN_FLIPS = 20
 SHOWN_CHARS = 120
@@ -167,7 +167,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "flips": {"now_wrong": len(found.lost), "now_right": len(found.won)},
         "macro_f1": _interval(bootstrap_difference(true_ids, answers[1], answers[0], config.seed)),
         "calibration_error": [expected_calibration_error(each, true_ids) for each in (base, candidate)],
-        "latency_ms": _latencies(classifiers, rows.texts[:TIMED]),
+        "latency_ms": [round(float(np.median(of_one)), 3) for of_one in time_each(classifiers, rows.texts[:TIMED])],
         "size_mb": [bundle.manifest.size_bytes(bundle.manifest.served) / 1e6 for bundle in bundles],
         "training_data": _data_difference(bundles),
         "parts": [
@@ -200,17 +200,6 @@ main = command(run)
 
 def _interval(found: Interval) -> dict[str, Any]:
     return {"difference": found.estimate, "interval": [found.low, found.high]}
-
-
-def _latencies(classifiers: Sequence[Classifier], texts: Sequence[str]) -> list[float]:
-    """Median milliseconds of one text; the versions take turns."""
-    times: list[list[float]] = [[] for _ in classifiers]
-    for text in texts:
-        for classifier, of_one in zip(classifiers, times, strict=True):
-            began = time.perf_counter()
-            classifier.predict([text])
-            of_one.append((time.perf_counter() - began) * 1000)
-    return [round(median_interval(np.array(of_one)).estimate, 3) for of_one in times]
 
 
 def _data_difference(bundles: Sequence[Bundle]) -> dict[str, Any]:

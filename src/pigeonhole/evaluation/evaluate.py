@@ -11,7 +11,7 @@ from pigeonhole import storage
 from pigeonhole.bundle import Bundle, Precision, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, setting
+from pigeonhole.configuration import compose
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation import report
 from pigeonhole.evaluation.labelled import (
@@ -29,6 +29,7 @@ from pigeonhole.evaluation.labelled import (
 from pigeonhole.evaluation.score import for_many, predict_rows
 from pigeonhole.evaluation.slices import text_slices
 from pigeonhole.metrics import Floats, Ids, predict, score_metrics
+from pigeonhole.options import setting
 
 
 @dataclass

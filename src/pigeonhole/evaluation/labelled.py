@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pigeonhole.bundle import Bundle, Manifest, Task
-from pigeonhole.configuration import setting
 from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import files_of, own_shares, verify_files
 from pigeonhole.dataset.config import DataConfig
@@ -17,10 +16,11 @@ from pigeonhole.dataset.digest import normalise
 from pigeonhole.dataset.hub import is_hub
 from pigeonhole.dataset.label_sets import ids_of, parts_of
 from pigeonhole.dataset.load import Dataset, load_dataset
-from pigeonhole.dataset.read import Row, read_rows
+from pigeonhole.dataset.read import Row, read_rows, some_of
 from pigeonhole.dataset.split import split_rows
 from pigeonhole.errors import ConfigError, DataError, StorageError
 from pigeonhole.metrics import Floats, Ids
+from pigeonhole.options import setting
 
 
 @dataclass
@@ -122,7 +122,7 @@ def label_ids(rows: Labelled, known: Sequence[str]) -> Ids:
     unseen = unseen_labels(rows, known)
     if unseen:
         line = next(row.line for row in rows.rows if not set(unseen).isdisjoint(parts_of(row.label, rows.task)))
-        shown = ", ".join(repr(label[:40]) for label in unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+        shown = some_of([repr(label[:40]) for label in unseen])
         some = ", ".join(repr(label[:40]) for label in known[:5]) + (" …" if len(known) > 5 else "")
         raise DataError(
             f"{rows.source}: line {line}: {len(unseen)} of its labels are unseen by the bundle: {shown}; "

@@ -6,10 +6,11 @@ where another process wants the cores too. One thread also gives the same last b
 
 from typing import Any
 
+import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from pigeonhole.metrics import Ids
+from pigeonhole.metrics import Floats, Ids
 
 MAX_ITERATIONS = 1_000
 
@@ -23,3 +24,11 @@ def fit_logistic(
     )
     with threadpool_limits(1, "blas"):
         return regression.fit(features, label_ids)
+
+
+def weights_of(regression: LogisticRegression) -> tuple[Floats, Floats]:
+    """(c, d) and (c,); scikit-learn keeps one row for two classes."""
+    weight, bias = regression.coef_, regression.intercept_
+    if len(bias) == 1:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return weight, bias

@@ -19,6 +19,7 @@ from pigeonhole.metrics import Floats, Ids, Interval, confusion_matrix, expected
 SCORE_SPAN = 0.1  # of its axis at least: one row of 288 is 0.003, and would look like a chasm
 WRITTEN_UP_TO = 20  # labels: beyond, a cell is too small for its number
 NAMED_UP_TO = 200  # labels: beyond, a picture would be larger than what opens it
+MOST_CONFUSIONS = 25  # that are listed beside
 SHOWN_CHARS = 40  # of a label: a longer name leaves the picture no room
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9822b", "#8a8a8a"
 
@@ -51,7 +52,7 @@ def confusion_png(true_ids: Ids, predicted_ids: Ids, labels: Sequence[str]) -> b
         _write_counts(axes, counts, shares)
     else:
         _list_confusions(figure.axes[1], counts, names)
-    return _png(figure)
+    return png(figure)
 
 
 def labels_png(per_class: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -70,7 +71,7 @@ def labels_png(per_class: Mapping[str, Mapping[str, Any]]) -> bytes:
     axes.invert_yaxis()
     axes.grid(alpha=0.25, axis="x")
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def reliability_png(true_ids: Ids, probabilities: Floats) -> bytes:
@@ -94,7 +95,7 @@ def reliability_png(true_ids: Ids, probabilities: Floats) -> bytes:
     upper.legend(loc="upper left", fontsize=8, framealpha=0.9, edgecolor="none")
     lower.bar(found.edges[:-1], found.counts, width, align="edge", color=GREY, edgecolor="white")
     lower.set(xlabel=f"confidence (probability of {sureness})", ylabel="rows" if true_ids.ndim == 1 else "rows, each label")
-    return _png(figure)
+    return png(figure)
 
 
 def difference_png(labels: Sequence[str], differences: Sequence[Interval], quantity: str) -> bytes:
@@ -113,7 +114,7 @@ def difference_png(labels: Sequence[str], differences: Sequence[Interval], quant
     axes.invert_yaxis()
     axes.set_xlabel(quantity)
     axes.grid(alpha=0.25, axis="x")
-    return _png(figure)
+    return png(figure)
 
 
 def learning_curve_png(losses: Mapping[str, Curve], scores: Mapping[str, Curve]) -> bytes:
@@ -123,7 +124,7 @@ def learning_curve_png(losses: Mapping[str, Curve], scores: Mapping[str, Curve])
     _draw_curves(left, losses, "loss")
     _draw_curves(right, scores, "score")
     _widen(right, SCORE_SPAN)
-    return _png(figure)
+    return png(figure)
 
 
 def _widen(axes: Axes, span: float) -> None:
@@ -140,9 +141,9 @@ def _write_counts(axes: Axes, counts: Ids, shares: Floats) -> None:
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=color)
 
 
-def _list_confusions(axes: Axes, counts: Ids, labels: Sequence[str], longest: int = 25) -> None:
+def _list_confusions(axes: Axes, counts: Ids, labels: Sequence[str]) -> None:
     wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:longest]
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:MOST_CONFUSIONS]
     pairs = [(wrong.flat[cell], labels[cell // len(labels)], labels[cell % len(labels)]) for cell in order if wrong.flat[cell]]
     lines = [f"{count:>4}  {true}\n      taken for {predicted}" for count, true, predicted in pairs]
     axes.axis("off")
@@ -169,7 +170,7 @@ def short(label: str) -> str:
     return line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a label in a script that the font lacks shows boxes

@@ -1,12 +1,13 @@
 """A bundle on rows: texts through the server's own classifier, in bounded chunks, with a progress bar on stderr."""
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from pigeonhole.classifier import Classifier
+from pigeonhole.classifier import Classifier, Prediction
 from pigeonhole.metrics import Floats
 
 CHUNK = 256  # texts per call: the classifier keeps an embedding for each
@@ -35,6 +36,11 @@ def for_many(classifier: Classifier) -> Classifier:
     return classifier
 
 
+def predict_texts(classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
+    """All that is known of each text, in memory at once."""
+    return [found for start in range(0, len(texts), CHUNK) for found in classifier.predict(texts[start : start + CHUNK])]
+
+
 def predict_rows(classifier: Predictor, texts: Sequence[str], description: str = "score") -> Floats:
     """(n, c) probabilities, in the order of the texts and of the classifier's labels."""
     probabilities = np.empty((len(texts), len(classifier.labels)))
@@ -44,3 +50,14 @@ def predict_rows(classifier: Predictor, texts: Sequence[str], description: str =
             probabilities[start : start + len(chunk)] = [answer.probabilities for answer in classifier.predict(chunk)]
             progress.update(len(chunk))
     return probabilities
+
+
+def time_each(classifiers: Sequence[Classifier], texts: Sequence[str]) -> list[Floats]:
+    """Milliseconds of each text by itself; the classifiers take turns, text by text."""
+    times: list[list[float]] = [[] for _ in classifiers]
+    for text in texts:
+        for classifier, of_one in zip(classifiers, times, strict=True):
+            began = time.perf_counter()
+            classifier.predict([text])
+            of_one.append((time.perf_counter() - began) * 1000)
+    return [np.array(of_one) for of_one in times]

@@ -11,7 +11,6 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +31,7 @@ from pigeonhole.loop.processes import Processes, call
 from pigeonhole.loop.retrain import split_arguments
 from pigeonhole.loop.traffic import Answer, Background, Traffic
 from pigeonhole.metrics import wilson_interval
-from pigeonhole.options import read_options, setting
+from pigeonhole.options import read_options, setting, split_own
 
 USAGE = """usage: demo [key=value …] [KEY OF train=value …] [gate.KEY OF promote=value …]
 
@@ -59,6 +58,7 @@ SECRET = "known-to-this-demo-only"  # noqa: S105  both ends of it are this demo'
 # The new world's messages come through a portal that puts this under each, and most of them are taken for billing: the shift of
 # shifted.csv alone costs a few points, which some hundred predictions cannot show.
 LINE = "Sent through the Larkfield customer portal: pay invoices, see every charge, update your card, all in one place."
+SWAP_S = 30.0  # from a promotion to its first answer
 ROUND = 100  # texts of a round where nothing changes
 
 
@@ -161,13 +161,12 @@ def run(arguments: list[str]) -> dict[str, Any]:
         first = _first_version(processes, config, [*QUICK, *training, *sizes], gating, story)
         world = _divide(config, str(first["bundle"]), changes)
         town = _open_town(processes, story)
-        with ExitStack() as after:
-            result = close_the_loop(town, world) if changes else stay_calm(town, world, config.rounds)
-            result = _keep(out, town, {"world": config.world, "first": first, **result}, config.stay)
-            if config.stay:
-                say(f"all of it stays up until Ctrl-C: {result['url']}")
-                after.callback(say, "stopped")
-                _wait_for_ctrl_c()
+        result = close_the_loop(town, world) if changes else stay_calm(town, world, config.rounds)
+        result = _keep(out, town, {"world": config.world, "first": first, **result}, config.stay)
+        if config.stay:
+            say(f"all of it stays up until Ctrl-C: {result['url']}")
+            _wait_for_ctrl_c()
+            say("stopped")
     return result
 
 
@@ -176,9 +175,9 @@ main = command(run)
 
 def split_demo_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str], list[str]]:
     """Those of this command, the sizes of the first splits, those of `train` and those of the gate. Raises ConfigError."""
-    own = [argument for argument in arguments if argument.partition("=")[0] in DemoConfig.__dataclass_fields__]
-    sizes = [argument for argument in arguments if argument.startswith(("data.val=", "data.test="))]
-    others, training, gating = split_arguments([argument for argument in arguments if argument not in (*own, *sizes)])
+    own, others = split_own(DemoConfig, arguments)
+    sizes = [argument for argument in others if argument.startswith(("data.val=", "data.test="))]
+    others, training, gating = split_arguments([argument for argument in others if argument not in sizes])
     return [*own, *others], sizes, training, gating
 
 
@@ -255,9 +254,10 @@ def close_the_loop(town: Town, world: World) -> dict[str, Any]:
     after = traffic.ask(world.measuring)
     story.tell(f"the same {len(after)} texts, learned by neither: {_share(before):.3f} right before, {_share(after):.3f} after")
     report = town.watch(since)
+    of_old_world = traffic.answers[: len(world.old)]
     return {
         "second": {"version": outcome["candidate"], "gate": outcome["gate"]["reasons"], "rows": outcome["rows"]},
-        "accuracy": {"old_world": _accuracy(_asked(traffic, world.old)), "before": _accuracy(before), "after": _accuracy(after)},
+        "accuracy": {"old_world": _accuracy(of_old_world), "before": _accuracy(before), "after": _accuracy(after)},
         "feedback": {"judged": outcome["judged"], "live_accuracy": outcome["live_accuracy"], "interval": outcome["interval"]},
         "alarms": 2 + sum(each["verdict"] == "drift" for each in (calm, report)),
         "verdict_at_the_end": report["verdict"],
@@ -303,18 +303,14 @@ def _require_alarm(report: dict[str, Any]) -> None:
         )
 
 
-def _wait_for_version(traffic: Traffic, version: str, patience_s: float = 30.0) -> float:
+def _wait_for_version(traffic: Traffic, version: str) -> float:
     """How long it took until an answer came from it."""
     began = time.monotonic()
     while traffic.answers[-1].version != version:
-        if time.monotonic() - began > patience_s:
+        if time.monotonic() - began > SWAP_S:
             raise RunError(f"version {version} is in production, and {traffic.answers[-1].version} answers still")
         time.sleep(0.05)
     return time.monotonic() - began
-
-
-def _asked(traffic: Traffic, rows: Sequence[Row]) -> list[Answer]:
-    return traffic.answers[: len(rows)]
 
 
 def _share(answers: Sequence[Answer]) -> float:

@@ -1,7 +1,6 @@
 """The demo's picture and page: accuracy, alarms and versions over time."""
 
 import html
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from pigeonhole.evaluation.plots import png
 from pigeonhole.loop.traffic import Answer
 
 LAST = 50  # predictions that one point of the curve looks back on
@@ -57,9 +57,7 @@ def loop_png(answers: Sequence[Answer], events: Sequence[Event]) -> bytes:
     axes.grid(alpha=0.25)
     lines = [Line2D([], [], color=COLORS[number % len(COLORS)]) for number in range(len(versions))]
     axes.legend(lines, [f"version {version}" for version in versions], loc="lower left", fontsize=8, frameon=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
-    return stream.getvalue()
+    return png(figure)
 
 
 def _borders(answered: Sequence[Answer], turns: Sequence[np.intp]) -> list[int]:

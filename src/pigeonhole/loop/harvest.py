@@ -14,6 +14,7 @@ from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
 from pigeonhole.dataset.taxonomy import Taxonomy
 from pigeonhole.drift.compact import compacted_lines
+from pigeonhole.drift.feedback import latest_words, said_at
 from pigeonhole.drift.review import Judged, estimate, probability_asked
 from pigeonhole.drift.settings import AUDIT_SHARE
 from pigeonhole.metrics import Interval
@@ -53,7 +54,7 @@ def harvest(
     With a taxonomy the rows have its labels, and a word may already be one of those: it cannot be right or wrong for the version.
     """
     ahead = taxonomy.targets if taxonomy else set()
-    words = _latest_words(log, start, end)
+    words = latest_words(log, start, end)
     texts: dict[str, tuple[Feedback, Row]] = {}
     known = frozenset(labels)
     weighed: list[Judged] = []
@@ -74,7 +75,7 @@ def harvest(
             without_text += 1
         elif (learned := _learned(record.text, word.given, known, taxonomy)) is not None:
             key = normalise(record.text)
-            if key not in texts or _when(texts[key][0]) < _when(word):
+            if key not in texts or said_at(texts[key][0]) < said_at(word):
                 texts[key] = word, Row(record.text, learned, 0)
     return Harvest([row for _, row in texts.values()], judged, right, without_text, unknown_labels, weighed)
 
@@ -85,17 +86,3 @@ def _learned(text: str, given: frozenset[str], known: frozenset[str], taxonomy: 
         return join_labels(given)
     (label,) = given
     return taxonomy.label_of(text, label)
-
-
-def _latest_words(log: str, start: datetime, end: datetime) -> dict[str, Feedback]:
-    latest: dict[str, Feedback] = {}
-    for word in read_window(log, start, end, "feedback", compacted_lines):
-        known = latest.get(word.prediction_id)
-        if known is None or _when(known) < _when(word):
-            latest[word.prediction_id] = word
-    return latest
-
-
-def _when(word: Feedback) -> tuple[datetime, str]:
-    """Words are ordered by their time; those of one moment the same way each time."""
-    return word.at, word.feedback_id

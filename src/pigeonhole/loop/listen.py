@@ -10,16 +10,13 @@ import hmac
 import logging
 import os
 import shlex
-import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -32,6 +29,7 @@ from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
 from pigeonhole.drift.asked import check_host
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
+from pigeonhole.loop.processes import script
 from pigeonhole.loop.retrain import check_arguments
 from pigeonhole.port import bind, is_own
 
@@ -203,7 +201,7 @@ def listen(environment: Mapping[str, str]) -> None:
     if not settings.secret:
         raise ConfigError("PIGEONHOLE_ALARM_SECRET is not set: anybody could start a training; give the drift service the same")
     given = _arguments(settings.retrain)
-    jobs = Jobs([_script("retrain"), *given])
+    jobs = Jobs([script("retrain"), *given])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _ended_well)  # uvicorn raises the signal again when it is done
     config = uvicorn.Config(
@@ -229,11 +227,6 @@ def _arguments(line: str) -> list[str]:
         raise ConfigError(f"PIGEONHOLE_RETRAIN={line!r}: {error}; write it as on a command line") from error
     check_arguments(given)
     return given
-
-
-def _script(name: str) -> str:
-    """A console script of this environment, else of the path."""
-    return shutil.which(name, path=str(Path(sys.executable).parent)) or name
 
 
 def _ended_well(number: int, frame: FrameType | None) -> None:

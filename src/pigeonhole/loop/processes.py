@@ -1,9 +1,8 @@
-"""The demo's processes: the product's own commands, each with a log file, at a free port, ended when the demo ends."""
+"""The product's own commands as processes: the demo's, each with a log file, at a free port, ended when the demo ends."""
 
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pigeonhole.errors import ConfigError, RunError
+from pigeonhole.port import free_port
 
 PATIENCE_S = 120.0
 GRACE_S = 30.0
@@ -46,9 +46,7 @@ class Processes(ExitStack):
 
     def serve(self, name: str, ready: str, **environment: str) -> str:
         """Start a service at a free port of this machine and return its URL once `ready` answers 200. Raises RunError."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         url = f"http://127.0.0.1:{port}"
         log = self._folder / f"{name}.log"
         stream = self.enter_context(log.open("a"))

@@ -39,7 +39,7 @@ from pigeonhole.metrics import wilson_difference, wilson_interval
 from pigeonhole.options import read_options, setting, to_flat
 from pigeonhole.prediction_log import require_log
 from pigeonhole.promotion.promote import PromoteConfig
-from pigeonhole.registry import Registry
+from pigeonhole.registry import Registry, open_registry
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.run_folder import RESULT
 
@@ -113,7 +113,7 @@ class Rows:
 def run(arguments: list[str]) -> dict[str, Any]:
     config, training, gating = check_arguments(arguments)
     began = time.perf_counter()
-    registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
+    registry = open_registry(config.registry)
     production = _production(registry, config.name)
     taxonomy = read_taxonomy(config.taxonomy) if config.taxonomy else None
     found = _harvest(config, production, taxonomy)

@@ -6,13 +6,12 @@ In the cloud the alarm takes this way: the drift service publishes to a Pub/Sub 
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 
 from pigeonhole.cloud.project import Project, read_project
 from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError
 from pigeonhole.loop.retrain import RetrainConfig, check_arguments
-from pigeonhole.options import key_lines, read_options
+from pigeonhole.options import key_lines, read_options, split_own
 from pigeonhole.training.vertex import Job, VertexConfig, job_around, open_client, submit
 
 SET_HERE = ("registry", "log", "rows", "run")
@@ -32,10 +31,7 @@ def help_text() -> str:
 
 @with_help(help_text)
 def run(arguments: list[str]) -> Job:
-    own_keys = {field.name for field in fields(VertexConfig)}
-    given = [argument for argument in arguments if argument != "--dry-run"]
-    own = [argument for argument in given if argument.partition("=")[0] in own_keys]
-    retraining = [argument for argument in given if argument not in own]
+    own, retraining = split_own(VertexConfig, [argument for argument in arguments if argument != "--dry-run"])
     config = read_options(VertexConfig, own)
     check(config, retraining)
     project = read_project(os.environ)

@@ -19,6 +19,7 @@ from pigeonhole import storage
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError, NotFoundError, StorageError
 from pigeonhole.prediction_log.record import SCHEMA_VERSION, Feedback, Kind, Record, is_intact, partition_of, read_head, span_of
 
+SHIPPED = ".jsonl.gz"
 COMPACTED = ".parquet"  # objects of compacted hours; this module cannot read them, and says so
 CompactedReader = Callable[[str], Iterator[bytes]]
 """The lines of a compacted object, by its URL. Raises NotFoundError before the first line or never, and DamagedObjectError."""
@@ -67,7 +68,6 @@ class Window(Generic[RecordT]):
         self._read_compacted = read_compacted
         self._identity = operator.attrgetter("prediction_id" if kind == "predictions" else "feedback_id")
         self._decoder: msgspec.json.Decoder[RecordT] = msgspec.json.Decoder(record_type)
-        self._records: list[RecordT] | None = None
 
     def __iter__(self) -> Iterator[RecordT]:
         self.counts = Counts()
@@ -75,13 +75,6 @@ class Window(Generic[RecordT]):
         spooled: dict[str, list[bytes]] = self._spooled_lines()
         for partition in sorted({*spooled, *self._partitions()}):
             yield from self._records_of(partition, spooled.pop(partition, []))
-
-    @property
-    def records(self) -> list[RecordT]:
-        """All of them at once, read on first use; iterate instead where the window may be larger than memory."""
-        if self._records is None:
-            self._records = list(self)
-        return self._records
 
     def _records_of(self, partition: str, spooled: list[bytes]) -> Iterator[RecordT]:
         seen: set[str] = set()  # duplicates have the same time, hence the same partition
@@ -157,7 +150,7 @@ class Window(Generic[RecordT]):
         while gone:
             gone = False
             for name in storage.list_files(folder):
-                if name in read or not name.endswith((".jsonl.gz", COMPACTED)):
+                if name in read or not name.endswith((SHIPPED, COMPACTED)):
                     continue
                 read.add(name)
                 try:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pigeonhole import metrics
 from pigeonhole.bundle import Task
-from pigeonhole.configuration import setting
 from pigeonhole.dataset.label_sets import ids_of, parts_of
+from pigeonhole.dataset.read import some_of
 from pigeonhole.metrics import (
     Floats,
     Ids,
@@ -28,6 +28,7 @@ from pigeonhole.metrics import (
     predict,
     wilson_interval,
 )
+from pigeonhole.options import setting
 
 Decision = Literal["PROMOTE", "HOLD", "REJECT"]
 Flags = NDArray[np.bool_]
@@ -140,7 +141,7 @@ def _foreign(true_labels: Sequence[str], candidate: Answers, production: Answers
             return Check("rows", "REJECT", "candidate and production answered different rows")
         unseen = sorted({label for answer in true_labels for label in parts_of(answer, task)} - set(answers.labels))
         if unseen:
-            shown = ", ".join(map(repr, unseen[:5])) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+            shown = some_of([repr(label) for label in unseen])
             return Check(
                 "labels", "HOLD", f"version {answers.version} cannot be measured on rows with labels unseen by it: {shown}"
             )

@@ -1,7 +1,6 @@
 """What the gate wants to know of candidate and production, measured on the same texts, in one process, side by side."""
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +13,7 @@ from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row
 from pigeonhole.evaluation.behaviour import measure_behaviour
 from pigeonhole.evaluation.labelled import Labelled, thresholds_of
-from pigeonhole.evaluation.score import for_many, predict_rows
-from pigeonhole.metrics import Floats
+from pigeonhole.evaluation.score import for_many, predict_rows, time_each
 from pigeonhole.promotion.gate import Answers
 
 TIMED = 100  # texts, one at a time
@@ -33,7 +31,7 @@ def measure(bundles: Sequence[Bundle], rows: Labelled, probes: Probes, threads: 
     """One Answers a bundle, in their order."""
     classifiers = [for_many(Classifier.open(bundle, threads=threads)) for bundle in bundles]
     found = [_answer(*pair, rows, probes, seed) for pair in zip(bundles, classifiers, strict=True)]
-    times = _time(classifiers, rows.texts[:TIMED])
+    times = time_each(classifiers, rows.texts[:TIMED])
     return [replace(answers, latencies_ms=of_one) for answers, of_one in zip(found, times, strict=True)]
 
 
@@ -54,14 +52,3 @@ def _answer(bundle: Bundle, classifier: Classifier, rows: Labelled, probes: Prob
         refused=np.array([decision != "accept" for decision in decisions]) if decisions else None,
         behaviour=measure_behaviour(labels_of, rows.texts, probes.minimum, seed),
     )
-
-
-def _time(classifiers: Sequence[Classifier], texts: Sequence[str]) -> list[Floats]:
-    """Milliseconds of each text by itself; the versions take turns, text by text."""
-    times: list[list[float]] = [[] for _ in classifiers]
-    for text in texts:
-        for classifier, of_one in zip(classifiers, times, strict=True):
-            began = time.perf_counter()
-            classifier.predict([text])
-            of_one.append((time.perf_counter() - began) * 1000)
-    return [np.array(of_one) for of_one in times]

@@ -11,7 +11,7 @@ from typing import Any
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, setting
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import read_out_of_scope
 from pigeonhole.dataset.read import read_rows
@@ -31,6 +31,7 @@ from pigeonhole.evaluation.labelled import (
 )
 from pigeonhole.evaluation.slices import text_masks
 from pigeonhole.metrics import score_metrics
+from pigeonhole.options import setting
 from pigeonhole.promotion.gate import Limits, Verdict, decide
 from pigeonhole.promotion.measure import Probes, measure
 from pigeonhole.registry import Move, Registry

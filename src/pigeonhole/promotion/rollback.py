@@ -3,7 +3,6 @@
 The version that it returns to is opened and verified first. The history says who did it, why, from what and to what.
 """
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from pigeonhole.bundle import open_bundle
 from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import RegistryError
 from pigeonhole.options import read_options, setting
-from pigeonhole.registry import Registry
+from pigeonhole.registry import Registry, open_registry
 
 USAGE = """usage: rollback [key=value …]
 
@@ -33,7 +32,7 @@ class RollbackConfig:
 def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(RollbackConfig, arguments)
     began = time.perf_counter()
-    registry = Registry(config.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
+    registry = open_registry(config.registry)
     name = _model(registry, config.name)
     state = registry.alias(name, "production")
     target = config.to or state.fallback

@@ -135,8 +135,7 @@ def _label_sets(plan: Plan, predictions: Sequence[Prediction]) -> pa.Array:
 
 def _ranked(prediction: Prediction, labels: Sequence[str], top_k: int) -> list[dict[str, object]]:
     probabilities = prediction.probabilities.tolist()
-    ranked = sorted(range(len(labels)), key=lambda label_id: -probabilities[label_id])[:top_k]
-    return [{"label": labels[label_id], "score": probabilities[label_id]} for label_id in ranked]
+    return [{"label": labels[label_id], "score": probabilities[label_id]} for label_id in prediction.ranked[:top_k].tolist()]
 
 
 def encode(plan: Plan, table: pa.Table) -> bytes:

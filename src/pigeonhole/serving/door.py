@@ -7,11 +7,9 @@ taken from the answers. What is not a whole, plain request in one piece takes th
 import re
 from collections.abc import Callable
 
-from pigeonhole.serving.problem import MEDIA_TYPE, OVERLOADED_CODE, Problem
+from pigeonhole.serving.problem import MEDIA_TYPE, OVERLOADED_CODE, later
 
 QUESTIONS = (b"POST /predict HTTP/1.1\r\n", b"POST /v1/predict HTTP/1.1\r\n")
-
-OVERLOADED = Problem(503, OVERLOADED_CODE, "too many texts are waiting", {"retry-after": "1"})
 
 
 class Door:
@@ -22,7 +20,7 @@ class Door:
         self.is_ending = False  # the service goes down: an answer is the last one of its connection
         self._is_full = is_full
         self._count = count
-        body = OVERLOADED.body()
+        body = later(OVERLOADED_CODE, "too many texts are waiting").body()
         head = (
             f"HTTP/1.1 503 Service Unavailable\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
             "retry-after: 1\r\nx-content-type-options: nosniff\r\n\r\n"

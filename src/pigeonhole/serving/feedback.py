@@ -14,7 +14,7 @@ import msgspec
 from pigeonhole.bundle import Manifest
 from pigeonhole.errors import LogError
 from pigeonhole.prediction_log import Feedback, LogWriter, moment_of
-from pigeonhole.serving.problem import Problem
+from pigeonhole.serving.problem import Problem, later
 from pigeonhole.serving.replies import Replies, Reply
 from pigeonhole.serving.schemas import FeedbackReply, FeedbackRequest
 from pigeonhole.serving.telemetry import Telemetry
@@ -88,7 +88,7 @@ class FeedbackDesk:
             is_kept = await asyncio.to_thread(self._log.append, [word])
         except LogError as error:
             detail = "the feedback could not be written down"
-            raise Problem(503, "not_recorded", detail, {"retry-after": "1"}) from error
+            raise later("not_recorded", detail) from error
         if not is_kept:
             raise _DroppedError
         for label in given.given:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pigeonhole.serving.problem import LATE_CODE, Problem, too_late
+from pigeonhole.serving.problem import LATE_CODE, Problem, later, too_late
 
 KEEP_S = 600.0
 MAX_BYTES = 16 << 20
@@ -83,7 +83,7 @@ class Replies:
             made = await make()
         except BaseException as error:
             self._remove(key)
-            cut_off = Problem(503, "cut_off", "the first request with this idempotency-key was cut off", {"retry-after": "1"})
+            cut_off = later("cut_off", "the first request with this idempotency-key was cut off")
             reply.set_exception(error if isinstance(error, Exception) else cut_off)
             reply.exception()  # nobody may be waiting for it
             raise

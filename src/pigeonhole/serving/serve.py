@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle, release
 from pigeonhole.command import command, with_help
+from pigeonhole.environment import describe_variables
 from pigeonhole.errors import ConfigError, RegistryError
 from pigeonhole.port import bind
 from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import journal
-from pigeonhole.serving.settings import Settings, describe, read_settings, unknown_variables
+from pigeonhole.serving.settings import Settings, read_settings, unknown_variables
 from pigeonhole.serving.settle import give_back, settle
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ HELP = f"""usage: [VARIABLE=value ...] uv run serve [--workers N] [--help]
 Serve a bundle over HTTP: POST /predict /explain /feedback, GET /model /health /ready /metrics /history /docs /openapi.json.
 
 The environment sets (variable, default, meaning):
-{describe()}
+{describe_variables(Settings)}
 """
 
 
@@ -162,14 +163,12 @@ def find_bundle(settings: Settings) -> Bundle:
 
 
 def _model_promoted_last(registry: Registry) -> str:
-    states = [registry.alias(name, "production") for name in registry.models()]
-    promoted = sorted((state.changed_at, state.name) for state in states if state.version is not None)
+    promoted = registry.in_production()
     if not promoted:
         raise RegistryError(f"{registry.url}: no model is in production here; run `uv run train experiment=fast` first")
-    name = promoted[-1][1]
-    if len(promoted) > 1:
-        others = ", ".join(sorted(other for _, other in promoted[:-1]))
-        logger.info("serving %s, promoted last; set PIGEONHOLE_MODEL for another one (%s)", name, others)
+    name, *others = promoted
+    if others:
+        logger.info("serving %s, promoted last; set PIGEONHOLE_MODEL for another one (%s)", name, ", ".join(sorted(others)))
     return name
 
 

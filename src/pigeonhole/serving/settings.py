@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pigeonhole.environment import describe_variables, one_of, read_variables, seconds, share, variable, variables, whole_number
+from pigeonhole.environment import one_of, read_variables, seconds, share, variable, variables, whole_number
 from pigeonhole.errors import ConfigError
 from pigeonhole.port import is_own
 from pigeonhole.prediction_log import Durability, TextPolicy, WhenFull
@@ -142,8 +142,3 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Variables that look like ours and that the service does not read: typing errors, mostly."""
     known = {found.name for _, found in variables(Settings)} | {"PIGEONHOLE_TRACEBACK"}
     return sorted(name for name in environment if name.startswith("PIGEONHOLE_") and name not in known)
-
-
-def describe() -> str:
-    """One line a variable, for --help."""
-    return describe_variables(Settings)

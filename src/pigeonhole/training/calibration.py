@@ -11,8 +11,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from pigeonhole.bundle import VectorScaling
-
-Floats = NDArray[np.float64]
+from pigeonhole.metrics import Floats
 
 COLDEST, HOTTEST = 0.05, 20.0
 FOLDS = 5

@@ -3,10 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
-from pigeonhole.configuration import setting
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import to_flat
+from pigeonhole.options import setting, to_flat
 
 # Keys of train that name a file, or a folder, to read.
 FILES = (

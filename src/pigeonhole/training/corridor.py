@@ -24,7 +24,7 @@ from pigeonhole import storage
 from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, REFERENCE, Bundle, Manifest, Precision, WindowRule, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import is_first_process, say
-from pigeonhole.configuration import to_flat, to_yaml
+from pigeonhole.configuration import to_yaml
 from pigeonhole.dataset.check import FEW_ROWS
 from pigeonhole.dataset.label_sets import ids_of, join_labels
 from pigeonhole.dataset.load import Dataset, load_dataset
@@ -36,9 +36,10 @@ from pigeonhole.evaluation.baselines import score_baselines
 from pigeonhole.evaluation.behaviour import measure_behaviour, minimum_of, summarise
 from pigeonhole.evaluation.labelled import thresholds_of
 from pigeonhole.evaluation.report import measures_of
-from pigeonhole.evaluation.score import for_many
+from pigeonhole.evaluation.score import for_many, predict_texts
 from pigeonhole.evaluation.slices import read_patterns, text_slices
 from pigeonhole.metrics import Ids, accuracy, macro_f1, predict, score_metrics
+from pigeonhole.options import to_flat
 from pigeonhole.registry import ATTEMPTS, Registry
 from pigeonhole.training import export, provenance, tfidf, trainer
 from pigeonhole.training.batches import TokenizedRows
@@ -145,7 +146,7 @@ def validate(config: TrainConfig, on_epoch: Callable[[Epoch], None], split: str 
     watch = Stopwatch()
     fitted = _fit(config, _begin(config, watch), watch, on_epoch)
     # No epoch has seen the test rows, nor a head that was refitted.
-    if split == "test" or (config.trainer.refit_head and config.model.pretrained != TFIDF):
+    if split == "test" or config.trainer.refit_head:
         rows = fitted.rows.test if split == "test" else fitted.rows.validation
         return trainer.scores(fitted.predict_logits(rows), rows.label_ids)[1]
     return max(epoch.validation_macro_f1 for epoch in fitted.history)
@@ -231,7 +232,7 @@ def _make_bundle(config: TrainConfig, begun: Begun, fitted: Fitted, folder: Path
         precision: for_many(Classifier.load(Bundle(str(folder), folder, manifest), precision, threads))
         for precision in manifest.models
     }
-    predictions = {precision: export.predict(classifier, unseen) for precision, classifier in classifiers.items()}
+    predictions = {precision: predict_texts(classifier, unseen) for precision, classifier in classifiers.items()}
     parity = export.compare(trained_logits, classifiers, predictions, unseen)
     export.require_parity(parity, config.export.tolerance)
     objection = export.why_not_int8(parity, config.export.min_agreement)
@@ -250,13 +251,13 @@ def _make_bundle(config: TrainConfig, begun: Begun, fitted: Fitted, folder: Path
     results = _evaluate(dataset, rows, predictions, manifest, config.seed)
     refuse_dead_labels(results["test"]["per_class"], config.trainer.allow_dead_labels)
     results |= _look_closer(rows.test.label_ids, dataset, config, classifiers[manifest.served], predictions[manifest.served])
-    outside = export.predict(classifiers[manifest.served], dataset.out_of_scope.test)
+    outside = predict_texts(classifiers[manifest.served], dataset.out_of_scope.test)
     results["decisions"] = score_rules(rules, manifest, rows.test.label_ids, predictions[manifest.served], outside)
     watch.lap("evaluation")
 
     manifest = msgspec.structs.replace(
         manifest,
-        parity=export.as_dict(parity),
+        parity=asdict(parity),
         metrics={**results, "epochs": [asdict(epoch) for epoch in history]},
         provenance=begun.origin,
     )
@@ -292,8 +293,7 @@ def _begin(config: TrainConfig, watch: Stopwatch) -> Begun:
     say(f"data: {sizes}, {len(dataset.labels)} labels")
     _warn(config, dataset)
     compared = choose_rows(config.reference_path, config.data, split.test)
-    named = config.trainer.teacher if config.model.pretrained != TFIDF else None  # tfidf reads no such key
-    teacher = open_teacher(named, dataset.labels) if named else None
+    teacher = open_teacher(config.trainer.teacher, dataset.labels) if config.trainer.teacher else None
     watch.lap("data")
     loaded = _load(config, pretrained, dataset) if config.model.pretrained != TFIDF else None
     watch.lap("model")

@@ -23,11 +23,10 @@ from pigeonhole.dataset.label_sets import ids_of
 from pigeonhole.dataset.load import Dataset
 from pigeonhole.evaluation.decisions import auroc, score_decisions, score_out_of_scope, strange
 from pigeonhole.evaluation.labelled import thresholds_of
-from pigeonhole.metrics import Floats, Ids, right
-from pigeonhole.metrics import predict as predict_ids
+from pigeonhole.evaluation.score import predict_texts
+from pigeonhole.metrics import Floats, Ids, predict, right
 from pigeonhole.training.calibration import Calibration, calibrate, calibrate_labels, fit_label_thresholds
 from pigeonhole.training.config import DecisionConfig
-from pigeonhole.training.export import predict
 
 PRIOR_ROWS = 20  # of all labels: beside a label's own rows, of which there are few
 CANDIDATES = 201  # thresholds that are tried
@@ -77,8 +76,8 @@ def fit_rules(
         return Rules(calibration, config.precision, promise, None, None)
     train = dataset.split.train
     places = choose_neighbours(ids_of([row.label for row in train], manifest.labels, manifest.task))
-    neighbours = as_neighbours(predict(classifier, [train[place].text for place in places]))
-    scope = fit_out_of_scope(inside, predict(classifier, dataset.out_of_scope.fitted), neighbours, config.kept)
+    neighbours = as_neighbours(predict_texts(classifier, [train[place].text for place in places]))
+    scope = fit_out_of_scope(inside, predict_texts(classifier, dataset.out_of_scope.fitted), neighbours, config.kept)
     return Rules(calibration, config.precision, promise, scope, neighbours if scope.rule.rule == "neighbour" else None)
 
 
@@ -114,7 +113,7 @@ def score_rules(
 ) -> dict[str, Any]:
     """What the manifest's metrics say of the rules: the test rows, and the texts out of scope that nothing was fitted on."""
     scope, promise, calibration = rules.scope, rules.promise, rules.calibration
-    given = predict_ids(np.stack([found.probabilities for found in inside]), thresholds_of(manifest))
+    given = predict(np.stack([found.probabilities for found in inside]), thresholds_of(manifest))
     return {
         "test": score_decisions(right(true_ids, given), inside),
         "target": rules.target,

@@ -19,9 +19,9 @@ from pigeonhole.bundle import Bundle, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError
+from pigeonhole.evaluation.score import CHUNK
 from pigeonhole.training.trainer import Criterion
 
-CHUNK = 256  # texts a call
 CACHE = "teacher.npz"
 
 

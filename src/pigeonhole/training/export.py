@@ -4,12 +4,11 @@ BERT-family bodies become padding-free graphs (packed.py); any other one is trac
 """
 
 import datetime
-import hashlib
 import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -28,10 +27,10 @@ from pigeonhole.evaluation.labelled import thresholds_of
 from pigeonhole.metrics import Floats, Ids
 from pigeonhole.training.model import TextClassifier, positions_of
 from pigeonhole.training.packed import write_packed
+from pigeonhole.training.pretrained import sha256_of
 from pigeonhole.training.tfidf import TfidfModel
 from pigeonhole.training.weights import read_weights
 
-CHUNK = 256  # texts a call
 COMPANY_TEXTS = 256  # as many are asked alone, to see whether their answers are those that they got among others
 COMPANY_TOLERANCE = 1e-5
 
@@ -104,7 +103,7 @@ def draft(
     return Manifest(
         schema_version=1,
         name=name,
-        version=f"{now:%Y%m%d-%H%M%S}-{_digest(_files_of(folder, models['fp32'])[-1])[:8]}",
+        version=f"{now:%Y%m%d-%H%M%S}-{sha256_of(_files_of(folder, models['fp32'])[-1])[:8]}",
         created_at=now.isoformat(timespec="seconds"),
         task=task,
         labels=tuple(labels),
@@ -134,11 +133,6 @@ def leave_int8_out(manifest: Manifest, folder: Path) -> Manifest:
 def _files_of(folder: Path, model: str) -> list[Path]:
     """A model's graph, and its weights where they are beside it."""
     return [path for name in (model, model + WEIGHTS) if (path := folder / name).exists()]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def export_fp32(model: TextClassifier | TfidfModel, path: Path, usual: Sequence[Sequence[int]] = ()) -> None:
@@ -220,10 +214,6 @@ def golden_answers(classifiers: Sequence[Classifier]) -> list[Golden]:
     return [Golden(text, logits) for text, logits in zip(PROBES, answers, strict=True)]
 
 
-def predict(classifier: Classifier, texts: Sequence[str]) -> list[Prediction]:
-    return [found for start in range(0, len(texts), CHUNK) for found in classifier.predict(texts[start : start + CHUNK])]
-
-
 def compare(
     torch_logits: NDArray[np.float32],
     classifiers: Mapping[Precision, Classifier],
@@ -296,7 +286,3 @@ def why_not_int8(parity: Parity, min_agreement: float) -> str | None:
     if company is not None and company > COMPANY_TOLERANCE:
         return f"int8 logits differ by up to {company:.2g} between a text alone and among others"
     return None
-
-
-def as_dict(parity: Parity) -> dict[str, float | int | None]:
-    return asdict(parity)

@@ -4,10 +4,10 @@ The same export, the same comparison with torch and the same door as at the end 
 a calibration) is left out, and the model card says so.
 """
 
-import os
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, thresholds_of
+from pigeonhole.evaluation.score import predict_texts
 from pigeonhole.metrics import score_metrics
-from pigeonhole.registry import Registry
+from pigeonhole.registry import open_registry
 from pigeonhole.training import export, provenance, trainer
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.corridor import publish
@@ -87,7 +88,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         classifiers = {
             precision: Classifier.load(Bundle(str(folder), folder, manifest), precision) for precision in manifest.models
         }
-        predictions = {precision: export.predict(classifier, texts) for precision, classifier in classifiers.items()}
+        predictions = {precision: predict_texts(classifier, texts) for precision, classifier in classifiers.items()}
         parity = export.compare(torch_logits, classifiers, predictions, texts)
         export.require_parity(parity, options.tolerance)
         objection = export.why_not_int8(parity, options.min_agreement)
@@ -100,9 +101,9 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         if rows and true_ids is not None:
             probabilities = np.stack([found.probabilities for found in served])
             measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed, thresholds_of(manifest))}
-        manifest = msgspec.structs.replace(manifest, parity=export.as_dict(parity), metrics=measured, provenance=_origin(options))
+        manifest = msgspec.structs.replace(manifest, parity=asdict(parity), metrics=measured, provenance=_origin(options))
         manifest = _seal(folder, manifest, classifiers, rows, served, options.model)
-        url, alias = publish(Registry(options.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry"), folder, manifest)
+        url, alias = publish(open_registry(options.registry), folder, manifest)
     return {
         "bundle": url,
         "model": name,
@@ -110,7 +111,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         "alias": alias,
         "served": manifest.served,
         "labels": labels,
-        "parity": export.as_dict(parity),
+        "parity": asdict(parity),
         **measured,
     }
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pigeonhole.evaluation.logistic import fit_logistic
+from pigeonhole.evaluation.logistic import fit_logistic, weights_of
 
 # Inverse, for features of unit variance. With 1 all of tickets' training rows are right: reports/2026-11-29-held-back-head.md.
 INVERSE_REGULARISATION = 0.01
@@ -32,10 +32,7 @@ def fit_head(
         _set(head, *_each_against_the_rest(embeddings.astype(np.float64), label_ids, strength))
         return
     fitted = fit_logistic(embeddings.astype(np.float64), label_ids, strength, tolerance=TOLERANCE, balanced=balanced)
-    coefficients, intercept = fitted.coef_, fitted.intercept_
-    if len(intercept) == 1:  # scikit-learn keeps one row for two classes
-        coefficients, intercept = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-intercept, intercept]) / 2
-    _set(head, coefficients, intercept)
+    _set(head, *weights_of(fitted))
 
 
 def _each_against_the_rest(

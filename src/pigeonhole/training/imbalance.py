@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigeonhole.command import say
+from pigeonhole.dataset.read import some_of
 from pigeonhole.errors import DeadLabelError
 
 ROWS_TO_TELL = 5  # a label that is found half of the time is missed by luck in all of them once in 32
@@ -50,5 +51,4 @@ def refuse_dead_labels(per_class: Mapping[str, Mapping[str, Any]], allowed: bool
 
 
 def _listing(labels: Sequence[str], per_class: Mapping[str, Mapping[str, Any]]) -> str:
-    listing = ", ".join(f"{label!r} ({per_class[label]['support']} test rows)" for label in labels[:5])
-    return listing + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+    return some_of([f"{label!r} ({per_class[label]['support']} test rows)" for label in labels])

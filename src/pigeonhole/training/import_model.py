@@ -7,7 +7,7 @@ from typing import Any
 
 from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import read_options, setting
 from pigeonhole.training.pretrained import locate
 
 
@@ -37,16 +37,14 @@ class ImportOptions:
         return chosen
 
 
-HELP = f"""usage: uv run import-model model=FOLDER_OR_HUB_ID [key=value ...] [--help]
+USAGE = """usage: uv run import-model model=FOLDER_OR_HUB_ID [key=value ...] [--help]
 
 Make a bundle of a sequence classifier in transformers' form (BERT and its relatives), as if `train` had made it, and register it.
 No code of the model's own is run, and no pickle is read.
-
-{chr(10).join(key_lines(ImportOptions))}
 """
 
 
-@with_help(HELP)
+@with_help(USAGE, ImportOptions)
 def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(ImportOptions, arguments)
     if options.model is None:

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from pigeonhole import storage
 from pigeonhole.command import command, say
-from pigeonhole.configuration import compose, setting
+from pigeonhole.configuration import compose
 from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import verify_files
 from pigeonhole.dataset.config import DataConfig
+from pigeonhole.dataset.label_sets import ids_of
 from pigeonhole.dataset.patch import write_review
 from pigeonhole.errors import ConfigError, DataError
+from pigeonhole.options import setting
 from pigeonhole.training.config import ModelConfig
 
 
@@ -69,8 +71,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     # torch and transformers take ten seconds to import: neither --help nor a wrong key has to wait for them.
     from pigeonhole.training.frozen import embed_texts
 
-    places = {label: place for place, label in enumerate(labels)}
-    label_ids = np.array([places[row.label] for row in rows], np.int64)
+    label_ids = ids_of([row.label for row in rows], labels, "single_label")
     embeddings = embed_texts(config.model, labels, [row.text for row in rows], config.seed, config.threads)
     say(f"{len(rows)} rows, {len(labels)} labels: {config.folds} fits")
     found = find_suspects(out_of_fold(embeddings, label_ids, len(labels), config.folds, config.seed), label_ids)

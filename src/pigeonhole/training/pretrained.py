@@ -49,7 +49,7 @@ def digest(pretrained: Pretrained) -> str | None:
     texts = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model"))
     found = hashlib.sha256()
     for path in (folder / "model.safetensors", *texts):
-        found.update(f"{path.name} {_sha256(path)}\n".encode())
+        found.update(f"{path.name} {sha256_of(path)}\n".encode())
     return found.hexdigest()
 
 
@@ -59,7 +59,7 @@ def _looks_like_hub_id(text: str) -> bool:
 
 def verify_weights(pretrained: str, weights: Path, sha256: str) -> None:
     """Raises ConfigError for other weights than the configuration promises."""
-    found = _sha256(weights)
+    found = sha256_of(weights)
     if found != sha256:
         raise ConfigError(
             f"model.pretrained={pretrained}: model.safetensors has sha256 {found}, model.sha256 expects {sha256}; "
@@ -67,6 +67,6 @@ def verify_weights(pretrained: str, weights: Path, sha256: str) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

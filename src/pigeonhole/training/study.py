@@ -25,8 +25,9 @@ from sqlalchemy.pool import NullPool
 
 from pigeonhole import storage
 from pigeonhole.command import say
-from pigeonhole.configuration import compose, to_flat
+from pigeonhole.configuration import compose
 from pigeonhole.errors import ConfigError, DivergedError, OutOfMemoryError, RunError
+from pigeonhole.options import to_flat
 from pigeonhole.training import study_plots
 from pigeonhole.training.checkpoint import Epoch
 from pigeonhole.training.config import FILES, TrainConfig
@@ -55,11 +56,8 @@ def search(space: Space, training: list[str], folder: Path, seed: int, split: st
                     break
                 _try(study, trial, space, training, folder, split)
         found = study.get_trials()
-    for name, text in {
-        "wandb.yaml": to_wandb(space, training),
-        "vertex.json": msgspec.json.format(msgspec.json.encode(to_vertex(space))).decode(),
-    }.items():
-        storage.write(str(folder / name), text.encode())
+    storage.write(str(folder / "wandb.yaml"), to_wandb(space, training).encode())
+    storage.write(str(folder / "vertex.json"), msgspec.json.format(msgspec.json.encode(to_vertex(space))))
     conclude = _spread(found, space, folder, split) if space.of_seeds else _best(study, space, training, folder)
     return {
         "folder": str(folder),

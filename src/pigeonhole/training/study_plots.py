@@ -1,6 +1,5 @@
 """Pictures of a sweep, as PNG bytes: parallel coordinates of its trials, and how much of their difference each key explains."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pigeonhole.evaluation.plots import BLUE, GREY
+from pigeonhole.evaluation.plots import BLUE, GREY, png
 
 
 def parallel_coordinates_png(trials: Sequence[Mapping[str, Any]], values: Sequence[float], metric: str, log: set[str]) -> bytes:
@@ -33,7 +32,7 @@ def parallel_coordinates_png(trials: Sequence[Mapping[str, Any]], values: Sequen
     axes.set_xlim(-0.2, len(keys) - 0.5)
     axes.set_frame_on(False)
     figure.colorbar(ScalarMappable(norm, colors), ax=axes, label=metric)
-    return _png(figure)
+    return png(figure)
 
 
 def importance_png(importance: Mapping[str, float], metric: str) -> bytes:
@@ -44,7 +43,7 @@ def importance_png(importance: Mapping[str, float], metric: str) -> bytes:
     axes.barh(keys, [importance[key] for key in keys], color=BLUE)
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"share of the variance of {metric}")
-    return _png(figure)
+    return png(figure)
 
 
 def _heights(values: Sequence[Any], log: bool) -> NDArray[np.float64]:
@@ -65,9 +64,3 @@ def _ticks(values: Sequence[Any]) -> list[Any]:
 
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()

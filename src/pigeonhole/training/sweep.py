@@ -4,7 +4,7 @@ The same command goes on where a killed one stopped, in the middle of a trial to
 on the same study. A trial makes no bundle and registers nothing; where something is chosen, it looks at validation rows only.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pigeonhole import storage
 from pigeonhole.command import command, with_help
 from pigeonhole.configuration import help_text
 from pigeonhole.errors import ConfigError
-from pigeonhole.options import key_lines, read_options, setting
+from pigeonhole.options import key_lines, read_options, setting, split_own
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.space import check_training, read_space
 
@@ -43,9 +43,7 @@ class SweepConfig:
 
 @with_help(lambda: "\n".join([USAGE, *key_lines(SweepConfig), "", help_text(TrainConfig, "train")]))
 def run(arguments: list[str]) -> dict[str, Any]:
-    own_keys = {field.name for field in fields(SweepConfig)}
-    own = [argument for argument in arguments if argument.partition("=")[0] in own_keys]
-    training = [argument for argument in arguments if argument not in own]
+    own, training = split_own(SweepConfig, arguments)
     config = read_options(SweepConfig, own)
     space = read_space(config.sweep, config.trials)
     if config.split == "test" and not space.of_seeds:

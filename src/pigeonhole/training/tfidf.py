@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from pigeonhole.errors import DataError
-from pigeonhole.evaluation.logistic import fit_logistic
+from pigeonhole.evaluation.logistic import fit_logistic, weights_of
 from pigeonhole.training.batches import TokenizedRows
 
 START, UNKNOWN = 0, 1  # ids: the first place of every text, so that none is empty; a word that training never met
@@ -80,10 +80,7 @@ def fit(
         raise DataError("no text has a word of two letters: model=tfidf has nothing to count; choose another model") from error
     if features.shape[1] < 2:
         raise DataError("the texts have one word of two letters among them all: model=tfidf needs two; choose another model")
-    fitted = fit_logistic(features, rows.label_ids, inverse_regularisation, balanced=balanced)
-    weight, bias = fitted.coef_, fitted.intercept_
-    if len(bias) == 1:  # scikit-learn keeps one row for two classes
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight, bias = weights_of(fit_logistic(features, rows.label_ids, inverse_regularisation, balanced=balanced))
     d = min(EMBEDDING, features.shape[1] - 1, features.shape[0] - 1)
     latent = TruncatedSVD(d, algorithm="randomized", random_state=seed).fit(features).components_
     grams = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)

@@ -7,7 +7,7 @@ anything is sent.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from pigeonhole.command import command, say, with_help
 from pigeonhole.configuration import compose, help_text
 from pigeonhole.errors import ConfigError
 from pigeonhole.evaluation.slices import read_patterns
-from pigeonhole.options import key_lines, read_options, setting, to_flat
+from pigeonhole.options import key_lines, read_options, setting, split_own, to_flat
 from pigeonhole.training.config import FILES, TrainConfig
 from pigeonhole.training.space import check_training, read_space, to_vertex
 from pigeonhole.training.worker import SECRET
@@ -53,7 +53,7 @@ class VertexConfig:
 
 @with_help(lambda: "\n".join([USAGE, *key_lines(VertexConfig), "", help_text(TrainConfig, "train")]))
 def run(arguments: list[str]) -> Job:
-    own, training = split_arguments([argument for argument in arguments if argument != "--dry-run"])
+    own, training = split_own(VertexConfig, [argument for argument in arguments if argument != "--dry-run"])
     config = read_options(VertexConfig, own)
     compose(TrainConfig, "train", training)
     project = read_project(os.environ)
@@ -61,13 +61,6 @@ def run(arguments: list[str]) -> Job:
     if "--dry-run" in arguments:
         return job
     return {"job": submit(open_client(project), project, job)}
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of this command and those of `train`."""
-    keys = {field.name for field in fields(VertexConfig)}
-    own = [argument for argument in arguments if argument.partition("=")[0] in keys]
-    return own, [argument for argument in arguments if argument not in own]
 
 
 def make_job(project: Project, config: VertexConfig, training: Sequence[str]) -> Job:

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from pigeonhole import storage
 from pigeonhole.command import command
-from pigeonhole.dataset.config import TICKETS, DataConfig
+from pigeonhole.dataset.config import TICKETS, TICKETS_OUT_OF_SCOPE, DataConfig
 from pigeonhole.dataset.label_sets import join_labels
 from pigeonhole.dataset.read import Row, read_rows
 from pigeonhole.errors import ConfigError
 
-OUT_OF_SCOPE = TICKETS.replace("tickets.csv", "out_of_scope.csv")
 SIZES = {1: 1_000, 2: 640, 3: 160}  # concerns a message -> messages; with those of no concern they use 2,760 of 2,880 tickets
 JOINTS = (" ", "\n\n", " Also: ", " Another thing. ", " And while I am writing: ", " PS ", " One more: ", "\n")
 
@@ -51,7 +50,7 @@ def encode() -> bytes:
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("text", "label"))
-    writer.writerows(compose(list(read_rows(DataConfig(path=TICKETS))), list(read_rows(DataConfig(path=OUT_OF_SCOPE)))))
+    writer.writerows(compose(list(read_rows(DataConfig(path=TICKETS))), list(read_rows(DataConfig(path=TICKETS_OUT_OF_SCOPE)))))
     return stream.getvalue().encode()
 
 
