@@ -35,7 +35,7 @@ USAGE = """usage: score bundle=URL input=GLOB_OR_URL output=URL text=COLUMN [key
 
 Score tables of any size through a bundle, with the service's own answers; given again after a kill, it goes on where it stopped.
 
-uv run --isolated --group score score bundle=BUNDLE input='folder/*.parquet' output=scored text=message"""
+uv run --isolated --group score score bundle=BUNDLE input='in/*.parquet' output=scored text=message"""
 
 
 @dataclass
