@@ -102,6 +102,14 @@ def test_a_vector_does_not_win_by_promising_more_on_rows_that_are_all_right() ->
     assert 1 - found.held_out.max(axis=1).mean() == pytest.approx(1 / 49, rel=0.1)  # each by a fit on 48 rows
 
 
+@pytest.mark.parametrize("label_id", [0, 1])
+def test_of_a_single_row_the_temperature_is_all_that_is_fitted(label_id: int) -> None:
+    logits, label_ids = np.array([[2.0, 0.0, -1.0]]), np.array([label_id])
+    found = calibrate(logits, label_ids, seed=0)
+    assert (found.vector, found.temperature) == (None, fit_temperature(logits, label_ids))
+    assert found.held_out == pytest.approx(softmax(logits / found.temperature, axis=1))
+
+
 def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken() -> None:
     """The first label has an F1 of 2/3 above 0.85 and above nothing; no row has the second one."""
     probabilities = np.array([[0.9, 0.9], [0.85, 0.8], [0.8, 0.2], [0.6, 0.1]])
