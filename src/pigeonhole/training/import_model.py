@@ -8,7 +8,7 @@ from typing import Any
 from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import key_lines, read_options, setting
-from pigeonhole.training.pretrained import locate
+from pigeonhole.training.pretrained import SCRATCH, TFIDF, locate
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(ImportOptions, arguments)
     if options.model is None:
         raise ConfigError("model=FOLDER_OR_HUB_ID is needed; see uv run import-model --help")
+    if options.model in (SCRATCH, TFIDF):
+        raise ConfigError(f"model={options.model}: is train's word for no model at all; of a folder write ./{options.model}")
     name = options.chosen_name
     locate(options.model, None, "model")
     # torch and transformers take ten seconds to import: neither --help nor a wrong key or folder has to wait for them.
