@@ -138,6 +138,7 @@ def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, t
         (["model=../nowhere/at/all"], "model=../nowhere/at/all: no model is there"),
         (["model={saved}", "max_length=65"], "max_length=65: this model reads at most 64 tokens"),
         (["model={saved}", "name=../x"], "name=../x: expected lower-case letters"),
+        (["model={saved}", "name=" + "n" * 101], "expected lower-case letters, digits, '.', '_' and '-', at most 100"),
         (["model=scratch"], "model=scratch: is train's word for no model at all; of a folder write ./scratch"),
         (["model=tfidf"], "model=tfidf: is train's word for no model at all"),
         (["model=" + "m" * 300, "name=mine"], "m" * 300),

@@ -33,7 +33,7 @@ class ImportOptions:
         stem = re.sub(r"[^a-z0-9._-]+", "-", Path(self.model or "").name.lower()).strip("-._")
         chosen = self.name or stem
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", chosen):
-            raise ConfigError(f"name={chosen}: expected lower-case letters, digits, '.', '_' and '-'")
+            raise ConfigError(f"name={chosen}: expected lower-case letters, digits, '.', '_' and '-', at most 100")
         return chosen
 
 
