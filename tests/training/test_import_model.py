@@ -176,6 +176,12 @@ def test_an_export_that_is_farther_from_torch_than_allowed_is_not_published(save
     assert not Registry(str(registry)).versions("my-model")
 
 
+def test_a_registry_that_cannot_be_written_is_told_before_the_export(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "draft", lambda *_, **__: pytest.fail("it was exported first"))
+    with pytest.raises(ConfigError, match="registry=/proc/x: cannot be written"):
+        run([f"model={saved}", "max_length=32", "registry=/proc/x"])
+
+
 def test_an_encoder_without_a_trained_head_is_refused(tmp_path: Path) -> None:
     BertModel(BertConfig(vocab_size=200, max_position_embeddings=64, **SIZES)).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)

@@ -67,6 +67,8 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     rows = _labelled(options.data, columns, task) if options.data else None
     true_ids = label_ids(rows, labels) if rows else None
     texts = rows.texts if rows else list(export.PROBES)
+    registry = Registry(options.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
+    storage.require_writable("registry", registry.url)  # before the long work
     say(f"model: {type(model.body).__name__}, {len(labels)} labels; compared with torch over {len(texts)} texts")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bundle"
@@ -102,7 +104,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
             measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed, thresholds_of(manifest))}
         manifest = msgspec.structs.replace(manifest, parity=export.as_dict(parity), metrics=measured, provenance=_origin(options))
         manifest = _seal(folder, manifest, classifiers, rows, served, options.model)
-        url, alias = publish(Registry(options.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry"), folder, manifest)
+        url, alias = publish(registry, folder, manifest)
     return {
         "bundle": url,
         "model": name,
