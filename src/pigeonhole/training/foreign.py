@@ -22,7 +22,7 @@ from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, thresholds_of
-from pigeonhole.metrics import score_metrics
+from pigeonhole.metrics import Ids, score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import export, provenance, trainer
 from pigeonhole.training.batches import TokenizedRows
@@ -64,8 +64,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(pretrained, [], "model")
     model, labels, task = _load(pretrained, tokenizer, options)
     columns = RowsConfig(text=options.text, label=options.label, label_separator=options.label_separator)
-    rows = _labelled(options.data, columns, task) if options.data else None
-    true_ids = label_ids(rows, labels) if rows else None
+    rows, true_ids = _labelled(options.data, columns, labels, task) if options.data else (None, None)
     texts = rows.texts if rows else list(export.PROBES)
     registry = Registry(options.registry or os.environ.get("PIGEONHOLE_REGISTRY") or "registry")
     storage.require_writable("registry", registry.url)  # before the long work
@@ -91,8 +90,8 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         }
         predictions = {precision: export.predict(classifier, texts) for precision, classifier in classifiers.items()}
         parity = export.compare(torch_logits, classifiers, predictions, texts)
-        export.require_parity(parity, options.tolerance)
-        objection = export.why_not_int8(parity, options.min_agreement)
+        export.require_parity(parity, options.tolerance, "tolerance")
+        objection = export.why_not_int8(parity, options.min_agreement, "min_agreement")
         if objection:
             say(f"export: {objection}; int8 is left out, fp32 is served")
             del classifiers["int8"], predictions["int8"]
@@ -141,7 +140,7 @@ def _load(
             f"fine-tune it with uv run train model.pretrained={options.model}"
         )
     task: Task = "multi_label" if config.problem_type == "multi_label_classification" else "single_label"
-    return take_apart(body.eval()), [str(label) for _, label in sorted(config.id2label.items())], task
+    return take_apart(body.eval(), f"model={options.model}"), [str(label) for _, label in sorted(config.id2label.items())], task
 
 
 def _check(config: PretrainedConfig, options: ImportOptions) -> None:
@@ -166,10 +165,11 @@ def _torch_logits(model: TextClassifier, encoder: Encoder, texts: Sequence[str])
     return trainer.predict_logits(model, TokenizedRows(input_ids, np.zeros(len(texts), np.int64)))
 
 
-def _labelled(path: str, columns: RowsConfig, task: Task) -> Labelled:
-    """As `read_labelled`, whose words for a column that is not there name the keys of `train`."""
+def _labelled(path: str, columns: RowsConfig, labels: Sequence[str], task: Task) -> tuple[Labelled, Ids]:
+    """Rows and their label ids, as `read_labelled` and `label_ids`, whose words for a column name the keys of `train`."""
     try:
-        return read_labelled(path, columns, task)
+        rows = read_labelled(path, columns, task)
+        return rows, label_ids(rows, labels)
     except DataError as error:
         raise DataError(re.sub(r"\bdata\.(text|label)\b", r"\1", str(error))) from error
 

@@ -250,7 +250,7 @@ def _quiet() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def take_apart(body: PreTrainedModel) -> TextClassifier:
+def take_apart(body: PreTrainedModel, where: str = "model.pretrained") -> TextClassifier:
     """Raises ConfigError for a body that ends in no linear layer."""
     for name in ("classifier", "classifier.out_proj", "score"):
         try:
@@ -259,12 +259,10 @@ def take_apart(body: PreTrainedModel) -> TextClassifier:
             continue
         if isinstance(head, nn.Linear):
             if name == "score" and body.config.pad_token_id is None:  # a decoder, which reads the last token before the padding
-                raise ConfigError(f"model.pretrained: {type(body).__name__} has no pad_token_id; choose an encoder")
+                raise ConfigError(f"{where}: {type(body).__name__} has no pad_token_id; choose an encoder")
             body.set_submodule(name, nn.Identity())
             return TextClassifier(body, name, head)
-    raise ConfigError(
-        f"model.pretrained: {type(body).__name__} ends in no linear layer that is known here; choose another encoder"
-    )
+    raise ConfigError(f"{where}: {type(body).__name__} ends in no linear layer that is known here; choose another encoder")
 
 
 @torch.no_grad()
