@@ -62,6 +62,19 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) 
         run(["data.path=nowhere.csv", f"out={tmp_path}/file/review.csv"])
 
 
+def test_no_file_that_is_read_is_written_over_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What people decided would be gone."""
+    monkeypatch.chdir(tmp_path)
+    Path("reviews").mkdir()
+    for out, message in (
+        ("label-errors.csv", "is read here, and would be written over"),
+        (f"file://{tmp_path}/my.csv", "is read here, and would be written over"),
+        ("reviews", "is a folder, a file is needed"),
+    ):
+        with pytest.raises(ConfigError, match=f"out={out}: {message}"):
+            run(["data.path=my.csv", "data.patch=label-errors.csv", f"out={out}"])
+
+
 def test_an_encoder_that_gives_no_numbers_is_named(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(Pretrained(SCRATCH, local=True), ["a text", "another text"])
     model = load_model(Pretrained(SCRATCH, local=True), ["a", "b"], tokenizer, averaging_layer=False, max_length=16)

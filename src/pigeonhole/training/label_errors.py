@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     config = compose(LabelErrorsConfig, "label_errors", arguments)
     if config.data.task == "multi_label":
         raise ConfigError("data.task=multi_label: label-errors judges one label a text")
-    storage.require_writable("out", config.out.rpartition("/")[0] or ".")  # before the long work
+    _check_out(config)  # before the long work
     verify_files(config.data)
     amendments = open_amendments(config.data)
     rows = list(amendments.rows(config.data, config.data.path))
@@ -91,6 +91,17 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "out_of_fold_accuracy": found.accuracy,
         **amendments.report(),
     }
+
+
+def _check_out(config: LabelErrorsConfig) -> None:
+    """Raises ConfigError, StorageError."""
+    storage.require_writable("out", config.out.rpartition("/")[0] or ".")
+    path = storage.local_path(config.out)
+    if path is not None and storage.exists(config.out) and path.is_dir():
+        raise ConfigError(f"out={config.out}: is a folder, a file is needed")
+    read = [url for url in (config.data.path, config.data.patch) if url]
+    if storage.to_url(config.out) in map(storage.to_url, read):
+        raise ConfigError(f"out={config.out}: is read here, and would be written over; choose another file")
 
 
 def out_of_fold(
