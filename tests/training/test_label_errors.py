@@ -7,11 +7,13 @@ import pytest
 import torch
 from tests.conftest import tiny_rows, write_rows
 
+from pigeonhole.dataset.patch import Patch, read_patch, write_review
+from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError, DataError, RunError
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.config import ModelConfig
 from pigeonhole.training.frozen import embed_texts
-from pigeonhole.training.label_errors import find_suspects, out_of_fold, run
+from pigeonhole.training.label_errors import Suspects, find_suspects, out_of_fold, run, to_review
 from pigeonhole.training.model import load_model, load_tokenizer
 from pigeonhole.training.pretrained import SCRATCH, Pretrained
 from pigeonhole.training.trainer import embed
@@ -52,6 +54,7 @@ def test_planted_labels_stand_on_top_and_the_right_one_is_suggested_and_a_review
         writer.writeheader()
         writer.writerows(review)
     again = run([*asked, f"data.patch={tmp_path / 'reviewed.csv'}", f"out={tmp_path / 'again.csv'}"])
+    assert f"behind the lines of {tmp_path / 'reviewed.csv'}" in capsys.readouterr().err
     assert [line["text"] for line in read(tmp_path / "again.csv")] == [line["text"] for line in review[1:]]
     assert again["patch"]["kept"] == 1
 
@@ -106,6 +109,20 @@ def test_each_row_is_judged_by_fits_that_never_saw_it() -> None:
     probabilities = out_of_fold(embeddings, label_ids, 2, folds=5, seed=0)
     assert (probabilities.argmax(axis=1) == label_ids).mean() < 0.8
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(40))
+
+
+def test_a_review_asks_once_and_about_nothing_that_a_patch_has_decided(tmp_path: Path) -> None:
+    """A patch with two decisions on one text and label is refused, as is one on a label that the data do not have."""
+    said = [("one", "a"), ("two", "a"), ("one", "a"), ("one", "b"), ("three", "b")]
+    rows = [Row(text, label, line) for line, (text, label) in enumerate(said, 2)]
+    found = Suspects(np.arange(5), np.array([1, 1, 1, 0, 0]), np.arange(5) / 10, 5, 0.0)
+    asked = [(rows[0], "b", 0.0), (rows[1], "b", 0.1), (rows[3], "a", pytest.approx(0.3)), (rows[4], "a", 0.4)]
+    assert to_review(found, rows, ["a", "b"], None) == asked
+    patch = Patch("p.csv", "", {("one", "c"): "a"}, frozenset(), frozenset({("three", "b")}))
+    assert to_review(found, rows, ["a", "b"], patch) == asked[1:3]
+    write_review(str(tmp_path / "review.csv"), to_review(found, rows, ["a", "b"], None))
+    (tmp_path / "review.csv").write_text((tmp_path / "review.csv").read_text().replace(",,b", ",relabel,b"))
+    assert read_patch(str(tmp_path / "review.csv"), None).relabelled == {("one", "a"): "b", ("two", "a"): "b"}
 
 
 def test_suspects_are_ranked_by_self_confidence_and_counted_by_the_confident_joint() -> None:

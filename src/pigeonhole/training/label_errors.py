@@ -6,6 +6,7 @@ Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels".
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,8 @@ from pigeonhole.configuration import compose, setting
 from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import verify_files
 from pigeonhole.dataset.config import DataConfig
-from pigeonhole.dataset.patch import write_review
+from pigeonhole.dataset.patch import Key, Patch, write_review
+from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.training.config import ModelConfig
 
@@ -74,15 +76,13 @@ def run(arguments: list[str]) -> dict[str, Any]:
     embeddings = embed_texts(config.model, labels, [row.text for row in rows], config.seed, config.threads)
     say(f"{len(rows)} rows, {len(labels)} labels: {config.folds} fits")
     found = find_suspects(out_of_fold(embeddings, label_ids, len(labels), config.folds, config.seed), label_ids)
-    kept = amendments.patch.kept if amendments.patch else frozenset()
-    review = [
-        (rows[place], labels[suggestion], confidence)
-        for place, suggestion, confidence in zip(found.places, found.suggested_ids, found.self_confidence, strict=True)
-        if (rows[place].text, rows[place].label) not in kept
-    ][: config.top]
+    review = to_review(found, rows, labels, amendments.patch)[: config.top]
     write_review(config.out, review)
     say(f"next: decide on each line of {config.out} (keep, relabel, remove)")
-    say(f"then, beside this line's data keys: uv run train … data.patch={config.out}")
+    if amendments.patch:
+        say(f"then put what was decided behind the lines of {config.data.patch}, which are not in it; train with that one")
+    else:
+        say(f"then, beside this line's data keys: uv run train … data.patch={config.out}")
     return {
         "review": config.out,
         "rows": len(rows),
@@ -119,6 +119,19 @@ def out_of_fold(
         fitted = fit_logistic(features[others], label_ids[others], 1 / features.var(), tolerance=1e-3)
         probabilities[np.ix_(held_out, fitted.classes_)] = fitted.predict_proba(features[held_out])
     return probabilities
+
+
+def to_review(found: Suspects, rows: Sequence[Row], labels: Sequence[str], patch: Patch | None) -> list[tuple[Row, str, float]]:
+    """Rows, suggested labels and self-confidence; a text with its label once, and not where the patch has decided on it."""
+    decided: set[Key] = set()
+    if patch:
+        decided = {*patch.kept, *((text, label) for (text, _), label in patch.relabelled.items())}
+    review: dict[Key, tuple[Row, str, float]] = {}
+    for place, suggestion, confidence in zip(found.places, found.suggested_ids, found.self_confidence, strict=True):
+        row = rows[place]
+        if (row.text, row.label) not in decided:
+            review.setdefault((row.text, row.label), (row, labels[suggestion], confidence))
+    return list(review.values())
 
 
 def find_suspects(probabilities: NDArray[np.float64], label_ids: NDArray[np.int64]) -> Suspects:
