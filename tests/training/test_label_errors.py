@@ -160,3 +160,5 @@ def test_no_more_rows_are_listed_than_were_asked_for(tiny_data: Path, tmp_path: 
     assert (found["listed"], len(read(tmp_path / "review.csv"))) == (3, 3)
     with pytest.raises(ConfigError, match=r"data.task=multi_label: label-errors judges one label a text"):
         run([*asked, "data.task=multi_label"])
+    with pytest.raises(ConfigError, match=r"data.taxonomy: a review, as data.patch, speaks of the labels as they stand"):
+        run([*asked, "data.taxonomy=labels.yaml"])

@@ -56,6 +56,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     config = compose(LabelErrorsConfig, "label_errors", arguments)
     if config.data.task == "multi_label":
         raise ConfigError("data.task=multi_label: label-errors judges one label a text")
+    if config.data.taxonomy:
+        raise ConfigError("data.taxonomy: a review, as data.patch, speaks of the labels as they stand in the data; leave it out")
     _check_out(config)  # before the long work
     verify_files(config.data)
     amendments = open_amendments(config.data)
