@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from pigeonhole.configuration import compose, groups
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, UserError
 from pigeonhole.training.config import TrainConfig
 from pigeonhole.training.space import Range, Space, read_space, to_experiment, to_vertex, to_wandb, written
 
@@ -81,6 +81,11 @@ def test_a_mistake_in_a_definition_names_file_key_and_what_is_allowed(tmp_path: 
 def test_a_sweep_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="sweep=learning_rate: there is no such sweep; did you mean learning_rates"):
         read_space("learning_rate")
+
+
+def test_a_name_that_no_file_can_have_is_a_mistake_of_the_users() -> None:
+    with pytest.raises(UserError, match="s" * 300):
+        read_space("s" * 300)
 
 
 def test_one_definition_gives_wandb_and_vertex_the_same_space() -> None:
