@@ -23,7 +23,11 @@ Metric = Literal["validation_macro_f1"]  # of each epoch (checkpoint.Epoch): wha
 Choice = bool | int | float | str
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 SEED = "seed"
-FOREIGN = ("out", "registry", "name", "tracking.", "data.", "export.")  # not what a validation split can choose
+# Not what a validation split can choose: its macro-F1 is the same, or of other rows.
+FOREIGN = (
+    *("out", "registry", "name", "resume", "reference_path"),
+    *("tracking.", "data.", "export.", "serve.", "decision."),
+)
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
