@@ -84,6 +84,7 @@ def test_it_is_published_where_the_services_look(saved: Path, tmp_path: Path, mo
     assert found is not None
     bundle = Path(found["bundle"].removeprefix("file://"))
     assert bundle.is_relative_to(tmp_path / "shared")
+    assert open_bundle(str(bundle)).manifest.models == {"fp32": "model.onnx"}
     card = (bundle / CARD).read_text()
     assert f"imported from `{saved}`" in card
     assert "the softmax of its logits, not calibrated here. Nothing was measured on labelled rows." in card
