@@ -122,6 +122,9 @@ def test_a_score_and_a_probability_that_just_reach_their_limits_are_enough(tmp_p
     assert several.given(0, np.full(len(single.labels), 0.25))[0] == single.labels
     assert several.given(0, np.full(len(single.labels), 0.2499))[0] == ()
     assert several.decide(0, 0.5, none, none) == "accept"
+    assert several.decide(0, 0.4999, none, none) == "review"
+    scoped = Judge(msgspec.structs.replace(single, out_of_scope=OutOfScope("max_logit", -3.0)))
+    assert scoped.decide(0, 1.0, np.array([3, 0, 0], np.float32), none) == "accept"
 
 
 @pytest.mark.parametrize(("task", "expected"), [("single_label", scipy.special.softmax), ("multi_label", scipy.special.expit)])

@@ -38,6 +38,15 @@ def test_rows_keep_their_order_over_bounded_chunks() -> None:
     assert classifier.sizes == [256, 256, 88]
 
 
+def test_all_that_is_known_of_each_text_is_asked_for_in_bounded_chunks(
+    sealed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, texts = Classifier.open(open_bundle(str(sealed_bundle)), "fp32"), ["my invoice looks wrong", "hello", "no parcel"]
+    monkeypatch.setattr(score, "CHUNK", 2)
+    found, at_once = score.predict_texts(classifier, texts), classifier.predict(texts)
+    assert [answer.label_id for answer in found] == [answer.label_id for answer in at_once]
+
+
 def test_no_rows_are_no_answers() -> None:
     assert score.predict_rows(LengthClassifier(), []).shape == (0, 2)
 

@@ -42,9 +42,12 @@ def test_the_same_for_sigmoids() -> None:
 def test_thresholds_of_several_labels_are_fitted_on_what_the_temperature_makes_of_logits() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(size=(500, 3)) * 2
-    found = calibrate_labels(4 * logits, (random.uniform(size=(500, 3)) < expit(logits)).astype(np.int64))
+    label_ids = (random.uniform(size=(500, 3)) < expit(logits)).astype(np.int64)
+    found = calibrate_labels(4 * logits, label_ids)
     assert found.temperature == pytest.approx(4, rel=0.2)
     assert found.held_out == pytest.approx(expit(4 * logits / found.temperature))
+    right = np.where(label_ids == 1, found.held_out, 1 - found.held_out)
+    assert found.nll_temperature == pytest.approx(-np.log(right).sum(axis=1).mean())
 
 
 def drawn(n: int, scale: list[float], bias: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +66,9 @@ def test_a_vector_wins_where_labels_are_wrong_each_in_its_own_way() -> None:
     assert found.nll_vector < found.nll_temperature
     assert found.vector.scale == pytest.approx(scale, abs=0.15)
     assert np.array(found.vector.bias) - np.mean(found.vector.bias) == pytest.approx(np.array(bias) - np.mean(bias), abs=0.25)
+    assert np.array([*found.vector.scale, *found.vector.bias]) == pytest.approx(
+        np.concatenate(_fit_vector(logits, label_ids, found.temperature))
+    )
     assert found.held_out.sum(axis=1) == pytest.approx(np.ones(3000))
     assert -np.log(found.held_out[np.arange(3000), label_ids]).mean() == pytest.approx(found.nll_vector)
 
@@ -102,10 +108,20 @@ def test_a_vector_does_not_win_by_promising_more_on_rows_that_are_all_right() ->
     assert 1 - found.held_out.max(axis=1).mean() == pytest.approx(1 / 49, rel=0.1)  # each by a fit on 48 rows
 
 
+@pytest.mark.parametrize("label_id", [0, 1])
+def test_of_a_single_row_the_temperature_is_all_that_is_fitted(label_id: int) -> None:
+    logits, label_ids = np.array([[2.0, 0.0, -1.0]]), np.array([label_id])
+    found = calibrate(logits, label_ids, seed=0)
+    assert (found.vector, found.temperature) == (None, fit_temperature(logits, label_ids))
+    assert found.held_out == pytest.approx(softmax(logits / found.temperature, axis=1))
+
+
 def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken() -> None:
     """The first label has an F1 of 2/3 above 0.85 and above nothing; no row has the second one."""
     probabilities = np.array([[0.9, 0.9], [0.85, 0.8], [0.8, 0.2], [0.6, 0.1]])
     assert fit_label_thresholds(probabilities, np.array([[1, 0], [0, 0], [0, 0], [1, 0]])).tolist() == [0.5, 0.5]
+    found = fit_label_thresholds(np.array([[0.6], [0.3], [0.2], [0.1]]), np.array([[1], [0], [0], [1]]))
+    assert found.tolist() == [0.5]
 
 
 def test_rows_with_one_probability_are_given_a_label_together() -> None:

@@ -64,12 +64,12 @@ def test_an_export_within_its_bounds_passes() -> None:
 
 def test_the_comparison_counts_flips_and_differences() -> None:
     trained = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
-    fp32 = trained + np.float32(0.25)
-    int8 = np.array([[1, 0], [1, 0], [1, 0]], np.float32)
+    fp32 = np.array([[1.25, 0], [1, 0.5], [1.5, 0]], np.float32)
+    int8 = np.array([[1, 0], [0, 1], [-1, 2]], np.float32)
     found = compare_logits(trained, {"fp32": fp32, "int8": int8}, {"fp32": 0.0, "int8": 0.5})
-    assert (found.rows, found.fp32_label_flips, found.int8_label_flips) == (3, 0, 1)
-    assert found.fp32_max_logit_difference == 0.25
-    assert found.int8_agreement_with_fp32 == pytest.approx(2 / 3)
+    assert (found.rows, found.fp32_label_flips, found.int8_label_flips) == (3, 1, 1)
+    assert (found.fp32_max_logit_difference, found.int8_max_logit_difference) == (1, 2)
+    assert found.int8_agreement_with_fp32 == pytest.approx(1 / 3)
     assert found.int8_company_difference == 0.5
     assert compare_logits(trained, {"fp32": fp32}, {"fp32": 0.0}).int8_agreement_with_fp32 is None
 
@@ -129,6 +129,11 @@ def test_a_flip_is_of_what_a_bundle_gives_under_its_thresholds(sealed_bundle: Pa
     thresholds = dict(zip(manifest.labels, (0.5, 0.25, 0.95), strict=True))
     several = msgspec.structs.replace(manifest, task="multi_label", thresholds=thresholds, temperature=1.0, vector_scaling=None)
     assert given_by(several, logits).tolist() == [[1, 1, 0], [0, 0, 0]]
+    low = msgspec.structs.replace(several, thresholds=dict.fromkeys(manifest.labels, 1e-9))
+    classifier = Classifier.open(open_bundle(str(sealed_bundle)), "fp32").under(low, None)
+    found = classifier.predict(["hello", "no parcel"])
+    trained = np.stack([each.logits for each in found]) - np.float32(100)  # none is given, and the likeliest is the same
+    assert compare(trained, {"fp32": classifier}, {"fp32": found}, ["hello", "no parcel"]).fp32_label_flips == 2
 
 
 def test_int8_alone_answers_otherwise_for_what_is_usual(tmp_path: Path) -> None:
@@ -140,6 +145,8 @@ def test_int8_alone_answers_otherwise_for_what_is_usual(tmp_path: Path) -> None:
 
     def answers(name: str, usual: list[list[int]]) -> list[NDArray[np.float32]]:
         folder = tmp_path / name
+        folder.mkdir()
+        (folder / "left").touch()  # by a run that was killed while it exported
         manifest = draft(
             folder,
             model,
@@ -154,6 +161,8 @@ def test_int8_alone_answers_otherwise_for_what_is_usual(tmp_path: Path) -> None:
             int8=True,
             usual=usual,
         )
+        assert manifest.int8_sums_fit
+        assert not (folder / "left").exists()
         precisions: tuple[Precision, ...] = "fp32", "int8"
         classifiers = [Classifier.load(Bundle(name, folder, manifest), precision) for precision in precisions]
         return [np.stack([found.logits for found in classifier.predict(texts)]) for classifier in classifiers]

@@ -12,9 +12,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
-    DistilBertConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    XLNetConfig,
 )
 
 from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, Manifest, open_bundle
@@ -43,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return load_tokenizer(Pretrained(SCRATCH, local=True), TEXTS)
 
 
-def save(folder: Path, config: BertConfig | RobertaConfig | DistilBertConfig) -> Path:
+def save(folder: Path, config: PretrainedConfig) -> Path:
     """A random classifier as save_pretrained leaves it."""
     torch.manual_seed(0)
     body = AutoModelForSequenceClassification.from_config(config)
@@ -83,6 +84,7 @@ def test_it_is_published_where_the_services_look(saved: Path, tmp_path: Path, mo
     assert found is not None
     bundle = Path(found["bundle"].removeprefix("file://"))
     assert bundle.is_relative_to(tmp_path / "shared")
+    assert open_bundle(str(bundle)).manifest.models == {"fp32": "model.onnx"}
     card = (bundle / CARD).read_text()
     assert f"imported from `{saved}`" in card
     assert "the softmax of its logits, not calibrated here. Nothing was measured on labelled rows." in card
@@ -94,11 +96,11 @@ def test_an_int8_that_answers_otherwise_is_left_out_and_said_to_be(
 ) -> None:
     data = tmp_path / "rows.csv"
     data.write_text("message,queue\n" + "".join(f"{text},{LABELS[number % 3]}\n" for number, text in enumerate(TEXTS)))
-    monkeypatch.setattr(export, "why_not_int8", lambda parity, least: f"int8 and fp32 agree on less than {least:g}")
+    monkeypatch.setattr(export, "why_not_int8", lambda parity, least, key: f"agreement is below {key}={least:g}")
     arguments = [f"model={saved}", f"registry={tmp_path / 'registry'}", "max_length=32", f"data={data}", "min_agreement=0.97"]
     found = run([*arguments, "text=message", "label=queue"])
     assert found is not None
-    assert "export: int8 and fp32 agree on less than 0.97; int8 is left out, fp32 is served" in capsys.readouterr().err
+    assert "export: agreement is below min_agreement=0.97; int8 is left out, fp32 is served" in capsys.readouterr().err
     bundle = open_bundle(found["bundle"])
     assert (found["served"], set(bundle.manifest.models)) == ("fp32", {"fp32"})
     origin = bundle.manifest.provenance
@@ -124,7 +126,7 @@ def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, t
     manifest = msgspec.json.decode((bundle / MANIFEST).read_bytes(), type=Manifest)
     assert set(manifest.models) == {"fp32", "int8"}
     data.write_text("text,label\nhello,weather\n")
-    with pytest.raises(DataError, match="1 of its labels are unseen"):
+    with pytest.raises(DataError, match=r"1 of its labels are unseen .* is label the right column\?"):
         run(arguments)
     data.write_text("message,label\nhello,weather\n")
     with pytest.raises(DataError, match=r"found the columns 'message', 'label'; name the right one with text="):
@@ -138,6 +140,11 @@ def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, t
         (["model=../nowhere/at/all"], "model=../nowhere/at/all: no model is there"),
         (["model={saved}", "max_length=65"], "max_length=65: this model reads at most 64 tokens"),
         (["model={saved}", "name=../x"], "name=../x: expected lower-case letters"),
+        (["model={saved}", "name=" + "n" * 101], "expected lower-case letters, digits, '.', '_' and '-', at most 100"),
+        (["model=scratch"], "model=scratch: is train's word for no model at all; of a folder write ./scratch"),
+        (["model=tfidf"], "model=tfidf: is train's word for no model at all"),
+        (["model=" + "m" * 300, "name=mine"], "m" * 300),
+        (["model=file:///" + "m" * 300, "name=mine"], "m" * 300),
         (["model={saved}", "colour=red"], "there is no key colour"),
     ],
 )
@@ -166,9 +173,15 @@ def test_labels_are_in_the_order_of_their_numbers_and_the_threshold_is_the_one_t
 
 def test_an_export_that_is_farther_from_torch_than_allowed_is_not_published(saved: Path, tmp_path: Path) -> None:
     registry = tmp_path / "registry"
-    with pytest.raises(ParityError, match=r"at most 1e-12 is allowed"):
+    with pytest.raises(ParityError, match=r"at most 1e-12 is allowed \(tolerance\)"):
         run([f"model={saved}", f"registry={registry}", "max_length=32", "tolerance=1e-12"])
     assert not Registry(str(registry)).versions("my-model")
+
+
+def test_a_registry_that_cannot_be_written_is_told_before_the_export(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "draft", lambda *_, **__: pytest.fail("it was exported first"))
+    with pytest.raises(ConfigError, match="registry=/proc/x: cannot be written"):
+        run([f"model={saved}", "max_length=32", "registry=/proc/x"])
 
 
 def test_an_encoder_without_a_trained_head_is_refused(tmp_path: Path) -> None:
@@ -176,6 +189,12 @@ def test_an_encoder_without_a_trained_head_is_refused(tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"no trained weights for classifier\.bias, classifier\.weight: this is an encoder"):
         run([f"model={tmp_path}", "name=encoder", "max_length=32"])
+
+
+def test_a_model_that_ends_in_no_known_layer_is_refused_by_the_key_that_names_it_here(tmp_path: Path) -> None:
+    save(tmp_path, XLNetConfig(vocab_size=200, d_model=32, n_layer=1, n_head=2, d_inner=48, id2label=LABELS))
+    with pytest.raises(ConfigError, match=f"model={tmp_path}: XLNetForSequenceClassification ends in no linear layer"):
+        run([f"model={tmp_path}", "name=mine", "max_length=32"])
 
 
 def test_a_model_of_several_labels_is_one_here_too(saved: Path, tmp_path: Path) -> None:

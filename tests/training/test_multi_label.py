@@ -14,6 +14,7 @@ import torch
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from tests.conftest import HAPPENINGS, OBJECTS, train_arguments, write_rows
+from transformers import pipeline
 
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
@@ -69,6 +70,15 @@ def test_the_bundle_says_what_it_is_and_the_server_s_door_opens_it(several_run: 
     assert none.labels == ()
     logits = both.logits.astype(np.float64) / manifest.temperature
     assert both.probabilities == pytest.approx(expit(logits))
+
+
+def test_the_twin_gives_each_label_a_sigmoid_of_its_own_in_a_transformers_pipeline(several_run: dict[str, Any]) -> None:
+    twin: Any = pipeline("text-classification", model=str(Path(several_run["run"]) / "model"), top_k=None, device="cpu")
+    text = next(text for text, labels in several_rows() if labels == "billing|delivery")
+    bundle = open_bundle(several_run["bundle"])
+    logits = Classifier.open(bundle, "fp32").predict([text])[0].logits.astype(np.float64)
+    expected = dict(zip(bundle.manifest.labels, expit(logits), strict=True))
+    assert {answer["label"]: answer["score"] for answer in twin([text])[0]} == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_reference_keeps_all_labels_given_and_true(several_run: dict[str, Any]) -> None:

@@ -30,9 +30,12 @@ def test_a_model_is_of_a_commit_and_whether_the_files_were_those_of_the_commit_i
 
 
 def test_outside_a_checkout_the_commit_is_unknown_and_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "inside")  # a wheel, installed in a checkout of another project
+    git(tmp_path, "init")
+    git(tmp_path, "commit", "--allow-empty", "-m", "of the other project")
+    (tmp_path / "inside").mkdir()
     found = provenance.collect({}, "", 0, 1)
     assert (found["git_commit"], found["git_dirty"], found["lock_sha256"]) == (None, None, None)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("PATH", "")
     assert provenance.collect({}, "", 0, 1)["git_commit"] is None

@@ -5,9 +5,9 @@ import pytest
 import yaml
 
 from pigeonhole.configuration import compose, groups
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, UserError
 from pigeonhole.training.config import TrainConfig
-from pigeonhole.training.space import Range, Space, read_space, to_experiment, to_vertex, to_wandb, written
+from pigeonhole.training.space import Range, Space, check_training, read_space, to_experiment, to_vertex, to_wandb, written
 
 
 def space_of(folder: Path, content: str) -> Space:
@@ -24,8 +24,15 @@ def test_both_ends_of_every_sweep_compose_and_differ_from_each_other(name: str, 
 
 
 def test_numbers_are_read_as_train_reads_them(tmp_path: Path) -> None:
-    space = space_of(tmp_path, "trainer.learning_rate: [1e-4, 2e-4]\n  trainer.weight_decay: {low: 1e-3, high: 1e-1, scale: log}")
-    assert space.keys == {"trainer.learning_rate": [1e-4, 2e-4], "trainer.weight_decay": Range(1e-3, 1e-1, "log")}
+    rates = "trainer.learning_rate: [1e-4, 2e-4]\n  trainer.weight_decay: {low: 1e-3, high: 1e-1, scale: log}"
+    space = space_of(tmp_path, f"{rates}\n  tfidf.inverse_regularisation: [1.5e1, 20]")
+    assert space.keys == {
+        "trainer.learning_rate": [1e-4, 2e-4],
+        "trainer.weight_decay": Range(1e-3, 1e-1, "log"),
+        "tfidf.inverse_regularisation": [15, 20],
+    }
+    (tmp_path / "mine.yaml").rename(tmp_path / "mine.yml")
+    assert read_space(str(tmp_path / "mine.yml")) == space
 
 
 def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
@@ -44,6 +51,11 @@ def test_a_metric_that_is_none_is_told_which_there_are(tmp_path: Path) -> None:
         ),
         ("data.val: [0.1, 0.2]", "data.val: no key that a sweep can vary"),
         ("export.int8: [true, false]", "export.int8: no key that a sweep can vary"),
+        ("serve.threshold: [0.1, 0.9]", "serve.threshold: no key that a sweep can vary"),
+        ("decision.kept: [0.9, 0.98]", "decision.kept: no key that a sweep can vary"),
+        *((f"{key}: [a, b]", f"{key}: no key that a sweep can vary") for key in ("name", "out", "registry")),
+        ("resume: [auto, never]", "resume: no key that a sweep can vary"),
+        ("reference_path: [a.csv, b.csv]", "reference_path: no key that a sweep can vary"),
         ("tracking.backend: [wandb, none]", "tracking.backend: no key that a sweep can vary"),
         ("trainer.learning_rate: {low: 0.1, high: 2}", r"trainer.learning_rate: 2.0 is not allowed; expected float > 0 and <= 1"),
         ("trainer.learning_rate: {low: 0.2, high: 0.1}", "expected low < high"),
@@ -81,6 +93,18 @@ def test_a_mistake_in_a_definition_names_file_key_and_what_is_allowed(tmp_path: 
 def test_a_sweep_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="sweep=learning_rate: there is no such sweep; did you mean learning_rates"):
         read_space("learning_rate")
+
+
+def test_a_name_that_no_file_can_have_is_a_mistake_of_the_users() -> None:
+    with pytest.raises(UserError, match="s" * 300):
+        read_space("s" * 300)
+
+
+@pytest.mark.parametrize("lengths", ["[64, 128]", "[128, 64]"])
+def test_keys_of_train_that_go_with_one_end_alone_are_refused(tmp_path: Path, lengths: str) -> None:
+    space = space_of(tmp_path, f"model.max_length: {lengths}")
+    with pytest.raises(ConfigError, match=r"model.window_overlap=64: at most half of model.max_length=64"):
+        check_training(space, ["model.windowing=mean", "model.window_overlap=64"])
 
 
 def test_one_definition_gives_wandb_and_vertex_the_same_space() -> None:

@@ -59,11 +59,13 @@ def test_the_bundle_is_what_was_trained_and_no_company_changes_a_bit(bundle: dic
     assert bundle["parity"]["int8_label_flips"] is None
 
 
-def test_the_servers_door_opens_it_and_reads_capitals_as_small_letters(bundle: dict[str, Any]) -> None:
+def test_the_servers_door_opens_it_and_reads_capitals_and_wide_letters_as_small_ones(bundle: dict[str, Any]) -> None:
     classifier = Classifier.open(open_bundle(bundle["bundle"]))
-    small, large, nothing = classifier.predict(["my invoice looks wrong", "MY INVOICE LOOKS WRONG", "… ?"])
+    same = ["my invoice looks wrong", "MY INVOICE LOOKS WRONG", "\uff4d\uff59 invoice looks wrong"]
+    small, large, wide, nothing = classifier.predict([*same, "… ?"])
     assert small.label == "billing"
     assert (small.logits == large.logits).all()
+    assert (small.logits == wide.logits).all()
     assert nothing.n_tokens == 1
     assert np.isfinite(nothing.logits).all()
     (unknown,) = classifier.predict(["zebra xylophone invoice"])
@@ -98,6 +100,10 @@ def test_pairs_and_features_change_what_is_counted(tickets: Dataset) -> None:
     rows = TokenizedRows([found.input_ids for found in encoder.encode(texts)], label_ids)
     keys: dict[str, Any] = {"inverse_regularisation": 1.0, "seed": 0}
     words = tfidf.fit(rows, pairs=False, max_features=50_000, **keys)
+    again, other = (tfidf.fit(rows, pairs=False, max_features=50_000, **{**keys, "seed": seed}) for seed in (0, 1))
+    assert words.latent.shape == (128, len(words.grams))
+    assert np.array_equal(words.latent, again.latent)
+    assert not np.array_equal(words.latent, other.latent)
     assert {len(gram) for gram in words.grams} == {1}
     assert {len(gram) for gram in tfidf.fit(rows, pairs=True, max_features=50_000, **keys).grams} == {1, 2}
     assert len(tfidf.fit(rows, pairs=True, max_features=100, **keys).grams) == 100

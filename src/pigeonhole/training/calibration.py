@@ -20,7 +20,9 @@ PULL = 1.0  # towards the temperature, in rows: a label with few rows stays near
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted; `vector` only where it won. `held_out`: (n, c) probabilities of the rows, each by a fit without it."""
+    """What was fitted; `vector` only where it won. `held_out`: (n, c) probabilities of the rows, each by a fit without it
+    (of several labels: by the one fit there is).
+    """
 
     temperature: float
     vector: VectorScaling | None
@@ -39,6 +41,8 @@ def calibrate(logits: NDArray[np.floating], label_ids: NDArray[np.int64], seed: 
     by_temperature, by_vector = np.empty_like(z), np.empty_like(z)
     for number in range(FOLDS):
         inside, outside = fold == number, fold != number
+        if not outside.any():
+            outside = inside  # a single row has nothing to be fitted on but itself
         temperature = fit_temperature(z[outside], label_ids[outside])
         scale, bias = _fit_vector(z[outside], label_ids[outside], temperature)
         by_temperature[inside] = log_softmax(z[inside] / temperature, axis=1)
@@ -46,7 +50,7 @@ def calibrate(logits: NDArray[np.floating], label_ids: NDArray[np.int64], seed: 
     temperature = fit_temperature(z, label_ids)
     rows = np.arange(len(z))
     gain = by_vector[rows, label_ids] - by_temperature[rows, label_ids]
-    wins = by_label and gain.mean() > gain.std() / np.sqrt(len(gain))
+    wins = by_label and len(gain) > 1 and gain.mean() > gain.std() / np.sqrt(len(gain))
     vector = VectorScaling(*(tuple(map(float, found)) for found in _fit_vector(z, label_ids, temperature))) if wins else None
     return Calibration(
         temperature,

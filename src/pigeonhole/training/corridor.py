@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from pigeonhole import storage
-from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, REFERENCE, Bundle, Manifest, Precision, WindowRule, open_bundle, seal
+from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, REFERENCE, Bundle, Manifest, Precision, Task, WindowRule, open_bundle, seal
 from pigeonhole.classifier import Classifier, Encoder, Prediction
 from pigeonhole.command import is_first_process, say
 from pigeonhole.configuration import to_yaml
@@ -218,7 +218,7 @@ def _make_bundle(config: TrainConfig, begun: Begun, fitted: Fitted, folder: Path
         fitted.tokenizer.to_str(),
         name=name,
         labels=dataset.labels,
-        task="multi_label" if config.data.task == "multi_label" else "single_label",
+        task=_task(config),
         max_length=config.model.max_length,
         windowing=windowing,
         threshold=config.serve.threshold,
@@ -349,6 +349,10 @@ def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable
     return Fitted(model, tokenizer.backend_tokenizer, tokenizer, rows, history)
 
 
+def _task(config: TrainConfig) -> Task:
+    return "multi_label" if config.data.task == "multi_label" else "single_label"
+
+
 def _balanced(config: TrainConfig) -> bool:
     """Whether labels weigh alike, however many rows they have."""
     return "balanced" in (config.trainer.class_weights, config.trainer.sampling)
@@ -373,6 +377,7 @@ def _load(config: TrainConfig, pretrained: Pretrained, dataset: Dataset) -> Load
         averaging_layer=config.model.averaging_layer,
         max_length=config.model.max_length,
         layers=config.model.layers,
+        task=_task(config),
     )
     if config.trainer.frozen_layers:
         require_layer_to_learn(model, config.trainer.frozen_layers)

@@ -264,12 +264,12 @@ def given_by(manifest: Manifest, logits: Floats) -> Ids:
     return metrics.predict(to_probabilities(manifest, logits), thresholds_of(manifest))
 
 
-def require_parity(parity: Parity, tolerance: float) -> None:
-    """Raises ParityError with the numbers: fp32 is the trained model, or nothing is served."""
+def require_parity(parity: Parity, tolerance: float, key: str = "export.tolerance") -> None:
+    """Raises ParityError with the numbers and the key of the tolerance: fp32 is the trained model, or nothing is served."""
     if not parity.fp32_max_logit_difference <= tolerance:  # nan is none
         raise ParityError(
             f"the exported model's logits are up to {parity.fp32_max_logit_difference:.2g} off the trained model's over "
-            f"{parity.rows} texts, at most {tolerance:g} is allowed (export.tolerance)"
+            f"{parity.rows} texts, at most {tolerance:g} is allowed ({key})"
         )
     if parity.fp32_company_difference > COMPANY_TOLERANCE:
         raise ParityError(
@@ -278,11 +278,11 @@ def require_parity(parity: Parity, tolerance: float) -> None:
         )
 
 
-def why_not_int8(parity: Parity, min_agreement: float) -> str | None:
+def why_not_int8(parity: Parity, min_agreement: float, key: str = "export.min_agreement") -> str | None:
     """What speaks against serving int8; None where nothing does."""
     agreement, company = parity.int8_agreement_with_fp32, parity.int8_company_difference
     if agreement is not None and agreement < min_agreement:
-        return f"int8 and fp32 agree on {agreement:.4f} of {parity.rows} texts, export.min_agreement is {min_agreement:g}"
+        return f"int8 and fp32 agree on {agreement:.4f} of {parity.rows} texts, {key} is {min_agreement:g}"
     if company is not None and company > COMPANY_TOLERANCE:
         return f"int8 logits differ by up to {company:.2g} between a text alone and among others"
     return None

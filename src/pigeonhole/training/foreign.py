@@ -23,7 +23,7 @@ from pigeonhole.command import say
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.evaluation.labelled import Labelled, RowsConfig, label_ids, read_labelled, thresholds_of
 from pigeonhole.evaluation.score import predict_texts
-from pigeonhole.metrics import score_metrics
+from pigeonhole.metrics import Ids, score_metrics
 from pigeonhole.registry import open_registry
 from pigeonhole.training import export, provenance, trainer
 from pigeonhole.training.batches import TokenizedRows
@@ -65,9 +65,10 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(pretrained, [], "model")
     model, labels, task = _load(pretrained, tokenizer, options)
     columns = RowsConfig(text=options.text, label=options.label, label_separator=options.label_separator)
-    rows = _labelled(options.data, columns, task) if options.data else None
-    true_ids = label_ids(rows, labels) if rows else None
+    rows, true_ids = _labelled(options.data, columns, labels, task) if options.data else (None, None)
     texts = rows.texts if rows else list(export.PROBES)
+    registry = open_registry(options.registry)
+    storage.require_writable("registry", registry.url)  # before the long work
     say(f"model: {type(model.body).__name__}, {len(labels)} labels; compared with torch over {len(texts)} texts")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bundle"
@@ -90,8 +91,8 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
         }
         predictions = {precision: predict_texts(classifier, texts) for precision, classifier in classifiers.items()}
         parity = export.compare(torch_logits, classifiers, predictions, texts)
-        export.require_parity(parity, options.tolerance)
-        objection = export.why_not_int8(parity, options.min_agreement)
+        export.require_parity(parity, options.tolerance, "tolerance")
+        objection = export.why_not_int8(parity, options.min_agreement, "min_agreement")
         if objection:
             say(f"export: {objection}; int8 is left out, fp32 is served")
             del classifiers["int8"], predictions["int8"]
@@ -103,7 +104,7 @@ def import_model(options: ImportOptions, name: str) -> dict[str, Any]:
             measured = {"test": score_metrics(true_ids, probabilities, labels, options.seed, thresholds_of(manifest))}
         manifest = msgspec.structs.replace(manifest, parity=asdict(parity), metrics=measured, provenance=_origin(options))
         manifest = _seal(folder, manifest, classifiers, rows, served, options.model)
-        url, alias = publish(open_registry(options.registry), folder, manifest)
+        url, alias = publish(registry, folder, manifest)
     return {
         "bundle": url,
         "model": name,
@@ -140,7 +141,7 @@ def _load(
             f"fine-tune it with uv run train model.pretrained={options.model}"
         )
     task: Task = "multi_label" if config.problem_type == "multi_label_classification" else "single_label"
-    return take_apart(body.eval()), [str(label) for _, label in sorted(config.id2label.items())], task
+    return take_apart(body.eval(), f"model={options.model}"), [str(label) for _, label in sorted(config.id2label.items())], task
 
 
 def _check(config: PretrainedConfig, options: ImportOptions) -> None:
@@ -165,10 +166,11 @@ def _torch_logits(model: TextClassifier, encoder: Encoder, texts: Sequence[str])
     return trainer.predict_logits(model, TokenizedRows(input_ids, np.zeros(len(texts), np.int64)))
 
 
-def _labelled(path: str, columns: RowsConfig, task: Task) -> Labelled:
-    """As `read_labelled`, whose words for a column that is not there name the keys of `train`."""
+def _labelled(path: str, columns: RowsConfig, labels: Sequence[str], task: Task) -> tuple[Labelled, Ids]:
+    """Rows and their label ids, as `read_labelled` and `label_ids`, whose words for a column name the keys of `train`."""
     try:
-        return read_labelled(path, columns, task)
+        rows = read_labelled(path, columns, task)
+        return rows, label_ids(rows, labels)
     except DataError as error:
         raise DataError(re.sub(r"\bdata\.(text|label)\b", r"\1", str(error))) from error
 

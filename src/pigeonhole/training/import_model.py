@@ -8,7 +8,7 @@ from typing import Any
 from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import read_options, setting
-from pigeonhole.training.pretrained import locate
+from pigeonhole.training.pretrained import SCRATCH, TFIDF, locate
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ImportOptions:
         stem = re.sub(r"[^a-z0-9._-]+", "-", Path(self.model or "").name.lower()).strip("-._")
         chosen = self.name or stem
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", chosen):
-            raise ConfigError(f"name={chosen}: expected lower-case letters, digits, '.', '_' and '-'")
+            raise ConfigError(f"name={chosen}: expected lower-case letters, digits, '.', '_' and '-', at most 100")
         return chosen
 
 
@@ -49,6 +49,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     options = read_options(ImportOptions, arguments)
     if options.model is None:
         raise ConfigError("model=FOLDER_OR_HUB_ID is needed; see uv run import-model --help")
+    if options.model in (SCRATCH, TFIDF):
+        raise ConfigError(f"model={options.model}: is train's word for no model at all; of a folder write ./{options.model}")
     name = options.chosen_name
     locate(options.model, None, "model")
     # torch and transformers take ten seconds to import: neither --help nor a wrong key or folder has to wait for them.

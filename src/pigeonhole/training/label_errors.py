@@ -6,6 +6,7 @@ Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels".
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ from pigeonhole.dataset.amend import open_amendments
 from pigeonhole.dataset.check import verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.label_sets import ids_of
-from pigeonhole.dataset.patch import write_review
+from pigeonhole.dataset.patch import Key, Patch, write_review
+from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.options import setting
 from pigeonhole.training.config import ModelConfig
@@ -56,7 +58,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     config = compose(LabelErrorsConfig, "label_errors", arguments)
     if config.data.task == "multi_label":
         raise ConfigError("data.task=multi_label: label-errors judges one label a text")
-    storage.require_writable("out", config.out.rpartition("/")[0] or ".")  # before the long work
+    if config.data.taxonomy:
+        raise ConfigError("data.taxonomy: a review, as data.patch, speaks of the labels as they stand in the data; leave it out")
+    _check_out(config)  # before the long work
     verify_files(config.data)
     amendments = open_amendments(config.data)
     rows = list(amendments.rows(config.data, config.data.path))
@@ -75,15 +79,13 @@ def run(arguments: list[str]) -> dict[str, Any]:
     embeddings = embed_texts(config.model, labels, [row.text for row in rows], config.seed, config.threads)
     say(f"{len(rows)} rows, {len(labels)} labels: {config.folds} fits")
     found = find_suspects(out_of_fold(embeddings, label_ids, len(labels), config.folds, config.seed), label_ids)
-    kept = amendments.patch.kept if amendments.patch else frozenset()
-    review = [
-        (rows[place], labels[suggestion], confidence)
-        for place, suggestion, confidence in zip(found.places, found.suggested_ids, found.self_confidence, strict=True)
-        if (rows[place].text, rows[place].label) not in kept
-    ][: config.top]
+    review = to_review(found, rows, labels, amendments.patch)[: config.top]
     write_review(config.out, review)
     say(f"next: decide on each line of {config.out} (keep, relabel, remove)")
-    say(f"then, beside this line's data keys: uv run train … data.patch={config.out}")
+    if amendments.patch:
+        say(f"then put what was decided behind the lines of {config.data.patch}, which are not in it; train with that one")
+    else:
+        say(f"then, beside this line's data keys: uv run train … data.patch={config.out}")
     return {
         "review": config.out,
         "rows": len(rows),
@@ -92,6 +94,17 @@ def run(arguments: list[str]) -> dict[str, Any]:
         "out_of_fold_accuracy": found.accuracy,
         **amendments.report(),
     }
+
+
+def _check_out(config: LabelErrorsConfig) -> None:
+    """Raises ConfigError, StorageError."""
+    storage.require_writable("out", config.out.rpartition("/")[0] or ".")
+    path = storage.local_path(config.out)
+    if path is not None and storage.exists(config.out) and path.is_dir():
+        raise ConfigError(f"out={config.out}: is a folder, a file is needed")
+    read = [url for url in (config.data.path, config.data.patch) if url]
+    if storage.to_url(config.out) in map(storage.to_url, read):
+        raise ConfigError(f"out={config.out}: is read here, and would be written over; choose another file")
 
 
 def out_of_fold(
@@ -109,6 +122,19 @@ def out_of_fold(
         fitted = fit_logistic(features[others], label_ids[others], 1 / features.var(), tolerance=1e-3)
         probabilities[np.ix_(held_out, fitted.classes_)] = fitted.predict_proba(features[held_out])
     return probabilities
+
+
+def to_review(found: Suspects, rows: Sequence[Row], labels: Sequence[str], patch: Patch | None) -> list[tuple[Row, str, float]]:
+    """Rows, suggested labels and self-confidence; a text with its label once, and not where the patch has decided on it."""
+    decided: set[Key] = set()
+    if patch:
+        decided = {*patch.kept, *((text, label) for (text, _), label in patch.relabelled.items())}
+    review: dict[Key, tuple[Row, str, float]] = {}
+    for place, suggestion, confidence in zip(found.places, found.suggested_ids, found.self_confidence, strict=True):
+        row = rows[place]
+        if (row.text, row.label) not in decided:
+            review.setdefault((row.text, row.label), (row, labels[suggestion], confidence))
+    return list(review.values())
 
 
 def find_suspects(probabilities: NDArray[np.float64], label_ids: NDArray[np.int64]) -> Suspects:

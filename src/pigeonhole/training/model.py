@@ -29,6 +29,7 @@ from transformers.models.bert.modeling_bert import BertLayer, BertPooler
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from pigeonhole.bundle import Task
 from pigeonhole.command import say
 from pigeonhole.errors import ConfigError, PigeonholeError, RunError
 from pigeonhole.training.pretrained import SCRATCH, Pretrained, verify_weights
@@ -154,6 +155,7 @@ def load_model(
     averaging_layer: bool,
     max_length: int,
     layers: int | None = None,
+    task: Task = "single_label",
 ) -> TextClassifier:
     """Body and fresh head for `labels`; `layers`: so many of the lowest. Raises ConfigError where the encoder does not fit."""
     names = dict(enumerate(labels))
@@ -164,7 +166,8 @@ def load_model(
         with reading(pretrained):
             config = AutoConfig.from_pretrained(pretrained.source, revision=pretrained.revision, trust_remote_code=False)
     require_layers(config, f"model.pretrained={pretrained.source}")
-    config.id2label, config.label2id, config.problem_type = names, ids, "single_label_classification"
+    config.id2label, config.label2id = names, ids
+    config.problem_type = "multi_label_classification" if task == "multi_label" else "single_label_classification"
     positions = positions_of(config)
     if positions is not None and max_length > positions:
         raise ConfigError(f"model.max_length={max_length}: this encoder reads at most {positions} tokens")
@@ -247,7 +250,7 @@ def _quiet() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def take_apart(body: PreTrainedModel) -> TextClassifier:
+def take_apart(body: PreTrainedModel, where: str = "model.pretrained") -> TextClassifier:
     """Raises ConfigError for a body that ends in no linear layer."""
     for name in ("classifier", "classifier.out_proj", "score"):
         try:
@@ -256,12 +259,10 @@ def take_apart(body: PreTrainedModel) -> TextClassifier:
             continue
         if isinstance(head, nn.Linear):
             if name == "score" and body.config.pad_token_id is None:  # a decoder, which reads the last token before the padding
-                raise ConfigError(f"model.pretrained: {type(body).__name__} has no pad_token_id; choose an encoder")
+                raise ConfigError(f"{where}: {type(body).__name__} has no pad_token_id; choose an encoder")
             body.set_submodule(name, nn.Identity())
             return TextClassifier(body, name, head)
-    raise ConfigError(
-        f"model.pretrained: {type(body).__name__} ends in no linear layer that is known here; choose another encoder"
-    )
+    raise ConfigError(f"{where}: {type(body).__name__} ends in no linear layer that is known here; choose another encoder")
 
 
 @torch.no_grad()

@@ -23,15 +23,14 @@ class Pretrained:
 
 
 def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -> Pretrained:
-    """Find the pretrained weights and check them before anything is loaded. Raises ConfigError, which names the key."""
+    """The pretrained weights, checked before anything is loaded. Raises StorageError, and ConfigError, which names the key."""
     if pretrained in (SCRATCH, TFIDF):
         return Pretrained(pretrained, local=True)
     folder = storage.local_path(pretrained)
-    is_hub_id = folder is not None and "://" not in pretrained and not folder.exists() and _looks_like_hub_id(pretrained)
-    if is_hub_id:
+    if "://" not in pretrained and not storage.exists(pretrained) and _looks_like_hub_id(pretrained):
         return Pretrained(pretrained, local=False, sha256=sha256)  # looked at when they have been fetched
-    allowed = "a package:// or file:// URL of a folder with config.json and model.safetensors, a hub id OWNER/NAME, or scratch"
-    if folder is None or not (folder / "config.json").is_file():
+    allowed = "a package:// or file:// URL of a folder with config.json and model.safetensors, or a hub id OWNER/NAME"
+    if folder is None or not storage.is_local_file(str(folder / "config.json")):
         raise ConfigError(f"{key}={pretrained}: no model is there; expected {allowed}")
     weights = folder / "model.safetensors"
     if not weights.is_file():

@@ -34,6 +34,8 @@ def collect(
 
 def _git(*arguments: str) -> str | None:
     """What git says, or None outside a checkout (an image, an installed wheel) or without git."""
+    if not (ROOT / ".git").exists():  # git would look above: a wheel lies in somebody else's project
+        return None
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -13,6 +13,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from pigeonhole import storage
 from pigeonhole.configuration import compose, config_folder, parse_yaml
 from pigeonhole.errors import ConfigError
 from pigeonhole.options import Setting, nearest, settings_of
@@ -22,7 +23,11 @@ Metric = Literal["validation_macro_f1"]  # of each epoch (checkpoint.Epoch): wha
 Choice = bool | int | float | str
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 SEED = "seed"
-FOREIGN = ("out", "registry", "name", "tracking.", "data.", "export.")  # not what a validation split can choose
+# Not what a validation split can choose: its macro-F1 is the same, or of other rows.
+FOREIGN = (
+    *("out", "registry", "name", "resume", "reference_path"),
+    *("tracking.", "data.", "export.", "serve.", "decision."),
+)
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,15 +65,18 @@ class Space(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_space(name: str, trials: int | None = None) -> Space:
-    """A file of `configs/sweep/` by its name, or any file by its path, with `trials` in place of its own. Raises ConfigError."""
+    """A file of `configs/sweep/` by its name, or any file by its path, with `trials` in place of its own.
+
+    Raises ConfigError, StorageError.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder() / "sweep" / f"{name}.yaml"
-    if not path.is_file():
+    if not storage.is_local_file(str(path)):
         known = sorted(file.stem for file in (config_folder() / "sweep").glob("*.yaml"))
         raise ConfigError(
             f"sweep={name}: there is no such sweep; {nearest(name, known)}allowed: {', '.join(known)}, or a .yaml file"
         )
     try:
-        space = msgspec.convert(parse_yaml(path.read_text(encoding="utf-8")), Space, strict=False)  # of a range, too
+        space = msgspec.convert(parse_yaml(storage.read(str(path)).decode()), Space, strict=False)  # of a range, too
     except ValueError as error:  # of parse_yaml, of UTF-8 and of msgspec
         allowed = f"; allowed: {', '.join(get_args(Metric))}" if "$.metric" in str(error) else ""
         raise ConfigError(f"{path}: {error}{allowed}") from error
