@@ -276,7 +276,7 @@ def _filesystem_of(scheme: str) -> "fsspec.AbstractFileSystem":
     import fsspec
 
     options: dict[str, Any] = {}
-    if scheme in ("gs", "gcs"):
+    if scheme == "gs":
         import aiohttp
 
         # gcsfs waits five minutes for a store that has gone quiet, six times over; a large file may take as long as it likes.
