@@ -251,6 +251,11 @@ def test_what_is_not_there_is_a_404(client: TestClient, path: str) -> None:
     assert (answer.status_code, answer.json()["status"]) == (404, 404)
 
 
+def test_a_method_that_is_not_allowed_is_told_with_the_one_that_is(client: TestClient) -> None:
+    answer = client.get("/runs")
+    assert (answer.status_code, answer.json()["code"], answer.headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
 def test_a_second_run_meanwhile_is_a_409(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     client = TestClient(create_app(settings))
     met: list[int] = []

@@ -306,7 +306,8 @@ async def _refuse(_: Request, error: Exception) -> Response:
         status, code, detail = 500, "failed", "this failed; the service's own log says why"
     kind = f"urn:pigeonhole:problem:{code}"
     body = {"type": kind, "title": status_title(status), "status": status, "code": code, "detail": detail}
-    return Response(msgspec.json.encode(body), status, media_type="application/problem+json")
+    headers = error.headers if isinstance(error, HTTPException) else None  # of a 405: what is allowed
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/problem+json")
 
 
 @with_help(HELP)
