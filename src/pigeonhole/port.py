@@ -1,4 +1,4 @@
-"""The port: taken before the long work, listened at only after it; and who can lead a request to it."""
+"""The port: taken before the long work, listened at only after it; its URL; and who can lead a request to it."""
 
 import os
 import re
@@ -22,6 +22,10 @@ def is_own_name(host: str) -> bool:
     of the page's own site, which may ask and read it.
     """
     return _OWN_NAME.fullmatch(host) is not None
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:

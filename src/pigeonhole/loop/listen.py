@@ -33,7 +33,7 @@ from pigeonhole.drift.asked import check_host
 from pigeonhole.environment import describe_variables, read_variables, variable, whole_number
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 from pigeonhole.loop.retrain import check_arguments
-from pigeonhole.port import bind, is_own
+from pigeonhole.port import bind, is_own, url_of
 
 KEPT_JOBS = 100
 BODY_LIMIT_BYTES = 100_000
@@ -214,7 +214,7 @@ def listen(environment: Mapping[str, str]) -> None:
         timeout_graceful_shutdown=int(GRACE_S),
     )
     with bind(settings.host, settings.port) as listener:
-        say(f"listening at http://{settings.host}:{settings.port} (POST /alarms)")
+        say(f"listening at {url_of(settings.host, settings.port)} (POST /alarms)")
         try:
             uvicorn.Server(config).run([listener])
         finally:

@@ -11,7 +11,7 @@ from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle, release
 from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError, RegistryError
-from pigeonhole.port import bind
+from pigeonhole.port import bind, url_of
 from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import journal
@@ -92,7 +92,7 @@ def serve(settings: Settings, environment: Mapping[str, str], tell: Callable[[],
             followed = None if settings.bundle else Registry(settings.registry)
             app = create_app(settings, opening.result(), log, feedback, followed, tell)
             del opening  # the app alone holds the model, so that a rollout can let go of it
-            address = _address(settings)
+            address = url_of(settings.host, settings.port)
             logger.info("serving %s %s at %s (see %s/docs)", manifest.name, manifest.version, address, address)
             if not (settings.keys or settings.oidc_issuer):
                 whom = "this machine" if settings.is_own else "all who can reach it"
@@ -171,11 +171,6 @@ def _model_promoted_last(registry: Registry) -> str:
         others = ", ".join(sorted(other for _, other in promoted[:-1]))
         logger.info("serving %s, promoted last; set PIGEONHOLE_MODEL for another one (%s)", name, others)
     return name
-
-
-def _address(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{settings.port}"
 
 
 main = command(run)
