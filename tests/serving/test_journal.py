@@ -123,4 +123,5 @@ def test_a_traceparent_is_taken_over_unless_there_are_two() -> None:
     one = (b"traceparent", TRACEPARENT.encode())
     assert traceparent_of([one]) == Traceparent(TRACE, "00f067aa0ba902b7", 1)
     assert traceparent_of([(b"traceparent", b"cc" + one[1][2:] + b"-what-comes")]) == Traceparent(TRACE, "00f067aa0ba902b7", 1)
+    assert traceparent_of([(b"traceparent", one[1][:-2] + b"ff")]) == Traceparent(TRACE, "00f067aa0ba902b7", 255)
     assert traceparent_of([one, one]) is None
