@@ -141,6 +141,15 @@ def test_files_and_folders_are_listed_below_a_folder(root: str) -> None:
     assert storage.list_folders(storage.join(root, "none")) == []
 
 
+def test_a_pattern_stands_for_the_files_that_fit_it_and_for_no_folder(root: str) -> None:
+    names = ("a.csv", "b.txt", "folder.csv/c.csv")
+    first, _, inner = (storage.to_url(storage.join(root, name)) for name in names)
+    for name in names:
+        storage.write(storage.join(root, name), b"x")
+    assert storage.expand(storage.join(root, "*.csv")) == [first]
+    assert storage.expand(storage.join(root, "**", "*.csv")) == [first, inner]
+
+
 def test_what_another_process_writes_into_a_bucket_is_seen(bucket: str, tmp_path: Path) -> None:
     """fsspec keeps listings, and forgets them only where it wrote itself."""
     root = storage.join(bucket, tmp_path.name)
