@@ -185,6 +185,17 @@ def test_other_training_data_that_are_still_there_are_counted_and_not_guessed_at
     assert [note.partition(" was trained or selected on ")[0] for note in notes] == ["the candidate", "production"]
 
 
+def test_the_same_training_data_are_no_other_data_though_they_are_gone(
+    registry: Registry, rows_file: Path, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone.csv"
+    gone.write_text(rows_file.read_text() + "one more invoice,billing\n")
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN, provenance=origin(gone)))
+    published(registry, tmp_path, "v2", provenance=origin(gone))
+    gone.unlink()
+    assert promote(registry, "v2", f"data.path={rows_file}")["notes"] == []
+
+
 def test_rows_that_the_candidate_was_trained_on_are_refused(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
     published(registry, tmp_path, "v1", provenance=origin(rows_file))
     with pytest.raises(ConfigError, match="the candidate was trained on this file"):
