@@ -10,6 +10,7 @@ import pytest
 from tests.serving.conftest import Start
 from tests.serving.test_serve import served
 
+from pigeonhole.errors import BundleError
 from pigeonhole.serving import journal
 from pigeonhole.serving.journal import Traceparent, traceparent_of
 
@@ -68,6 +69,20 @@ def test_in_json_a_failure_is_one_line_with_its_stack(capsys: pytest.CaptureFixt
     found = json.loads(line)
     assert (found["severity"], found["message"]) == ("ERROR", "request r-1 failed")
     assert "ValueError: first\nsecond" in found["exception"]
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.parametrize("asked", ["", "1"])
+def test_in_json_the_end_has_its_stack_where_that_is_asked_for(
+    asked: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIGEONHOLE_TRACEBACK", asked)
+    journal.begin("json")
+    with pytest.raises(SystemExit) as left, journal.to_the_end("json"):
+        raise BundleError("golden.json is missing")
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("BundleError" in json.loads(line).get("exception", "")) == bool(asked)
 
 
 @pytest.mark.usefixtures("_logging_as_before")
