@@ -1,13 +1,16 @@
 """The client against the real service, and against servers that fail in every way that a network has."""
 
 import contextlib
+import datetime
+import ipaddress
 import json
 import random
 import socket
+import ssl
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +18,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from tests.conftest import wait_until
 from tests.serving.conftest import run_service, words_bundle  # noqa: F401  a fixture
 
@@ -45,10 +52,14 @@ def test_every_route_has_its_call_and_its_type(words_bundle: Path, tmp_path: Pat
     with run_service(classifier, tmp_path / "log", Settings()) as service, Client(service.url) as client:
         found = client.predict("my parcel", top_k=1)
         assert (found.label, list(found.probabilities), found.model_version) == ("delivery", ["delivery"], "20260301-120000")
+        (one,) = client.predict_many(["parcel"], top_k=1).predictions
+        assert one is not None
+        assert list(one.probabilities) == ["delivery"]
         many = client.predict_many(["parcel", " "], partial=True)
         assert [each and each.label for each in many.predictions] == ["delivery", None]
         assert many.errors == [TextError(1, "blank_text", "texts[1] is blank")]
-        assert client.explain("my parcel", label="delivery").words[1].word == "parcel"
+        assert client.explain("my parcel").words[1].word == "parcel"
+        assert client.explain("my parcel", label="refund").label == "refund"
         assert len(client.feedback(found.prediction_id, "refund", "agent")) == 32
         assert client.model()["labels"] == ["billing", "delivery", "refund"]
         with pytest.raises(ServiceError, match="refused with 422 blank_text: text is blank") as refused:
@@ -78,7 +89,8 @@ class Script(ThreadingHTTPServer):
     def __init__(self, *answers: Callable[["Handler"], None]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers = list(answers)
-        self.attempts: list[dict[str, str]] = []
+        self.attempts: list[dict[str, str]] = []  # path and headers
+        self.bodies: list[dict[str, Any]] = []
         self.opened = self.closed = 0  # connections
 
     def get_request(self) -> Any:
@@ -95,8 +107,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.server.attempts.append({name.lower(): value for name, value in self.headers.items()})
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.server.attempts.append({"path": self.path, **{name.lower(): value for name, value in self.headers.items()}})
         answer = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
         answer(self)
 
@@ -344,3 +356,65 @@ def test_a_redirect_is_told_with_where_it_leads_and_what_to_do(serve: Serve, sta
 def test_a_redirect_that_names_no_place_says_so(serve: Serve) -> None:
     with pytest.raises(ServiceError, match="redirected with 301 to nowhere"):
         ask(serve(say(301)))
+
+
+@pytest.mark.parametrize(("end", "path"), [("", "/predict"), ("/", "/predict"), ("/v1", "/v1/predict"), ("/v1/", "/v1/predict")])
+def test_a_service_may_stand_below_a_path(serve: Serve, end: str, path: str) -> None:
+    script = serve(OK)
+    with Client(f"http://127.0.0.1:{script.server_address[1]}{end}") as client:
+        client.predict("parcel")
+    assert [(attempt["path"], attempt["content-type"]) for attempt in script.attempts] == [(path, "application/json")]
+
+
+@pytest.mark.parametrize(("label", "said"), [("a", {"label": "a"}), (("a", "b"), {"labels": ["a", "b"]}), ([], {"labels": []})])
+def test_feedback_is_one_label_or_a_list_of_any_number(serve: Serve, label: str | Sequence[str], said: dict[str, object]) -> None:
+    script = serve(say(200, {"feedback_id": "f-1"}))
+    with Client(f"http://127.0.0.1:{script.server_address[1]}") as client:
+        assert client.feedback("p-1", label, "agent") == "f-1"
+    assert script.bodies == [{"prediction_id": "p-1", "source": "agent", **said}]
+
+
+def test_the_deadline_ends_a_server_that_reads_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        client = Client(f"http://127.0.0.1:{deaf.getsockname()[1]}", timeout_s=0.2)
+        with pytest.raises(ServiceError, match=r"no answer within 0\.2 s: TimeoutError"):
+            client.predict_many(["a" * 100_000] * 256)
+
+
+def own_certificate(path: Path) -> Path:
+    """Of 127.0.0.1, signed by itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(private + made.public_bytes(Encoding.PEM))
+    return path
+
+
+def test_over_https_a_server_is_asked_whose_certificate_is_trusted_and_no_other(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = own_certificate(tmp_path / "own.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem)
+    script = serve(OK)
+    script.socket = context.wrap_socket(script.socket, server_side=True)
+    url = f"https://127.0.0.1:{script.server_address[1]}"
+    with pytest.raises(ServiceError, match="SSLCertVerificationError"):
+        Client(url, "secret", timeout_s=0.2).predict("parcel")
+    assert script.attempts == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    with Client(url) as client:
+        assert client.predict("parcel").label == "delivery"
+
+
+def test_an_answer_that_comes_after_the_deadline_is_none(serve: Serve) -> None:
+    with pytest.raises(ServiceError, match=r"no answer within 1e-06 s: TimeoutError"):
+        ask(serve(OK), timeout_s=1e-6)

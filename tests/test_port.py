@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from pigeonhole.errors import ConfigError
-from pigeonhole.port import bind
+from pigeonhole.port import bind, url_of
 
 
 def _has_ipv6() -> bool:
@@ -21,6 +21,10 @@ def test_an_ipv6_address_can_be_listened_at() -> None:
     else:
         with pytest.raises(ConfigError, match="HOST='::1' PORT=0: cannot listen there"):
             bind("::1", 0)
+
+
+def test_a_url_has_an_ipv6_address_in_brackets() -> None:
+    assert (url_of("::1", 8081), url_of("127.0.0.1", 8081)) == ("http://[::1]:8081", "http://127.0.0.1:8081")
 
 
 def test_an_address_of_another_machine_is_refused() -> None:

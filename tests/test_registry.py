@@ -1,3 +1,4 @@
+import datetime
 import getpass
 import threading
 from pathlib import Path
@@ -28,6 +29,7 @@ def version(registry: Registry, sealed_bundle: Path) -> str:
 def test_a_published_bundle_opens_from_its_url(registry: Registry, sealed_bundle: Path) -> None:
     manifest = open_bundle(str(sealed_bundle)).manifest
     url = registry.publish(sealed_bundle, manifest)
+    assert url == f"file://{registry.version_url('tiny', manifest.version)}"
     assert open_bundle(url).manifest == manifest
     assert registry.models() == ["tiny"]
     assert registry.versions("tiny") == [manifest.version]
@@ -36,6 +38,15 @@ def test_a_published_bundle_opens_from_its_url(registry: Registry, sealed_bundle
 def test_a_version_is_never_overwritten(registry: Registry, version: str, sealed_bundle: Path) -> None:
     with pytest.raises(RegistryError, match="versions are never overwritten"):
         registry.publish(sealed_bundle, open_bundle(str(sealed_bundle)).manifest)
+
+
+def test_a_bundle_is_among_the_versions_where_it_is_the_very_same(registry: Registry, sealed_bundle: Path) -> None:
+    manifest = open_bundle(str(sealed_bundle)).manifest
+    assert not registry.has(sealed_bundle, manifest)
+    url = registry.publish(sealed_bundle, manifest)
+    assert registry.has(sealed_bundle, manifest)
+    storage.write(storage.join(url, "manifest.json"), b"{}")
+    assert not registry.has(sealed_bundle, manifest)
 
 
 def test_a_half_copied_version_is_not_seen(registry: Registry, version: str) -> None:
@@ -73,6 +84,23 @@ def test_who_expected_another_version_is_told(registry: Registry, version: str) 
         registry.set_alias("tiny", "production", version, "again", expected=None)
 
 
+def test_a_refusal_that_is_noted_meanwhile_stops_no_move(
+    registry: Registry, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the alias where it was: nobody moved it."""
+    swap = storage.swap
+
+    def swap_second(*arguments: Any) -> bool:
+        monkeypatch.undo()
+        registry.note_refusal("tiny", "production", "2099", "no", "reject")
+        return swap(*arguments)
+
+    monkeypatch.setattr(storage, "swap", swap_second)
+    state = registry.set_alias("tiny", "production", version, "first", expected=None)
+    assert [change.action for change in state.history] == ["reject", "set"]
+    assert registry.alias("tiny", "production") == state
+
+
 def test_of_racing_writers_that_saw_the_same_state_exactly_one_wins(registry: Registry, version: str) -> None:
     outcomes: list[str] = []
 
@@ -92,7 +120,19 @@ def test_of_racing_writers_that_saw_the_same_state_exactly_one_wins(registry: Re
     assert len(registry.alias("tiny", "production").history) == 1
 
 
-@pytest.mark.parametrize("data", [b'{"version": 3}', b'{"model": "\xff"}'])
+ALIAS = b'{"schema_version": 1, "name": "tiny", "alias": "production", "history": []}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"version": 3}',
+        b'{"model": "\xff"}',
+        ALIAS.replace(b"1", b"2"),
+        ALIAS.replace(b"name", b"zebra"),
+        ALIAS[:-1] + b', "zebra": 1}',
+    ],
+)
 def test_an_alias_file_that_is_no_alias_is_refused_with_its_url(registry: Registry, version: str, data: bytes) -> None:
     url = storage.join(registry.url, "models/tiny/aliases/production.json")
     storage.write(url, data)
@@ -112,6 +152,7 @@ def test_a_refusal_is_written_down_and_moves_nothing(registry: Registry, version
     assert (state.version, state.changed_at, state.moves) == (version, before.history[0].at, before.moves)
     noted = state.history[-1]
     assert (noted.refused, noted.action, noted.reason, noted.by) == ("2099", "hold", "HOLD: too few rows", "ann")
+    assert (noted.before, noted.version) == (version, version)
     registry.set_alias("tiny", "production", None, "away", expected=version)
 
 
@@ -121,6 +162,8 @@ def test_an_alias_that_others_write_to_without_a_pause_is_told(
     monkeypatch.setattr(storage, "swap", lambda *_: False)
     with pytest.raises(RegistryError, match="others write to it without a pause"):
         registry.note_refusal("tiny", "production", "2099", "no", "reject")
+    with pytest.raises(RegistryError, match="others write to it without a pause"):
+        registry.set_alias("tiny", "production", version, "first", expected=None)
 
 
 def test_who_does_not_say_their_name_is_the_user_of_the_process_and_unknown_where_that_has_none(
@@ -167,6 +210,7 @@ def test_a_history_of_before_actions_were_kept_is_still_read(registry: Registry)
         ("ab<a", None),
         ("abc<b", "a"),
         ("abc<b<a", None),
+        ("abc<a", None),
         ("ab<ac", "a"),
         ("abac<a", "b"),
         ("abc<x", "b"),
@@ -206,3 +250,12 @@ def test_a_version_whose_copying_breaks_off_is_not_seen_and_may_be_published_aga
                 registry.publish(sealed_bundle, manifest)
         assert registry.versions("tiny") == []
     assert open_bundle(registry.publish(sealed_bundle, manifest)).manifest == manifest
+
+
+def test_a_change_is_dated_in_utc_to_the_millisecond(registry: Registry, version: str) -> None:
+    """Which of several models was promoted last goes by it."""
+    before = datetime.datetime.now(datetime.UTC)
+    state = registry.set_alias("tiny", "production", version, "first", expected=None)
+    at = datetime.datetime.fromisoformat(state.changed_at)
+    assert at.utcoffset() == datetime.timedelta(0)
+    assert before - datetime.timedelta(milliseconds=1) <= at <= datetime.datetime.now(datetime.UTC)

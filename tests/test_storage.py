@@ -31,7 +31,7 @@ def test_what_is_written_is_read_back(root: str) -> None:
     assert storage.exists(url)
     assert storage.read(url) == b"two\0"
     with storage.open_read(url) as stream:
-        assert stream.read() == b"two\0"
+        assert (stream.readline(2), stream.read()) == (b"tw", b"o\0")
 
 
 def test_a_file_that_a_bucket_takes_in_pieces_is_created_once(bucket: str, tmp_path: Path) -> None:
@@ -45,13 +45,13 @@ def test_a_file_that_a_bucket_takes_in_pieces_is_created_once(bucket: str, tmp_p
     assert storage.read(url) == data[5:]
 
 
-def test_a_remote_file_is_copied_here(bucket: str, tmp_path: Path) -> None:
-    url = storage.join(bucket, tmp_path.name, "large.bin")
+def test_a_file_is_copied_here_into_a_folder_that_is_made_for_it(root: str, tmp_path: Path) -> None:
+    url, here = storage.join(root, "large.bin"), tmp_path / "here" / "large.bin"
     storage.write(url, bytes(300_000) + b"end")
-    storage.download(url, tmp_path / "large.bin")
-    assert (tmp_path / "large.bin").read_bytes() == bytes(300_000) + b"end"
+    storage.download(url, here)
+    assert here.read_bytes() == bytes(300_000) + b"end"
     with pytest.raises(NotFoundError, match="nothing: there is no such file"):
-        storage.download(storage.join(bucket, tmp_path.name, "nothing"), tmp_path / "nothing")
+        storage.download(storage.join(root, "nothing"), tmp_path / "nothing")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes, not Windows")
@@ -85,6 +85,7 @@ def test_create_never_overwrites(root: str) -> None:
     assert storage.create(url, b"first")
     assert not storage.create(url, b"second")
     assert storage.read(url) == b"first"
+    assert storage.list_files(root) == ["once"]
 
 
 def test_swap_writes_only_over_the_version_that_was_read(root: str) -> None:
@@ -132,6 +133,34 @@ def test_files_and_folders_are_listed_below_a_folder(root: str) -> None:
     assert storage.list_folders(storage.join(root, "none")) == []
 
 
+def test_a_pattern_stands_for_the_files_that_fit_it_and_for_no_folder(root: str) -> None:
+    names = ("a.csv", "b.txt", "folder.csv/c.csv")
+    first, _, inner = (storage.to_url(storage.join(root, name)) for name in names)
+    for name in names:
+        storage.write(storage.join(root, name), b"x")
+    assert storage.expand(storage.join(root, "*.csv")) == [first]
+    assert storage.expand(storage.join(root, "**", "*.csv")) == [first, inner]
+
+
+def test_what_another_process_writes_into_a_bucket_is_seen(bucket: str, tmp_path: Path) -> None:
+    """fsspec keeps listings, and forgets them only where it wrote itself."""
+    root = storage.join(bucket, tmp_path.name)
+    filesystem = storage._filesystem(bucket)
+
+    def put(name: str) -> None:
+        place, path = f"{filesystem._location}/upload/storage/v1/b/bucket/o", f"{tmp_path.name}/{name}"
+        filesystem.call("POST", place, uploadType="media", name=path, data=b"x")
+
+    put("a/1")
+    assert storage.list_folders(root) == ["a"]
+    put("b/1")
+    assert storage.list_folders(root) == ["a", "b"]
+    assert storage.list_folders(f"{root}/b") == []
+    _, version = storage.read_versioned(f"{root}/b/1")
+    put("b/1")
+    assert storage.read_versioned(f"{root}/b/1")[1] != version
+
+
 def test_the_placeholder_of_a_folder_in_a_bucket_is_neither_a_file_nor_a_folder_in_it(bucket: str) -> None:
     """An empty object whose name ends with a slash, as the cloud's own pages make it for a new folder."""
     filesystem = storage._filesystem(bucket)
@@ -172,6 +201,8 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_and_not_waited_for(tmp
             storage.read(path)
         with pytest.raises(StorageError, match="is a pipe or a device"), storage.open_read(path):
             pass
+    with pytest.raises(StorageError, match="is a pipe or a device"):
+        storage.download(str(tmp_path / "pipe"), tmp_path / "copy")
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "127.0.0.1:9"])

@@ -1,4 +1,4 @@
-"""The port: taken before the long work, listened at only after it; and who can lead a request to it."""
+"""The port: taken before the long work, listened at only after it; its URL; and who can lead a request to it."""
 
 import os
 import re
@@ -28,6 +28,10 @@ def free_port() -> int:
     """One that was free a moment ago; PORT=0 would leave whoever starts a server to guess."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:

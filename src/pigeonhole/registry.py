@@ -24,7 +24,7 @@ Alias = Literal["production", "candidate", "shadow"]
 ALIASES: tuple[Alias, ...] = get_args(Alias)
 Move = Literal["set", "promote", "force", "rollback"]
 Refusal = Literal["hold", "reject"]
-ATTEMPTS = 20  # of noting a refusal while others write to the same alias
+ATTEMPTS = 20  # of writing to an alias while others write to it: a refusal that is noted leaves it where it was
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,13 +153,16 @@ class Registry:
         if version is not None and not storage.exists(storage.join(self.version_url(name, version), MANIFEST)):
             known = ", ".join(self.versions(name)) or "none"
             raise RegistryError(f"{self.url}: {name!r} has no version {version!r}; it has {known}")
-        state, token = self._read(name, alias)
-        change = Change(version, _now(), by or _user(), reason, state.version, action)
-        moved = _with(state, change)
-        if state.version != expected or not self._swap(moved, token):
-            found = self.alias(name, alias).version
-            raise RegistryError(f"{name}/{alias} is {found}, not {expected}: somebody moved it; look again, then decide again")
-        return moved
+        for _ in range(ATTEMPTS):
+            state, token = self._read(name, alias)
+            if state.version != expected:
+                raise RegistryError(
+                    f"{name}/{alias} is {state.version}, not {expected}: somebody moved it; look again, then decide again"
+                )
+            moved = _with(state, Change(version, _now(), by or _user(), reason, state.version, action))
+            if self._swap(moved, token):
+                return moved
+        raise _never_still(name, alias)
 
     def note_refusal(self, name: str, alias: Alias, refused: str, reason: str, action: Refusal, by: str = "") -> AliasState:
         """Write into an alias's history that `refused` was turned away; what the alias means stays as it is."""
@@ -168,7 +171,7 @@ class Registry:
             noted = _with(state, Change(state.version, _now(), by or _user(), reason, state.version, action, refused))
             if self._swap(noted, token):
                 return noted
-        raise RegistryError(f"{name}/{alias}: others write to it without a pause; try again")
+        raise _never_still(name, alias)
 
     def _swap(self, state: AliasState, token: str) -> bool:
         data = msgspec.json.format(msgspec.json.encode(state), indent=1)
@@ -198,6 +201,10 @@ def open_registry(url: str | None = None) -> Registry:
 
 def _with(state: AliasState, change: Change) -> AliasState:
     return msgspec.structs.replace(state, history=(*state.history, change))
+
+
+def _never_still(name: str, alias: Alias) -> RegistryError:
+    return RegistryError(f"{name}/{alias}: others write to it without a pause; try again")
 
 
 def _now() -> str:

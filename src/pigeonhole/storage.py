@@ -132,17 +132,17 @@ def create(url: str, data: bytes) -> bool:
 
 
 def read_versioned(url: str) -> tuple[bytes, str]:
-    """A file and the version to give to `swap`; `(b"", ABSENT)` where there is none."""
+    """A file and the version to give to `swap`; `(b"", ABSENT)` where there is none.
+
+    The version of a remote file is asked for first: of one that is written meanwhile it is too old, and `swap` refuses it.
+    """
     path = local_path(url)
     try:
         if path:
             data = read(url)
             return data, _digest(data)
-        while True:
-            before = _generation(url)
-            data = read(url)
-            if before == _generation(url):
-                return data, before
+        version = _generation(url)
+        return read(url), version
     except NotFoundError:
         return b"", ABSENT
 

@@ -16,7 +16,9 @@ def test_the_parts_add_up_and_every_assumption_is_in_sight(capsys: pytest.Captur
     assert found is not None
     assert found["usd_a_month"] == pytest.approx(sum(found["parts"].values()))
     assert found["parts"]["serve"] == pytest.approx(730 * (1.5 * 0.0648 + 1.25 * 0.0072), abs=0.01)
-    assert "a month" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert [line.split()[0] for line in told.splitlines()] == [*found["parts"], "a"]
+    assert f"{found['parts']['serve']:.2f} USD" in told
     assert cost.run(["--help"]) is None
     told = capsys.readouterr().out
     assert all(name in told for name in found["assumptions"])
@@ -84,3 +86,9 @@ def test_nothing_that_runs_costs_nothing() -> None:
 def test_a_misspelt_assumption_is_refused() -> None:
     with pytest.raises(ConfigError, match="serve_hour"):
         cost.run(["serve_hour=1"])
+
+
+@pytest.mark.parametrize("name", asdict(cost.CostConfig()))
+def test_an_assumption_below_zero_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=-1"):
+        cost.run([f"{name}=-1"])

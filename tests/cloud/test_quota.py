@@ -1,4 +1,7 @@
 import json
+import shlex
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ from tests.cloud.conftest import Answer, StandIn
 
 from pigeonhole.cloud import quota
 from pigeonhole.cloud.project import Project
-from pigeonhole.cloud.resources import Site
+from pigeonhole.cloud.resources import Line, Site
 from pigeonhole.errors import RunError
 
 SITE = Site(Project("some-project", "europe-west4"), "1")
@@ -40,6 +43,32 @@ def test_a_project_without_quota_is_told_of_each_with_the_line_that_asks_for_it(
     assert all(thing["line"].startswith("gcloud beta quotas preferences create") for thing in found)
 
 
+def test_the_line_asks_for_as_much_as_is_needed_where_it_is_needed() -> None:
+    asked: list[Line] = []
+
+    def ask(line: Line) -> str:
+        asked.append(line)
+        return json.dumps([info("7", "europe-west4")])
+
+    [missing] = quota.missing(SITE, ask, "cpu")
+    service = "--service=aiplatform.googleapis.com --project=some-project"
+    metric = "aiplatform.googleapis.com/custom_model_training_cpus"
+    assert [shlex.join(line) for line in asked] == [
+        f"gcloud beta quotas info list {service} --filter=metric={metric} --format=json"
+    ]
+    assert missing["line"] == (
+        f"gcloud beta quotas preferences create {service} --quota-id=Q --preferred-value=8 --dimensions=region=europe-west4"
+    )
+
+
+def test_spot_machines_have_a_quota_of_their_own() -> None:
+    assert {machine: {"preemptible" in name for name in needed} for machine, needed in quota.NEEDED.items()} == {
+        "cpu": {False},
+        "gpu": {False},
+        "spot": {True},
+    }
+
+
 @pytest.mark.parametrize(("limit", "lacks"), [("8", []), ("7", ["quota of 8 custom_model_training_cpus in europe-west4"])])
 def test_a_quota_that_is_just_enough_is_enough(limit: str, lacks: list[str]) -> None:
     found = quota.missing(SITE, lambda _: json.dumps([info(limit, "europe-west4")]), "cpu")
@@ -68,8 +97,14 @@ def test_an_image_of_another_platform_is_found_before_it_is_deployed(
     get = quota.fetch("token", "http")
     found = quota.images(SITE, COMMIT, lambda image, part: get(f"{server.host}/{image.partition('/')[2]}", part))
     assert [thing["what"].partition(COMMIT + " ")[2] for thing in found] == told
-    assert all(COMMIT in thing["line"] and thing["line"].startswith("gcloud builds submit") for thing in found)
+    line = (
+        "gcloud builds submit --config=cloudbuild/images.yaml --region=europe-west4 --project=some-project "
+        f"--substitutions=_REGION=europe-west4,COMMIT_SHA={COMMIT} --gcs-source-staging-dir=gs://some-project-pigeonhole/source"
+    )
+    assert [thing["line"] for thing in found] == [line] * len(told)
     assert {headers["authorization"] for headers in server.headers} == {"Bearer token"}
+    taken = {kind.strip() for headers in server.headers for kind in headers["accept"].split(",")}
+    assert {"application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.v2+json"} <= taken
 
 
 INDEX = [{"platform": {"os": system, "architecture": chip}} for system, chip in (("linux", "arm64"), ("unknown", "unknown"))]
@@ -93,3 +128,34 @@ def test_a_registry_that_says_no_is_told(stand_in: Callable[[Answer], StandIn]) 
     server = stand_in(lambda *_: (403, {}))
     with pytest.raises(RunError, match=r"answered 403; does this account have roles/artifactregistry.reader"):
         quota.fetch("token", "http")(f"{server.host}/p/r/serve:{COMMIT}", f"manifests/{COMMIT}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "answered something else than JSON"),
+        (b"SSH-2.0-server\r\n", "cannot be reached: SSH-2.0-server"),
+    ],
+)
+def test_what_answers_and_is_no_registry_is_told(answer: bytes, told: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def say() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=say)
+        thread.start()
+        port = server.getsockname()[1]
+        with pytest.raises(RunError, match=told):
+            quota.fetch("token", "http")(f"127.0.0.1:{port}/p/r/serve:{COMMIT}", f"manifests/{COMMIT}")
+        thread.join()
+
+
+def test_a_registry_that_is_not_there_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(RunError, match=r"cannot be reached: .*refused"):
+        quota.fetch("token", "http")(f"127.0.0.1:{port}/p/r/serve:{COMMIT}", f"manifests/{COMMIT}")

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from tests.conftest import tiny_rows
-from tests.keyword_bundle import keyword_bundle
+from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
-from pigeonhole.bundle import Bundle
+from pigeonhole.bundle import Bundle, seal
 from pigeonhole.drift.review import is_drawn, probability_drawn
 from pigeonhole.drift.service import create_app
 from pigeonhole.drift.settings import Settings
@@ -157,3 +157,30 @@ def test_an_empty_log_is_steps_without_texts(client: TestClient) -> None:
     found = client.get("/traffic?hours=2&steps=3").json()
     assert (found["texts"], [step["texts"] for step in found["steps"]]) == (0, [0, 0, 0])
     assert found["steps"][0]["mean_score"] is None
+
+
+def test_versions_come_newest_first_and_are_compared_in_the_order_that_was_asked(settings: Settings, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "two"))
+    for version, words in (("1", {**QUEUES, "charge": "delivery", "courier": "account"}), ("2", QUEUES)):
+        bundle = keyword_bundle(tmp_path / version, version, words, held_out=keyword_rows())
+        metrics = {"test": {"accuracy": 0.75, "macro_f1": 0.5, "n": 144}}
+        manifest = seal(bundle.folder, msgspec.structs.replace(bundle.manifest, metrics=metrics))
+        registry.publish(bundle.folder, manifest)
+    registry.set_alias("keywords", "candidate", "1", "trained", expected=None)
+    client = TestClient(create_app(replace(settings, registry=registry.url, model="keywords")))
+
+    listed = client.get("/versions").json()
+    about = {"created_at": "2025-01-01T00:00:00+00:00", "labels": 3, "accuracy": 0.75, "macro_f1": 0.5, "n": 144}
+    assert listed["versions"] == [
+        {"version": "2", **about, "aliases": []},
+        {"version": "1", **about, "aliases": ["candidate"]},
+    ]
+    assert [(change["alias"], change["reason"]) for change in listed["history"]] == [("candidate", "trained")]
+
+    found = client.get("/compare?before=1&after=2").json()
+    assert (found["n"], found["now_wrong"]["n"], found["now_right"]["n"]) == (144, 0, 48)
+    found = client.get("/compare?before=1&after=2&label=billing&n=3").json()
+    assert (found["now_right"]["n"], len(found["now_right"]["rows"])) == (24, 3)
+    found = client.get("/versions/1/rows?true_label=billing&label=delivery&n=3").json()
+    assert (found["found"], len(found["rows"])) == (24, 3)
+    assert [client.get(f"/versions/1/rows?label=delivery{more}").json()["found"] for more in ("", "&cell=extra")] == [48, 24]

@@ -1,9 +1,10 @@
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
@@ -16,12 +17,12 @@ from tests.drift.conftest import NOON, Receiver
 from pigeonhole import storage
 from pigeonhole.bundle import Bundle
 from pigeonhole.command import call
-from pigeonhole.drift.alarm import Alarm
+from pigeonhole.drift.alarm import SIGNATURE, Alarm, is_signed
 from pigeonhole.drift.service import Span, Watch, create_app, run, watch
 from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import Reference, read_reference
-from pigeonhole.errors import ConfigError
-from pigeonhole.prediction_log import Record
+from pigeonhole.errors import ConfigError, StorageError
+from pigeonhole.prediction_log import Feedback, LogWriter, Record, new_id
 
 TEXTS = [text for text, _ in tiny_rows()]
 SPAN = {"start": NOON.isoformat(), "end": (NOON + timedelta(hours=1)).isoformat()}
@@ -91,10 +92,12 @@ def test_who_is_to_be_told_is_told_of_drift_and_of_nothing_else(
     assert "alarm" not in client.post("/runs", json=SPAN).json()
     write_log(records_of([f"{text} {text} zxqw {text}" for text in TEXTS]))
     report = client.post("/runs", json=SPAN).json()
-    ((_, _, body),) = receiver.got
+    ((_, headers, body),) = receiver.got
+    assert is_signed("key", body, headers[SIGNATURE.lower()], time.time())
     alarm = msgspec.json.decode(body, type=Alarm)
     assert report["alarm"] == {"id": alarm.id, "sent": True, "attempts": 1, "why_not": None}
-    assert (alarm.report, alarm.version, alarm.detectors) == (report["number"], report["version"], report["alarms"])
+    assert (alarm.report, alarm.at, alarm.rows) == (report["number"], report["at"], len(TEXTS))
+    assert (alarm.model, alarm.version, alarm.detectors) == (report["model"], report["version"], report["alarms"])
     assert 'pigeonhole_drift_alarms_total{outcome="sent"} 1.0' in client.get("/metrics").text
 
 
@@ -103,11 +106,13 @@ def test_an_alarm_that_nobody_takes_is_counted_and_the_report_is_kept(
     receiver: Receiver,
     records_of: Callable[..., list[Record]],
     write_log: Callable[[list[Record]], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     receiver.codes = [404]
     client = TestClient(create_app(replace(settings, alarm_url=receiver.url)))
     write_log(records_of([f"{text} {text} zxqw {text}" for text in TEXTS]))
     assert client.post("/runs", json=SPAN).json()["alarm"]["why_not"] == "the receiver answered 404"
+    assert "warning: the alarm of report 1 was not delivered: the receiver answered 404" in capsys.readouterr().err
     assert client.get("/reports/latest.json").json()["verdict"] == "drift"
     assert 'pigeonhole_drift_alarms_total{outcome="lost"} 1.0' in client.get("/metrics").text
 
@@ -157,6 +162,7 @@ def test_of_a_remote_bundle_nothing_is_copied_to_this_machine(
         (b'{"hours": 0}', "hours"),
         (b'{"start": "2026-03-01T12:00:00"}', "start"),
         (b'{"start": "2026-03-02T12:00:00Z", "end": "2026-03-01T12:00:00Z"}', "is not before"),
+        (b'{"start": "2026-03-01T12:00:00Z", "end": "2026-03-01T13:00:00+01:00"}', "is not before"),
         (b'{"start": "2026-03-02T12:00:00Z", "hours": 2}', "exclude each other"),
     ],
 )
@@ -251,6 +257,11 @@ def test_what_is_not_there_is_a_404(client: TestClient, path: str) -> None:
     assert (answer.status_code, answer.json()["status"]) == (404, 404)
 
 
+def test_a_method_that_is_not_allowed_is_told_with_the_one_that_is(client: TestClient) -> None:
+    answer = client.get("/runs")
+    assert (answer.status_code, answer.json()["code"], answer.headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
 def test_a_second_run_meanwhile_is_a_409(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     client = TestClient(create_app(settings))
     met: list[int] = []
@@ -311,3 +322,83 @@ def test_a_port_that_is_taken_is_refused_in_one_line_before_anything_is_said(
         with pytest.raises(ConfigError, match=rf"HOST='127\.0\.0\.1' PORT={port}: cannot listen there \(.+\); set another"):
             watch(variables)
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_reads_the_hours_that_it_is_told_or_those_of_the_settings_up_to_now(
+    settings: Settings, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    now = datetime.now(UTC)
+    write_log(records_of(TEXTS[:3], now - timedelta(hours=30)))
+    write_log(records_of(TEXTS[:5], now - timedelta(minutes=90)))
+    write_log(records_of(TEXTS[:1], now))
+    client = TestClient(create_app(replace(settings, window_hours=48)))
+
+    def rows(**asked: object) -> int:
+        return int(client.post("/runs", json=asked).json()["rows"]["window"])
+
+    assert (rows(), rows(hours=2), rows(hours=1)) == (9, 6, 1)
+    assert rows(hours=2, end=(now - timedelta(hours=1)).isoformat()) == 5
+
+
+def test_a_run_is_held_against_the_settings_budget_and_least_rows(
+    settings: Settings, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    write_log(records_of(TEXTS[:30]))
+    report = TestClient(create_app(replace(settings, budget=0.05, min_rows=50))).post("/runs", json=SPAN).json()
+    assert (report["budget"], report["min_rows"], report["verdict"]) == (0.05, 50, "too_few_rows")
+
+
+def test_the_settings_ask_for_a_drawing_unless_the_run_does_not_want_one(
+    settings: Settings,
+    records_of: Callable[..., list[Record]],
+    write_log: Callable[[list[Record]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pigeonhole.drift.report.draw", lambda *_: (b"<html>", "drawn"))
+    write_log(records_of(TEXTS[:60]))
+    client = TestClient(create_app(replace(settings, draw="yes")))
+    told = [client.post("/runs", json=asked).json()["drawing"] for asked in (SPAN, {**SPAN, "draw": False})]
+    assert told == ["drawn", "not asked for"]
+
+
+def test_every_series_is_there_from_the_start_and_a_run_says_when_it_was_and_what_it_read(
+    client: TestClient, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    """An alert on a rate does not see the first of a series that was not there."""
+    before = client.get("/metrics").text.splitlines()
+    for verdict in ("drift", "no_drift", "too_few_rows"):
+        assert f'pigeonhole_drift_runs_total{{verdict="{verdict}"}} 0.0' in before
+    assert 'pigeonhole_drift_alarms_total{outcome="lost"} 0.0' in before
+    assert 'pigeonhole_drift_alarm{detector="n_words"} 0.0' in before
+    write_log(records_of(TEXTS[:30]))
+    began = time.time()
+    report = client.post("/runs", json=SPAN).json()
+    lines = client.get("/metrics").text.splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(found["pigeonhole_drift_window_rows"]) == 30
+    assert began <= float(found["pigeonhole_drift_last_run_timestamp_seconds"]) <= time.time()
+    assert float(found["pigeonhole_drift_last_run_seconds"]) == report["seconds"]["total"] > report["seconds"]["read"] > 0
+
+
+def test_a_reports_place_that_cannot_be_is_refused_before_the_port_is_taken() -> None:
+    with pytest.raises(StorageError, match="zebra:// cannot be used here"):
+        watch({"PIGEONHOLE_REPORTS": "zebra://reports", "HOST": "192.0.2.1"})
+
+
+def test_the_queue_is_as_long_reaches_as_far_and_is_drawn_as_it_is_asked(
+    settings: Settings, records_of: Callable[..., list[Record]], write_log: Callable[[list[Record]], None]
+) -> None:
+    """With an audit share of 1 all are drawn, and each answer counts in the accuracy."""
+    now = datetime.now(UTC)
+    early, late = records_of(TEXTS[:30], now - timedelta(minutes=90)), records_of(TEXTS[30:33], now - timedelta(minutes=1))
+    write_log([*early, *late])
+    client = TestClient(create_app(replace(settings, audit_share=1.0)))
+    found = client.get("/review?n=2").json()
+    assert (found["waiting"], len(found["items"])) == (33, 2)
+    assert client.get("/review?hours=1").json()["waiting"] == 3
+    with LogWriter(settings.log, "feedback") as log:
+        for record in early:
+            id_, label = record.prediction_id, record.label
+            log.append([Feedback(feedback_id=new_id(), at=now, prediction_id=id_, label=label, source="review")])
+    reviewed = client.get("/stats").json()["live_accuracy"]["reviewed"]
+    assert (reviewed["n"], reviewed["audit_share"]) == (30, 1.0)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.conftest import tiny_rows
 from tests.drift.conftest import NOON
+from tests.keyword_bundle import keyword_bundle
 
 from pigeonhole.bundle import Bundle, seal
 from pigeonhole.drift.detectors import detect
@@ -20,8 +21,10 @@ from pigeonhole.drift.window import live_url, read_reference, read_sample
 from pigeonhole.errors import BundleError, RegistryError
 from pigeonhole.prediction_log import Record, new_id
 from pigeonhole.prediction_log.record import encode_line, partition_of
+from pigeonhole.registry import Registry
 
 HOUR = timedelta(hours=1)
+COUNTS = ("n_chars", "n_words", "n_tokens", "unknown_tokens")
 TEXTS = [text for text, _ in tiny_rows()]
 
 
@@ -30,6 +33,9 @@ def test_the_reference_is_what_the_bundle_kept(bundle: Bundle) -> None:
     table = pq.read_table(bundle.path("reference.parquet")).to_pydict()
     assert [found.labels[number] for number in found.rows.label_ids] == table["label"]
     assert found.rows.max_logits.tolist() == table["max_logit"]
+    assert found.rows.scores.tolist() == table["score"]
+    for name in COUNTS:
+        assert getattr(found.rows, name).tolist() == table[name]
     assert found.accuracy == bundle.manifest.metrics["test"]["accuracy"]
 
 
@@ -81,6 +87,9 @@ def test_a_sample_holds_the_features_of_the_window_alone(
     assert found.found == 40
     assert sorted(found.rows.scores.tolist()) == sorted(record.score for record in inside)
     assert sorted(found.rows.n_chars.tolist()) == sorted(len(text) for text in TEXTS[:40])
+    assert sorted(found.rows.max_logits.tolist()) == sorted(record.features.max_logit for record in inside)
+    for name in COUNTS:
+        assert sorted(getattr(found.rows, name).tolist()) == sorted(getattr(record.features, name) for record in inside)
 
 
 def test_other_versions_and_unknown_labels_are_counted_and_never_mixed_in(
@@ -181,3 +190,18 @@ def test_records_of_before_sketches_leave_the_embedding_detector_out(
     assert np.isnan(sample.rows.sketches).all(axis=1).sum() == 3
     assert "embedding" not in {finding.detector for finding in detect(reference.rows, sample.rows)}
     assert np.isfinite(reference.rows.sketches).all()
+
+
+def test_of_several_models_the_one_promoted_last_is_watched_unless_one_is_named(
+    settings: Settings, bundle: Bundle, tmp_path: Path
+) -> None:
+    registry = Registry(settings.registry)
+    other = keyword_bundle(tmp_path / "keywords", "v1")
+    registry.publish(other.folder, other.manifest)
+    registry.set_alias("keywords", "candidate", "v1", "trained", expected=None)
+    assert live_url(settings).endswith(bundle.manifest.version)
+    registry.set_alias("keywords", "production", "v1", "later", expected=None)
+    assert live_url(settings) == registry.version_url("keywords", "v1")
+    assert live_url(replace(settings, model=bundle.manifest.name)).endswith(bundle.manifest.version)
+    registry.set_alias("keywords", "production", None, "withdrawn", expected="v1")
+    assert live_url(settings).endswith(bundle.manifest.version)

@@ -9,7 +9,8 @@ import pytest
 from tests.evaluation.test_labelled import origin
 from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
-from pigeonhole.bundle import Bundle, open_bundle
+from pigeonhole.bundle import Bundle, open_bundle, seal
+from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import read_out_of_scope
@@ -58,7 +59,7 @@ def test_a_better_version_becomes_production_and_the_history_says_why(
     found = promote(registry, "v2", f"data.path={rows_file}")
     assert (found["decision"], found["moved"], found["forced"], found["production"]) == ("PROMOTE", True, False, "v1")
     state = registry.alias("keywords", "production")
-    assert state.version == "v2"
+    assert (state.version, state.history[-1].action) == ("v2", "promote")
     assert state.history[-1].reason.startswith("PROMOTE: macro-F1 +0.")
     assert state.history[-1].reason.endswith(f"(144 rows of {rows_file})")
 
@@ -74,6 +75,7 @@ def test_a_worse_version_stays_out_and_the_verdict_is_on_stdout(
     assert (found["decision"], found["moved"]) == ("REJECT", False)
     assert "worse for certain" in found["reasons"][0]
     assert "error: REJECT: macro-F1" in printed.err
+    assert "; force=true moves the alias all the same" in printed.err
     state = registry.alias("keywords", "production")
     assert (state.version, state.history[-1].action, state.history[-1].refused) == ("v1", "reject", "v2")
     assert "worse for certain" in state.history[-1].reason
@@ -171,14 +173,40 @@ def test_rows_that_one_of_the_two_has_learned_are_counted_in_another_file_too(
     ]
 
 
+def test_other_training_data_that_are_still_there_are_counted_and_not_guessed_at(
+    registry: Registry, rows_file: Path, tmp_path: Path
+) -> None:
+    other, part = tmp_path / "other.csv", tmp_path / "part.csv"
+    other.write_text(rows_file.read_text() + "one more invoice,billing\n")
+    part.write_text("".join(rows_file.read_text().splitlines(keepends=True)[:101]))
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN, provenance=origin(other)))
+    published(registry, tmp_path, "v2", provenance=origin(rows_file))
+    notes = promote(registry, "v2", f"data.path={part}")["notes"]
+    assert [note.partition(" was trained or selected on ")[0] for note in notes] == ["the candidate", "production"]
+
+
+def test_the_same_training_data_are_no_other_data_though_they_are_gone(
+    registry: Registry, rows_file: Path, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone.csv"
+    gone.write_text(rows_file.read_text() + "one more invoice,billing\n")
+    in_production(registry, published(registry, tmp_path, "v1", MISTAKEN, provenance=origin(gone)))
+    published(registry, tmp_path, "v2", provenance=origin(gone))
+    gone.unlink()
+    assert promote(registry, "v2", f"data.path={rows_file}")["notes"] == []
+
+
 def test_rows_that_the_candidate_was_trained_on_are_refused(registry: Registry, rows_file: Path, tmp_path: Path) -> None:
     published(registry, tmp_path, "v1", provenance=origin(rows_file))
     with pytest.raises(ConfigError, match="the candidate was trained on this file"):
         promote(registry, "v1", f"data.path={rows_file}")
 
 
-def test_labels_that_the_candidate_has_never_seen_are_refused(registry: Registry, tmp_path: Path) -> None:
+def test_labels_that_the_candidate_has_never_seen_are_refused_before_anything_is_measured(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     published(registry, tmp_path, "v1")
+    monkeypatch.setattr("pigeonhole.promotion.promote.measure", lambda *_: pytest.fail("it is measured"))
     path = tmp_path / "other.csv"
     path.write_text("text,label\nmy roof,roofing\n")
     with pytest.raises(DataError, match=r"unseen.*roofing"):
@@ -321,3 +349,75 @@ def test_the_probes_of_tickets_are_those_of_its_labels_only(sealed_bundle: Path,
     tickets = dataclasses.replace(tiny, manifest=msgspec.structs.replace(tiny.manifest, labels=labels))
     found = choose_probes(ProbesConfig(), tickets)
     assert (len(found.minimum), len(found.out_of_scope)) == (24, 102)
+    several = msgspec.structs.replace(tickets.manifest, task="multi_label")
+    assert choose_probes(ProbesConfig(), dataclasses.replace(tiny, manifest=several)) == Probes([], [])
+
+
+def test_the_columns_of_a_file_are_those_that_were_named(registry: Registry, tmp_path: Path) -> None:
+    published(registry, tmp_path, "v1")
+    path = tmp_path / "other.csv"
+    path.write_text("message,queue\n" + "".join(f"{text},{label}\n" for text, label in keyword_rows()))
+    assert promote(registry, "v1", f"data.path={path}", "data.text=message", "data.label=queue")["moved"]
+
+
+def test_the_registry_is_that_of_the_environment_where_none_is_named(
+    registry: Registry, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(registry, tmp_path, "v1")
+    monkeypatch.setenv("PIGEONHOLE_REGISTRY", registry.url)
+    assert run(["candidate=v1", f"data.path={rows_file}", "gate.behaviour_floor=0"])["moved"]
+
+
+def test_people_are_told_each_check_each_note_and_the_verdict(
+    registry: Registry, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published(registry, tmp_path, "v1")
+    found = promote(registry, "v1", f"data.path={rows_file}")
+    said = capsys.readouterr().err
+    assert f"keywords v1 against no production version, {rows_file}\n" in said
+    assert len(found["notes"]) == 1
+    assert all(told in said for told in (*found["notes"], *(check["reason"] for check in found["checks"])))
+    assert said.endswith("\nPROMOTE\n")
+
+
+def test_threads_are_those_of_both_models_and_the_seed_is_that_of_all_intervals(
+    registry: Registry, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_production(registry, published(registry, tmp_path, "v1"))
+    published(registry, tmp_path, "v2", MISTAKEN)
+    opened: list[int] = []
+    open_classifier = Classifier.open
+
+    def count(bundle: Bundle, *, threads: int) -> Classifier:
+        opened.append(threads)
+        return open_classifier(bundle, threads=threads)
+
+    monkeypatch.setattr(Classifier, "open", count)
+
+    def verdict(seed: int) -> tuple[dict[str, Any], list[str]]:
+        with pytest.raises(GateError) as caught:
+            promote(registry, "v2", f"data.path={rows_file}", f"seed={seed}", "threads=1")
+        assert isinstance(caught.value.result, dict)
+        reasons = [check["reason"] for check in caught.value.result["checks"]]
+        return caught.value.result["test"], [told for told in reasons if told.startswith(("macro-F1", "a typo"))]
+
+    test, (difference, typos) = verdict(seed=1)
+    other_test, (other_difference, other_typos) = verdict(seed=2)
+    assert opened == [1] * 4
+    assert test["intervals"]["macro_f1"] != other_test["intervals"]["macro_f1"]
+    assert difference != other_difference
+    assert typos != other_typos
+
+
+def test_rows_and_probes_of_a_multi_label_version_may_have_several_labels(registry: Registry, tmp_path: Path) -> None:
+    plain = keyword_bundle(tmp_path / "v1", "v1", weight=6.0)
+    thresholds = dict.fromkeys(plain.manifest.labels, 0.6)
+    manifest = msgspec.structs.replace(plain.manifest, task="multi_label", accept_score=0.1, thresholds=thresholds)
+    registry.publish(plain.folder, seal(plain.folder, manifest))
+    rows, minimum = tmp_path / "rows.csv", tmp_path / "minimum.csv"
+    texts = [*keyword_rows(), *((f"my invoice and my parcel {number}", "billing|delivery") for number in range(40))]
+    rows.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in texts))
+    minimum.write_text("text,label\nmy invoice and my parcel,delivery|billing\n")
+    found = promote(registry, "v1", f"data.path={rows}", f"probes.minimum={minimum}", "gate.ece_ceiling=1")
+    assert (found["moved"], found["test"]["micro_f1"]) == (True, 1.0)
+    assert any(check["reason"].startswith("minimum functionality: 1 of 1 passed") for check in found["checks"])

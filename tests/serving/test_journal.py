@@ -10,6 +10,7 @@ import pytest
 from tests.serving.conftest import Start
 from tests.serving.test_serve import served
 
+from pigeonhole.errors import BundleError
 from pigeonhole.serving import journal
 from pigeonhole.serving.journal import Traceparent, traceparent_of
 
@@ -71,6 +72,20 @@ def test_in_json_a_failure_is_one_line_with_its_stack(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.parametrize("asked", ["", "1"])
+def test_in_json_the_end_has_its_stack_where_that_is_asked_for(
+    asked: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIGEONHOLE_TRACEBACK", asked)
+    journal.begin("json")
+    with pytest.raises(SystemExit) as left, journal.to_the_end("json"):
+        raise BundleError("golden.json is missing")
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("BundleError" in json.loads(line).get("exception", "")) == bool(asked)
+
+
+@pytest.mark.usefixtures("_logging_as_before")
 def test_in_json_a_name_that_is_no_utf8_costs_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     journal.begin("json")
     logging.getLogger("pigeonhole.serving").info("ignored: %s", os.fsdecode(b"PIGEONHOLE_\xff"))
@@ -123,4 +138,5 @@ def test_a_traceparent_is_taken_over_unless_there_are_two() -> None:
     one = (b"traceparent", TRACEPARENT.encode())
     assert traceparent_of([one]) == Traceparent(TRACE, "00f067aa0ba902b7", 1)
     assert traceparent_of([(b"traceparent", b"cc" + one[1][2:] + b"-what-comes")]) == Traceparent(TRACE, "00f067aa0ba902b7", 1)
+    assert traceparent_of([(b"traceparent", one[1][:-2] + b"ff")]) == Traceparent(TRACE, "00f067aa0ba902b7", 255)
     assert traceparent_of([one, one]) is None

@@ -1,5 +1,6 @@
 """What a project has of a machine, and whether an image is for it: the two things that otherwise fail minutes after the start."""
 
+import http.client
 import json
 import shlex
 import urllib.error
@@ -98,7 +99,9 @@ def fetch(token: str, scheme: str = "https") -> Get:
             if error.code == 404:
                 return {}
             raise RunError(f"{url} answered {error.code}; does this account have roles/artifactregistry.reader?") from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise RunError(f"{url} cannot be reached: {error}") from error
+        except ValueError as error:  # a proxy's page
+            raise RunError(f"{url} answered something else than JSON; is a proxy between?") from error
 
     return get

@@ -29,7 +29,7 @@ from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import Reference, live_url, read_reference, read_sample
 from pigeonhole.environment import describe_variables, read_variables
 from pigeonhole.errors import ConfigError, NotFoundError, PigeonholeError, status_title
-from pigeonhole.port import bind, is_own
+from pigeonhole.port import bind, is_own, url_of
 from pigeonhole.prediction_log import new_id
 
 LINKS = {
@@ -306,7 +306,8 @@ async def _refuse(_: Request, error: Exception) -> Response:
         status, code, detail = 500, "failed", "this failed; the service's own log says why"
     kind = f"urn:pigeonhole:problem:{code}"
     body = {"type": kind, "title": status_title(status), "status": status, "code": code, "detail": detail}
-    return Response(msgspec.json.encode(body), status, media_type="application/problem+json")
+    headers = error.headers if isinstance(error, HTTPException) else None  # of a 405: what is allowed
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/problem+json")
 
 
 @with_help(HELP)
@@ -324,7 +325,7 @@ def watch(environment: Mapping[str, str]) -> None:
     storage.exists(settings.reports)
     with bind(settings.host, settings.port) as listener:
         config = uvicorn.Config(create_app(settings), log_level="error", access_log=False, server_header=False)
-        say(f"drift at http://{settings.host}:{settings.port} (POST /runs)")
+        say(f"drift at {url_of(settings.host, settings.port)} (POST /runs)")
         if not logged:
             say(f"PIGEONHOLE_LOG={settings.log}: there is no log here yet; until a service writes one, runs find too few rows")
         uvicorn.Server(config).run([listener])

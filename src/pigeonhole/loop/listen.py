@@ -31,7 +31,7 @@ from pigeonhole.environment import describe_variables, read_variables, variable,
 from pigeonhole.errors import NOT_AS_TYPED, ConfigError
 from pigeonhole.loop.processes import script
 from pigeonhole.loop.retrain import check_arguments
-from pigeonhole.port import bind, is_own
+from pigeonhole.port import bind, is_own, url_of
 
 KEPT_JOBS = 100
 BODY_LIMIT_BYTES = 100_000
@@ -212,7 +212,7 @@ def listen(environment: Mapping[str, str]) -> None:
         timeout_graceful_shutdown=int(GRACE_S),
     )
     with bind(settings.host, settings.port) as listener:
-        say(f"listening at http://{settings.host}:{settings.port} (POST /alarms)")
+        say(f"listening at {url_of(settings.host, settings.port)} (POST /alarms)")
         try:
             uvicorn.Server(config).run([listener])
         finally:

@@ -12,7 +12,7 @@ from pigeonhole.bundle import Bundle, open_bundle, release
 from pigeonhole.command import command, with_help
 from pigeonhole.environment import describe_variables
 from pigeonhole.errors import ConfigError, RegistryError
-from pigeonhole.port import bind
+from pigeonhole.port import bind, url_of
 from pigeonhole.prediction_log import Kind, LogWriter
 from pigeonhole.registry import Registry
 from pigeonhole.serving import journal
@@ -93,7 +93,7 @@ def serve(settings: Settings, environment: Mapping[str, str], tell: Callable[[],
             followed = None if settings.bundle else Registry(settings.registry)
             app = create_app(settings, opening.result(), log, feedback, followed, tell)
             del opening  # the app alone holds the model, so that a rollout can let go of it
-            address = _address(settings)
+            address = url_of(settings.host, settings.port)
             logger.info("serving %s %s at %s (see %s/docs)", manifest.name, manifest.version, address, address)
             if not (settings.keys or settings.oidc_issuer):
                 whom = "this machine" if settings.is_own else "all who can reach it"
@@ -170,11 +170,6 @@ def _model_promoted_last(registry: Registry) -> str:
     if others:
         logger.info("serving %s, promoted last; set PIGEONHOLE_MODEL for another one (%s)", name, ", ".join(sorted(others)))
     return name
-
-
-def _address(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{settings.port}"
 
 
 main = command(run)
