@@ -22,9 +22,11 @@ from pigeonhole.bundle import CARD, GOLDEN, MANIFEST, Manifest, open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
 from pigeonhole.errors import ConfigError, DataError, ParityError
+from pigeonhole.metrics import score_metrics
 from pigeonhole.registry import Registry
 from pigeonhole.training import export
-from pigeonhole.training.import_model import run
+from pigeonhole.training.config import ExportConfig
+from pigeonhole.training.import_model import ImportOptions, run
 from pigeonhole.training.model import load_model, load_tokenizer
 from pigeonhole.training.pretrained import SCRATCH, Pretrained, locate
 
@@ -140,6 +142,7 @@ def test_with_labelled_rows_it_is_measured_and_int8_may_be_served(saved: Path, t
         (["model=../nowhere/at/all"], "model=../nowhere/at/all: no model is there"),
         (["model={saved}", "max_length=65"], "max_length=65: this model reads at most 64 tokens"),
         (["model={saved}", "name=../x"], "name=../x: expected lower-case letters"),
+        (["model={saved}", "name=.x"], "name=.x: expected lower-case letters"),
         (["model={saved}", "name=" + "n" * 101], "expected lower-case letters, digits, '.', '_' and '-', at most 100"),
         (["model=scratch"], "model=scratch: is train's word for no model at all; of a folder write ./scratch"),
         (["model=tfidf"], "model=tfidf: is train's word for no model at all"),
@@ -155,6 +158,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     out, err = capsys.readouterr()
     assert message in err
     assert (out, err.count("\n")) == ("", 1)
+
+
+def test_a_model_is_named_by_the_last_part_of_its_place_and_held_to_what_train_is_held_to() -> None:
+    assert ImportOptions(model="someone/My Model.v2_").chosen_name == "my-model.v2"
+    options, of_train = ImportOptions(), ExportConfig()
+    assert (options.tolerance, options.min_agreement) == (of_train.tolerance, of_train.min_agreement)
 
 
 def test_labels_are_in_the_order_of_their_numbers_and_the_threshold_is_the_one_that_is_asked_for(
@@ -206,6 +215,15 @@ def test_a_model_of_several_labels_is_one_here_too(saved: Path, tmp_path: Path) 
     assert found is not None
     manifest = open_bundle(found["bundle"]).manifest
     assert (manifest.task, manifest.accept_score, set(manifest.thresholds.values())) == ("multi_label", 0.4, {0.5})
+    assert "the sigmoid of its logits" in open_bundle(found["bundle"]).path(CARD).read_text()
+    data, true_ids = tmp_path / "rows.csv", np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    answers = (";".join(label for label, given in zip(LABELS.values(), row, strict=True) if given) for row in true_ids)
+    data.write_text("text,label\n" + "".join(f"{text},{answer}\n" for text, answer in zip(TEXTS, answers, strict=True)))
+    asked = [f"model={tmp_path / 'several'}", f"registry={tmp_path / 'measured'}", "max_length=64", f"data={data}", "seed=3"]
+    measured = run([*asked, "label_separator=;", "min_agreement=0"])
+    assert measured is not None
+    probabilities = [each.probabilities for each in Classifier.open(open_bundle(measured["bundle"])).predict(TEXTS)]
+    assert measured["test"] == score_metrics(true_ids, np.stack(probabilities), list(LABELS.values()), 3, np.full(3, 0.5))
     said = Classifier.open(open_bundle(found["bundle"])).predict(["where is my parcel"])[0]
     assert said.probabilities == pytest.approx(1 / (1 + np.exp(-said.logits.astype(np.float64))))
 
