@@ -124,6 +124,17 @@ def test_a_card_that_cannot_be_written_is_told_before_any_row_is_read(tmp_path: 
     assert f"card={tmp_path}/file: cannot be written" in err
 
 
+@pytest.mark.parametrize("key", ["data.validation_path", "data.test_path", "data.patch", "data.taxonomy", None])
+def test_a_card_is_not_written_over_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str | None) -> None:
+    other = tmp_path / ("other.csv" if key else "train.csv")
+    other.write_text(GOOD)
+    named = [f"{key}={other}"] if key else []
+    code, _, err = _check(tmp_path / "train.csv", GOOD, capsys, *named, f"card=file://{other}")
+    assert code == 2
+    assert err == f"error: card=file://{other}: is read here, and would be written over; choose another file\n"
+    assert other.read_text() == GOOD
+
+
 def test_table_cuts_long_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"text {label} number {number},label{label}\n" for label in range(25) for number in range(4))
     _, _, err = _check(tmp_path / "train.csv", "text,category\n" + rows, capsys)

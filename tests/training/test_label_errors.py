@@ -10,7 +10,7 @@ from tests.conftest import OBJECTS, tiny_rows, write_rows
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.patch import Patch, read_patch, write_review
 from pigeonhole.dataset.read import Row
-from pigeonhole.errors import ConfigError, DataError, RunError
+from pigeonhole.errors import ConfigError, DataError, NotFoundError, RunError
 from pigeonhole.training.batches import TokenizedRows
 from pigeonhole.training.config import ModelConfig
 from pigeonhole.training.frozen import embed_texts
@@ -77,6 +77,22 @@ def test_no_file_that_is_read_is_written_over_and_no_folder(tmp_path: Path, monk
     ):
         with pytest.raises(ConfigError, match=f"out={out}: {message}"):
             run(["data.path=my.csv", "data.patch=label-errors.csv", f"out={out}"])
+
+
+@pytest.mark.parametrize("decision", ["keep", "relabel", "remove", "kepe"])
+def test_a_file_that_somebody_has_decided_in_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: str
+) -> None:
+    """The same command once more, after an afternoon of work in its file."""
+    monkeypatch.chdir(tmp_path)
+    reviewed = f"text,label,suggestion,confidence,decision,new_label\na text,a,b,0.1,,b\nanother,a,b,0.2,{decision},b\n"
+    Path("label-errors.csv").write_text(reviewed, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"out=label-errors\.csv: holds decisions, .*; give it as data\.patch, or choose"):
+        run(["data.path=my.csv"])
+    assert Path("label-errors.csv").read_text(encoding="utf-8") == reviewed
+    Path("label-errors.csv").write_text(reviewed.replace(decision, ""), encoding="utf-8")
+    with pytest.raises(NotFoundError, match=r"my\.csv"):  # nobody has decided: it goes on to the rows
+        run(["data.path=my.csv"])
 
 
 def test_an_encoder_that_gives_no_numbers_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from pigeonhole.dataset.sniff import format_of, refuse_other_formats
 from pigeonhole.dataset.split import NAMES, TRAIN, assign_sides, owner_of_groups
 from pigeonhole.dataset.statistics import SHOWN_LINES, Scan, length_outliers, length_summary, scan_rows
 from pigeonhole.dataset.token_outliers import TokenOutlier, find_token_outliers
-from pigeonhole.errors import DataError, NotFoundError
+from pigeonhole.errors import ConfigError, DataError, NotFoundError
 
 MASSIVE_CONFLICT = 0.1  # share of the different texts that have several labels
 MASSIVE_IMBALANCE = 50
@@ -75,6 +75,13 @@ def files_of(config: DataConfig) -> dict[str, str]:
     """The URLs of the given splits; `train` is split further where the others are missing."""
     given = {"train": config.path, "validation": config.validation_path, "test": config.test_path}
     return {name: url for name, url in given.items() if url}
+
+
+def require_not_read(key: str, url: str, config: DataConfig) -> None:
+    """Raises ConfigError for a file to write that is one of those to read."""
+    read = [*files_of(config).values(), config.patch, config.taxonomy]
+    if storage.to_url(url) in [storage.to_url(each) for each in read if each]:
+        raise ConfigError(f"{key}={url}: is read here, and would be written over; choose another file")
 
 
 def require_there(config: DataConfig) -> None:

@@ -8,7 +8,7 @@ from pigeonhole import storage
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.amend import open_amendments
-from pigeonhole.dataset.check import Checked, check_rows, files_of, verify_files
+from pigeonhole.dataset.check import Checked, check_rows, files_of, require_not_read, verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.read import shown
 from pigeonhole.dataset.statistics import length_summary
@@ -32,6 +32,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
     """`data=FILE` is short for `data.path=FILE`."""
     config = compose(CheckConfig, "check_data", [_in_full(argument) for argument in arguments])
     if config.card:
+        require_not_read("card", config.card, config.data)
         storage.require_writable("card", config.card.rpartition("/")[0] or ".")
     digests = verify_files(config.data)
     amendments = open_amendments(config.data)

@@ -111,6 +111,17 @@ def _decide(url: str, line: int, record: dict[str, str], relabelled: dict[Key, s
         kept.add(key)
 
 
+def is_decided(url: str) -> bool:
+    """Whether there is a file in which anything but an empty decision stands: one that `write_review` did not just write."""
+    if not storage.exists(url):
+        return False
+    try:
+        patch = read_patch(url, None)
+    except DataError:  # a decision with a slip of the pen, or somebody's other file
+        return True
+    return bool(patch.relabelled or patch.removed or patch.kept)
+
+
 def write_review(url: str, lines: Iterable[tuple[Row, str, float]]) -> None:
     """Rows with a suggested label and the confidence in the label that they have, ready to be decided on in a spreadsheet."""
     stream = io.StringIO(newline="")

@@ -17,10 +17,10 @@ from pigeonhole import storage
 from pigeonhole.command import command, say
 from pigeonhole.configuration import compose
 from pigeonhole.dataset.amend import open_amendments
-from pigeonhole.dataset.check import verify_files
+from pigeonhole.dataset.check import require_not_read, verify_files
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.label_sets import ids_of
-from pigeonhole.dataset.patch import Key, Patch, write_review
+from pigeonhole.dataset.patch import Key, Patch, is_decided, write_review
 from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError, DataError
 from pigeonhole.options import setting
@@ -102,9 +102,11 @@ def _check_out(config: LabelErrorsConfig) -> None:
     path = storage.local_path(config.out)
     if path is not None and storage.exists(config.out) and path.is_dir():
         raise ConfigError(f"out={config.out}: is a folder, a file is needed")
-    read = [url for url in (config.data.path, config.data.patch) if url]
-    if storage.to_url(config.out) in map(storage.to_url, read):
-        raise ConfigError(f"out={config.out}: is read here, and would be written over; choose another file")
+    require_not_read("out", config.out, config.data)
+    if is_decided(config.out):
+        raise ConfigError(
+            f"out={config.out}: holds decisions, which would be written over; give it as data.patch, or choose another file"
+        )
 
 
 def out_of_fold(
