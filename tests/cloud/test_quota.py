@@ -1,8 +1,9 @@
+import contextlib
 import json
 import shlex
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,23 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def info(value: str, *regions: str) -> dict[str, Any]:
     return {"quotaId": "Q", "dimensionsInfos": [{"applicableLocations": list(regions), "details": {"value": value}}]}
+
+
+@contextlib.contextmanager
+def answering_once(answer: bytes) -> Iterator[str]:
+    """HOST:PORT of a server that says these bytes to whoever connects."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def say() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=say)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -130,6 +148,14 @@ def test_a_registry_that_says_no_is_told(stand_in: Callable[[Answer], StandIn]) 
         quota.fetch("token", "http")(f"{server.host}/p/r/serve:{COMMIT}", f"manifests/{COMMIT}")
 
 
+def test_the_token_does_not_follow_to_another_host(stand_in: Callable[[Answer], StandIn]) -> None:
+    elsewhere = stand_in(lambda *_: (200, {"config": {}}))
+    led = f"HTTP/1.0 307 Temporary Redirect\r\nLocation: http://{elsewhere.host}/blob\r\n\r\n".encode()
+    with answering_once(led) as host:
+        assert quota.fetch("token", "http")(f"{host}/p/r/serve:{COMMIT}", f"manifests/{COMMIT}") == {"config": {}}
+    assert [headers["authorization"] for headers in elsewhere.headers] == [None]
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
@@ -138,20 +164,8 @@ def test_a_registry_that_says_no_is_told(stand_in: Callable[[Answer], StandIn]) 
     ],
 )
 def test_what_answers_and_is_no_registry_is_told(answer: bytes, told: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def say() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1 << 16)
-                connection.sendall(answer)
-
-        thread = threading.Thread(target=say)
-        thread.start()
-        port = server.getsockname()[1]
-        with pytest.raises(RunError, match=told):
-            quota.fetch("token", "http")(f"127.0.0.1:{port}/p/r/serve:{COMMIT}", f"manifests/{COMMIT}")
-        thread.join()
+    with answering_once(answer) as host, pytest.raises(RunError, match=told):
+        quota.fetch("token", "http")(f"{host}/p/r/serve:{COMMIT}", f"manifests/{COMMIT}")
 
 
 def test_a_registry_that_is_not_there_is_told() -> None:

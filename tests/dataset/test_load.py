@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from tests.conftest import write_rows
 
 from pigeonhole.dataset.config import DataConfig
 from pigeonhole.dataset.load import load_dataset
@@ -64,6 +65,15 @@ def test_a_text_that_has_a_label_and_is_said_to_have_none_is_refused(tmp_path: P
     path = _write(tmp_path / "train.csv", 20)
     with pytest.raises(DataError, match=r"data\.out_of_scope_path: 40 of its texts stand in data\.path too, with a label"):
         load_dataset(DataConfig(path=path, out_of_scope_path=path))
+
+
+@pytest.mark.parametrize(("texts", "message"), [(["gone"], "1 rows; a rule"), (["gone", "Gone "], "2 rows of one text; a rule")])
+def test_too_few_of_such_texts_to_fit_on_some_and_measure_on_others_are_refused(
+    tmp_path: Path, texts: list[str], message: str
+) -> None:
+    strange = write_rows(tmp_path / "strange.csv", [(text, "none") for text in texts])
+    with pytest.raises(DataError, match=f"strange.csv: {message}"):
+        load_dataset(DataConfig(path=_write(tmp_path / "train.csv", 20), out_of_scope_path=str(strange)))
 
 
 def test_texts_to_measure_on_need_others_to_fit_on() -> None:

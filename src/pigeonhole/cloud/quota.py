@@ -89,7 +89,8 @@ def fetch(token: str, scheme: str = "https") -> Get:
         url = f"{scheme}://{host}/v2/{path}/{part}"
         oci, docker = "application/vnd.oci.image", "application/vnd.docker.distribution.manifest"
         accept = f"{oci}.manifest.v1+json, {oci}.index.v1+json, {docker}.v2+json, {docker}.list.v2+json"
-        request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}", "accept": accept})  # noqa: S310
+        request = urllib.request.Request(url, headers={"accept": accept})  # noqa: S310
+        request.add_unredirected_header("authorization", f"Bearer {token}")  # for this host, not for where it may lead
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  the project's own registry
                 found: dict[str, Any] = json.load(answer)

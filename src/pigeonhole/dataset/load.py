@@ -54,6 +54,10 @@ def read_out_of_scope(config: DataConfig) -> OutOfScope:
     if config.out_of_scope_test_path:
         return OutOfScope([row.text for row in rows], [row.text for row in _read(config, config.out_of_scope_test_path)])
     halves = split_rows([replace(row, label="") for row in rows], 0, 0.5, config.split_seed)
+    if not halves.test:
+        raise DataError(
+            f"{url}: {len(rows)} rows of one text; a rule of what is out of scope is fitted on some and measured on others"
+        )
     return OutOfScope([row.text for row in halves.train], [row.text for row in halves.test])
 
 
