@@ -7,6 +7,7 @@ import json
 import random
 import socket
 import ssl
+import sys
 import threading
 import time
 import uuid
@@ -100,6 +101,10 @@ class Script(ThreadingHTTPServer):
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)
         self.closed += 1
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client whose deadline is over has gone
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
