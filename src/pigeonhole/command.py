@@ -52,7 +52,7 @@ def with_help(told: str | Callable[[], str] | None, *schemas: type[Any]) -> Call
         def helped(arguments: list[str]) -> T | None:
             if not HELP & set(arguments):
                 return run(arguments)
-            from pigeonhole.options import key_lines
+            from pigeonhole.options import key_lines  # a service starts without it
 
             text = told() if callable(told) else told or ""
             print("\n".join([text.rstrip("\n"), *("\n" + "\n".join(key_lines(schema)) for schema in schemas)]))

@@ -12,6 +12,12 @@ from pigeonhole.promotion.rollback import run
 from pigeonhole.registry import Registry
 
 
+def returned_to(*arguments: str) -> str:
+    found = run([*arguments])
+    assert found is not None
+    return str(found["to"])
+
+
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     """Two versions, the later one in production."""
@@ -43,7 +49,7 @@ def test_a_second_rollback_has_nowhere_to_go_and_says_what_there_is(registry: Re
     run([f"registry={registry.url}"])
     with pytest.raises(RegistryError, match=r"nothing was before it; write to=VERSION \(v1, v2\)"):
         run([f"registry={registry.url}"])
-    assert run([f"registry={registry.url}", "to=v2"])["to"] == "v2"  # type: ignore[index]
+    assert returned_to(f"registry={registry.url}", "to=v2") == "v2"
 
 
 def test_a_damaged_version_is_not_returned_to(registry: Registry) -> None:
@@ -68,7 +74,7 @@ def test_of_several_models_one_has_to_be_named(registry: Registry, tmp_path: Pat
     (tmp_path / "registry/models/other").mkdir()
     with pytest.raises(RegistryError, match="write name=NAME; models here: keywords, other"):
         run([f"registry={registry.url}"])
-    assert run([f"registry={registry.url}", "name=keywords"])["to"] == "v1"  # type: ignore[index]
+    assert returned_to(f"registry={registry.url}", "name=keywords") == "v1"
 
 
 def test_a_model_that_is_not_there_is_no_target(registry: Registry) -> None:
@@ -80,9 +86,9 @@ def test_the_registry_is_that_of_the_environment_where_none_is_named(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIGEONHOLE_REGISTRY", registry.url)
-    assert run([])["to"] == "v1"  # type: ignore[index]
+    assert returned_to() == "v1"
     monkeypatch.setenv("PIGEONHOLE_REGISTRY", str(tmp_path / "elsewhere"))
-    assert run([f"registry={registry.url}", "to=v2"])["to"] == "v2"  # type: ignore[index]
+    assert returned_to(f"registry={registry.url}", "to=v2") == "v2"
     with pytest.raises(RegistryError, match="elsewhere: write name=NAME; models here: none"):
         run([])
 
