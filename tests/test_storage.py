@@ -1,3 +1,4 @@
+import errno
 import os
 import sys
 import threading
@@ -86,6 +87,17 @@ def test_create_never_overwrites(root: str) -> None:
     assert not storage.create(url, b"second")
     assert storage.read(url) == b"first"
     assert storage.list_files(root) == ["once"]
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOTSUP])
+def test_a_disk_without_hard_links_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError, match=r"once: this disk has no hard links.*; choose a folder on another disk"):
+        storage.create(str(tmp_path / "once"), b"first")
+    assert not list(tmp_path.iterdir())
 
 
 def test_swap_writes_only_over_the_version_that_was_read(root: str) -> None:
@@ -245,6 +257,14 @@ def test_a_store_without_generations_cannot_hold_aliases() -> None:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(StorageError, match="zebra:// cannot be used here"):
         storage.read("zebra://a/b")
+
+
+def test_a_store_whose_client_is_not_installed_is_refused_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    storage.forget_clients()
+    with pytest.raises(StorageError, match="gs:// cannot be used here: fsspec is not installed; uv sync --group store"):
+        storage.read("gs://bucket/file")
+    storage.forget_clients()
 
 
 def test_a_package_url_is_a_path_inside_the_package() -> None:

@@ -314,6 +314,8 @@ def _versions(listed: dict[str, Any]) -> None:
     ]
     decimals = {name: st.column_config.NumberColumn(format="%.3f") for name in ("accuracy", "macro-F1")}
     st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=decimals)
+    for name, problem in listed.get("unreadable", {}).items():
+        st.warning(f"Version {view.plain(name)} cannot be read: {view.plain(problem)}", icon=":material/warning:")
     st.subheader("What was decided", anchor=False)
     if not listed["history"]:
         st.caption("Nothing yet: this page looks at one bundle, not at a registry.")

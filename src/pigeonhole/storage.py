@@ -5,6 +5,7 @@ The only module that imports fsspec. Promises: `write`, `create` and `swap` are 
 """
 
 import contextlib
+import errno
 import functools
 import glob
 import hashlib
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 REMOTE = ("gs", "s3", "az", "http", "https", "memory")  # all but gs need a package that is not in the lock, or are read only
 REMOTE_BUFFER_BYTES = 1 << 20
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # what exFAT and some mounts of buckets say of a link
 ABSENT = ""  # the version of a file that is not there
 
 
@@ -125,6 +127,12 @@ def create(url: str, data: bytes) -> bool:
             os.link(aside, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            raise StorageError(
+                f"{url}: this disk has no hard links, by which a file is made only once; choose a folder on another disk"
+            ) from error
         finally:
             aside.unlink()
         sync_folder(path.parent)
@@ -275,8 +283,10 @@ def _filesystem_of(scheme: str) -> "fsspec.AbstractFileSystem":
         raise StorageError(f"{scheme}:// cannot be used here; use a path, file://, package:// or one of {', '.join(REMOTE)}")
     # fsspec and a cloud client take 0.1 to 1 s to import: a laptop on file:// never pays for them.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    import fsspec
-
+    try:
+        import fsspec
+    except ModuleNotFoundError as error:
+        raise StorageError(f"{scheme}:// cannot be used here: fsspec is not installed; uv sync --group store") from error
     options: dict[str, Any] = {}
     if scheme == "gs":
         import aiohttp

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from tests.conftest import tiny_rows
 from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
+from pigeonhole import storage
 from pigeonhole.bundle import Bundle, seal
 from pigeonhole.drift.review import is_drawn, probability_drawn
 from pigeonhole.drift.service import create_app
@@ -36,6 +37,16 @@ def test_versions_come_with_their_aliases_and_all_that_was_decided(
     assert found["versions"][0]["accuracy"] == bundle.manifest.metrics["test"]["accuracy"]
     latest = found["history"][0]
     assert (latest["action"], latest["refused"], latest["by"]) == ("reject", "20990101", "gate")
+
+
+def test_a_version_that_cannot_be_read_hides_no_other_one(settings: Settings, client: TestClient, bundle: Bundle) -> None:
+    registry, name = Registry(settings.registry), bundle.manifest.name
+    broken = Path(storage.local_path(registry.version_url(name, "v0")) or "")
+    broken.mkdir()
+    (broken / "manifest.json").write_bytes(bundle.path("manifest.json").read_bytes().replace(b"account", b"amounts"))
+    found = client.get("/versions").json()
+    assert [each["version"] for each in found["versions"]] == [bundle.manifest.version]
+    assert "manifest.json was changed after it was sealed" in found["unreadable"]["v0"]
 
 
 def test_a_version_tells_its_card_metrics_and_held_out_rows(client: TestClient, bundle: Bundle) -> None:

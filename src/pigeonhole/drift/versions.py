@@ -14,7 +14,7 @@ from pigeonhole.bundle import CARD, Manifest, read_file, read_manifest
 from pigeonhole.drift.held_out import Cell, HeldOut, compare, pick, read_held_out, summary
 from pigeonhole.drift.settings import Settings
 from pigeonhole.drift.window import promoted_last
-from pigeonhole.errors import ConfigError, NotFoundError
+from pigeonhole.errors import BundleError, ConfigError, NotFoundError
 from pigeonhole.registry import ALIASES, Registry
 
 KEPT = 16  # versions whose rows stay in memory: a megabyte each at most
@@ -35,20 +35,27 @@ class Versions:
         self._read = functools.lru_cache(KEPT)(self._read_once)
 
     def listed(self) -> dict[str, Any]:
-        """Versions newest first, what each alias means, and all that was ever decided, latest first."""
+        """Versions newest first, what each alias means, and all that was ever decided, latest first.
+
+        `unreadable`: versions whose manifest is not what was sealed, each with what is wrong.
+        """
         if self._registry is None:
             manifest = read_manifest(self._url(""))
-            return {"model": manifest.name, "versions": [_headline(manifest, [])], "aliases": {}, "history": []}
+            return {"model": manifest.name, "versions": [_headline(manifest, [])], "unreadable": {}, "aliases": {}, "history": []}
         name, registry = self._name(), self._registry
         states = {alias: registry.alias(name, alias) for alias in ALIASES}
         meaning = {alias: state.version for alias, state in states.items() if state.version is not None}
-        versions = []
+        versions, unreadable = [], {}
         for version in reversed(registry.versions(name)):
-            manifest = read_manifest(registry.version_url(name, version))
+            try:
+                manifest = read_manifest(registry.version_url(name, version))
+            except BundleError as error:
+                unreadable[version] = str(error)
+                continue
             versions.append(_headline(manifest, [alias for alias, meant in meaning.items() if meant == version]))
         history = [{"alias": alias, **msgspec.to_builtins(change)} for alias in ALIASES for change in states[alias].history]
         history.sort(key=lambda change: change["at"], reverse=True)
-        return {"model": name, "versions": versions, "aliases": meaning, "history": history}
+        return {"model": name, "versions": versions, "unreadable": unreadable, "aliases": meaning, "history": history}
 
     def about(self, version: str) -> dict[str, Any]:
         """Raises NotFoundError, BundleError."""

@@ -136,7 +136,10 @@ def _is_published(registry: Registry, name: str, candidate: Bundle) -> bool:
         raise RegistryError(f"{candidate.url} is a version of {manifest.name!r}; it cannot become one of name={name}")
     if manifest.version not in registry.versions(name):
         return False
-    there = open_bundle(registry.version_url(name, manifest.version))
+    url = storage.to_url(registry.version_url(name, manifest.version))
+    if candidate.url == url:
+        return True
+    there = open_bundle(url)
     if there.manifest.seal != manifest.seal:
         raise RegistryError(
             f"{registry.url}: {name} {manifest.version} is there already, and is another bundle than {candidate.url}"

@@ -167,9 +167,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     fitted = _fit(config, begun, watch, lambda epoch: None)
     registry, folder = Registry(config.registry), out / "bundle"
     manifest = _published(config, folder, registry) or _make_bundle(config, begun, fitted, folder, watch)
-    url, alias = publish(registry, folder, manifest)
-    if config.export.test_texts:
+    if config.export.test_texts:  # first: of a version that is there, what is asked is kept in mind
         registry.keep_test_texts(begun.name, manifest.version, [dataset.split.test[place].text for place in begun.compared])
+    url, alias = publish(registry, folder, manifest)
     watch.lap("bundle")
 
     result = {

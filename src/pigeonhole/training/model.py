@@ -44,6 +44,9 @@ BEHIND_PADDING = (
     "xmod",
     "mpnet",
     "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
 )
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SCRATCH_VOCABULARY = 2000

@@ -25,6 +25,8 @@ class Pretrained:
 def locate(pretrained: str, sha256: str | None, key: str = "model.pretrained") -> Pretrained:
     """The pretrained weights, checked before anything is loaded. Raises StorageError, and ConfigError, which names the key."""
     if pretrained in (SCRATCH, TFIDF):
+        if sha256 is not None:
+            raise ConfigError(f"model.sha256: {key}={pretrained} begins with no weights that could have it; leave it out")
         return Pretrained(pretrained, local=True)
     folder = storage.local_path(pretrained)
     if "://" not in pretrained and not storage.exists(pretrained) and _looks_like_hub_id(pretrained):

@@ -7,7 +7,9 @@ Promises: a trial that was killed is gone on with from its checkpoint by the nex
 with one worker the trials are a function of the definition and the seed, however often it was stopped. Workers share a disk.
 """
 
+import shlex
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,8 +87,8 @@ def _open(space: Space, training: list[str], folder: Path, split: str = "validat
     with FileLock(folder / "study.lock"):
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(
-                f"sqlite:///{folder / STUDY}",
-                engine_kwargs={"connect_args": {"timeout": LOCKED_S}, "poolclass": NullPool},  # closed after each use
+                "sqlite://",  # a URL would end at a "?" of the folder's name
+                engine_kwargs={"creator": lambda: sqlite3.connect(folder / STUDY, LOCKED_S), "poolclass": NullPool},
             ),
             study_name="sweep",
             direction="maximize",
@@ -229,7 +231,7 @@ def _best(study: optuna.Study, space: Space, training: list[str], folder: Path) 
     experiment = folder / "experiment" / "best.yaml"
     storage.write(str(experiment), _experiment(best, space, training, folder).encode())
     plots = _draw(study, complete, space, folder / "plots")
-    say(f"next: uv run train --config-dir {folder} experiment=best")
+    say(f"next: uv run train --config-dir {shlex.quote(str(folder))} experiment=best")
     return {
         "best": {"trial": best.number, space.metric: best.value, "keys": best.params},
         "experiment": str(experiment),
@@ -243,7 +245,7 @@ def _experiment(best: FrozenTrial, space: Space, training: list[str], folder: Pa
     chosen = [f"{key}={written(best.params[key])}" for key in space.keys]
     found = to_flat(compose(TrainConfig, "train", [*training, *chosen]))
     changed = {key: _from_anywhere(key, value) for key, value in found.items() if value != plain[key] and not key.startswith(OWN)}
-    command = f"uv run train experiment=best --config-dir {folder}"
+    command = f"uv run train experiment=best --config-dir {shlex.quote(str(folder))}"
     return to_experiment(changed, command, f"Trial {best.number} of the sweep: {space.metric} {best.value:.4f}.")
 
 
