@@ -10,7 +10,8 @@ from tests.frontend.conftest import both_services
 from tests.frontend.test_pages import OpenPage, classify
 from tests.keyword_bundle import QUEUES, keyword_bundle
 
-from pigeonhole.bundle import REFERENCE, open_bundle, seal
+from pigeonhole import storage
+from pigeonhole.bundle import MANIFEST, REFERENCE, open_bundle, seal
 from pigeonhole.classifier import Classifier
 from pigeonhole.registry import Registry
 from pigeonhole.training.reference import write_reference
@@ -37,6 +38,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         registry.publish(sealed, manifest)
         registry.keep_test_texts(manifest.name, version, TEXTS)
     registry.set_alias("keywords", "production", "v1", "the first", expected=None)
+    storage.write(storage.join(registry.version_url("keywords", "v0"), MANIFEST), b"{}")
     with both_services(registry.url, folder) as urls:
         yield urls
 
@@ -76,6 +78,12 @@ def test_two_versions_are_compared_label_by_label(open_page: OpenPage, several: 
     app.selectbox(key="flips-of").select("billing").run()
     assert app.tabs[3].subheader[0].value == "Was right, now wrong: 2"
     assert sorted(app.tabs[3].dataframe[0].value["text"]) == ["parcel", "parcel login"]
+
+
+def test_a_version_that_cannot_be_read_is_told_of_beside_the_others(open_page: OpenPage, several: tuple[str, str]) -> None:
+    versions = open_page(several[0], "model", drift=several[1]).tabs[2]
+    assert versions.dataframe[0].value["version"].tolist() == ["v2", "v1"]
+    assert versions.warning[0].value.startswith("Version v0 cannot be read: ")
 
 
 def test_traffic_counts_texts_and_not_the_labels_that_they_were_given(open_page: OpenPage, several: tuple[str, str]) -> None:
