@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -347,6 +348,31 @@ def test_an_encoder_whose_head_has_no_bias_is_refused(tmp_path: Path) -> None:
     found = Pretrained(str(tmp_path), local=True)
     with pytest.raises(ConfigError, match="the head of GPT2ForSequenceClassification has no bias"):
         load_model(found, ["a", "b"], load_tokenizer(found, []), averaging_layer=False, max_length=32)
+
+
+def test_a_revision_of_the_hub_has_its_own_tokenizer_configuration_and_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    here, words = tmp_path / "models--someone--encoder", {"main": ["old words"], "v2": ["new words"]}
+    for number, (revision, texts) in enumerate(words.items()):
+        snapshot = here / "snapshots" / f"{number:040}"
+        config = BertConfig(
+            vocab_size=200, hidden_size=32, num_hidden_layers=1 + number, num_attention_heads=2, intermediate_size=64
+        )
+        BertForSequenceClassification(config).save_pretrained(snapshot)
+        load_tokenizer(Pretrained(SCRATCH, local=True), texts).save_pretrained(snapshot)
+        (here / "refs").mkdir(exist_ok=True)
+        (here / "refs" / revision).write_text(snapshot.name)
+    for number, revision in enumerate(words):
+        found = dataclasses.replace(locate("someone/encoder", None), revision=revision)
+        tokenizer = load_tokenizer(found, [])
+        assert ("old" in tokenizer.get_vocab(), "new" in tokenizer.get_vocab()) == (number == 0, number == 1)
+        model = load_model(found, ["a", "b"], tokenizer, averaging_layer=False, max_length=32)
+        kept = load_file(here / "snapshots" / f"{number:040}" / "model.safetensors")
+        assert model.body.config.num_hidden_layers == 1 + number
+        assert all(torch.equal(value, kept[name]) for name, value in model.body.state_dict().items() if name in kept)
 
 
 def test_weights_of_the_hub_are_held_against_their_sha256_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

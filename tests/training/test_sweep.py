@@ -146,6 +146,62 @@ def test_a_study_that_was_stopped_tries_what_an_undisturbed_one_does(tmp_path: P
     assert len(set(undisturbed)) == 7
 
 
+def test_the_sampler_goes_by_its_seed_and_learns_from_five_trials_on(tmp_path: Path) -> None:
+    drawn = []
+    for seed in (0, 1):
+        found = study._open(SPACE, [], tmp_path / str(seed))
+        for value in (0.1, 0.2, 0.3, 0.4):
+            with study._take(found, tmp_path / str(seed), 9, seed) as trial:
+                assert trial is not None
+                drawn.append(study._value(trial, SPACE, "trainer.learning_rate"))
+                found.tell(trial, value)
+        assert (found.best_value, found.direction) == (0.4, optuna.study.StudyDirection.MAXIMIZE)
+        assert found.sampler.__dict__["_n_startup_trials"] == 5
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_only_a_study_that_prunes_has_a_pruner_and_it_waits_for_four_trials(tmp_path: Path) -> None:
+    assert isinstance(study._open(SPACE, [], tmp_path / "not").pruner, optuna.pruners.NopPruner)
+    pruner = study._open(msgspec.structs.replace(SPACE, pruning=True), [], tmp_path / "prunes").pruner
+    assert isinstance(pruner, optuna.pruners.MedianPruner)
+    assert pruner.__dict__["_n_startup_trials"] == 4
+
+
+@pytest.mark.parametrize(("training", "split"), [(["seed=1"], "validation"), ([], "test")])
+def test_a_folder_is_of_one_study_whatever_the_number_of_its_trials(tmp_path: Path, training: list[str], split: str) -> None:
+    study._open(SPACE, [], tmp_path)
+    study._open(of(9), [], tmp_path)
+    with pytest.raises(ConfigError, match="holds the study of another sweep, or of other keys of train"):
+        study._open(SPACE, training, tmp_path, split)
+
+
+def test_a_trial_is_its_workers_own_until_that_lets_go_of_it(tmp_path: Path) -> None:
+    found = study._open(SPACE, [], tmp_path)
+    with study._take(found, tmp_path, 2, seed=0) as first, study._take(found, tmp_path, 2, seed=0) as second:
+        assert first is not None
+        assert second is not None
+        assert (first.number, second.number) == (0, 1)
+        with study._take(found, tmp_path, 2, seed=0) as third:
+            assert third is None
+    with study._take(found, tmp_path, 2, seed=0) as left:
+        assert left is not None
+        assert left.number == 0
+
+
+def test_a_trial_that_was_left_before_it_drew_draws_what_it_would_have(tmp_path: Path) -> None:
+    drawn = []
+    for name in ("undisturbed", "left"):
+        folder = tmp_path / name
+        if name == "left":
+            with study._take(study._open(SPACE, [], folder), folder, 1, seed=7):
+                pass
+        found = study._open(SPACE, [], folder)
+        with study._take(found, folder, 1, seed=7) as trial:
+            assert trial is not None
+            drawn.append(study._value(trial, SPACE, "trainer.learning_rate"))
+    assert drawn[0] == drawn[1]
+
+
 def test_workers_have_a_trial_each_and_the_trial_of_a_killed_one_is_gone_on_with(tmp_path: Path, tiny_data: Path) -> None:
     training = [*arguments(tiny_data)[:-1], "trainer.epochs=1000", "trainer.patience=1000"]
     code = "import sys; from pigeonhole.training import sweep; sweep.run(sys.argv[1:])"
