@@ -137,7 +137,7 @@ def _is_published(registry: Registry, name: str, candidate: Bundle) -> bool:
     if manifest.version not in registry.versions(name):
         return False
     url = storage.to_url(registry.version_url(name, manifest.version))
-    if candidate.url == url:
+    if candidate.url == url:  # opened, and verified, already
         return True
     there = open_bundle(url)
     if there.manifest.seal != manifest.seal:

@@ -167,7 +167,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     fitted = _fit(config, begun, watch, lambda epoch: None)
     registry, folder = Registry(config.registry), out / "bundle"
     manifest = _published(config, folder, registry) or _make_bundle(config, begun, fitted, folder, watch)
-    if config.export.test_texts:  # first: of a version that is there, what is asked is kept in mind
+    if config.export.test_texts:  # before the version is seen: who reads one keeps what it read
         registry.keep_test_texts(begun.name, manifest.version, [dataset.split.test[place].text for place in begun.compared])
     url, alias = publish(registry, folder, manifest)
     watch.lap("bundle")

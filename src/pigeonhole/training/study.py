@@ -87,7 +87,7 @@ def _open(space: Space, training: list[str], folder: Path, split: str = "validat
     with FileLock(folder / "study.lock"):
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(
-                "sqlite://",  # a URL would end at a "?" of the folder's name
+                "sqlite://",  # a URL would end at a "?" of the folder's name; NullPool: closed after each use
                 engine_kwargs={"creator": lambda: sqlite3.connect(folder / STUDY, LOCKED_S), "poolclass": NullPool},
             ),
             study_name="sweep",
