@@ -35,6 +35,14 @@ def test_what_is_written_is_read_back(root: str) -> None:
         assert (stream.readline(2), stream.read()) == (b"tw", b"o\0")
 
 
+def test_of_a_file_no_more_is_read_than_is_asked_for(root: str) -> None:
+    url = storage.join(root, "large.bin")
+    storage.write(url, b"12345")
+    assert storage.read(url, most=5) == storage.read(url) == b"12345"
+    with pytest.raises(StorageError, match=r"large\.bin: has more than 4 bytes"):
+        storage.read(url, most=4)
+
+
 def test_a_file_that_a_bucket_takes_in_pieces_is_created_once(bucket: str, tmp_path: Path) -> None:
     """Above 50 MiB: the weights of a bundle in fp32."""
     url = storage.join(bucket, tmp_path.name, "weights")

@@ -66,14 +66,17 @@ def exists(url: str) -> bool:
 
 
 def read(url: str, most: int | None = None) -> bytes:
-    """Raises NotFoundError, StorageError; the latter for a file of this machine with more bytes than `most`, too."""
-    path = local_path(url)
+    """Raises NotFoundError, StorageError; the latter for a file with more bytes than `most`, too, of which no more are read."""
+    path, end = local_path(url), None if most is None else most + 1
     with _explained(url):
         if path is None:
-            return bytes(_filesystem(url).cat_file(url))
-        if most is not None and (size_bytes := path.stat().st_size) > most:
-            raise StorageError(f"{url}: has {size_bytes:,} bytes, at most {most:,} are read")
-        return _regular(path).read_bytes()
+            data = bytes(_filesystem(url).cat_file(url, end=end))
+        else:
+            with _regular(path).open("rb") as stream:
+                data = stream.read(end)
+    if most is not None and len(data) > most:
+        raise StorageError(f"{url}: has more than {most:,} bytes, no more are read")
+    return data
 
 
 @contextlib.contextmanager
