@@ -1,13 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
-from tests.training.test_trainer import RECIPE, fresh_model, rows
+from tests.training.test_trainer import RECIPE, fresh_model, rows, run, stop_at
+from transformers import BertForSequenceClassification
 
-from pigeonhole.errors import ConfigError
+from pigeonhole.errors import ConfigError, StoppedError
 from pigeonhole.training import trainer
 from pigeonhole.training.layers import layers_of, rates, require_layer_to_learn
-from pigeonhole.training.model import load_model, load_tokenizer
+from pigeonhole.training.model import TextClassifier, load_model, load_tokenizer
 from pigeonhole.training.pretrained import locate
 
 
@@ -55,6 +58,49 @@ def test_frozen_layers_stay_as_they_were_and_the_others_move(tmp_path_factory: p
     assert not [name for name in moved if "embeddings" in name or "layer.0." in name or "layer.1." in name]
     assert [name for name in moved if "layer.2." in name]
     assert [name for name in moved if name.startswith("head.")]
+
+
+FROZEN = trainer.Recipe(**{**RECIPE.__dict__, "frozen_layers": 2})
+
+
+def test_what_frozen_layers_give_is_computed_once_and_not_in_every_epoch(tmp_path: Path) -> None:
+    """Once for the rows, once for those of the validation: 24 and 9 texts are one batch each."""
+    model, asked = fresh_model(), []
+    body = cast(BertForSequenceClassification, model.body)
+    body.bert.embeddings.register_forward_hook(lambda *_: asked.append(1))
+    trainer.train(model, rows(24), rows(9, seed=1), FROZEN, tmp_path, "this run", lambda history: None)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("windows", [{}, {3: [[2, 9, 9, 3], [2, 6, 3]]}], ids=["short texts", "a long one"])
+def test_frozen_layers_train_alike_kept_and_computed_anew(
+    windows: dict[int, list[list[int]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The steps drop the same: nothing below what learns is dropped in either."""
+    read = replace(rows(48), more=windows, rule="mean")
+
+    def trained(folder: Path) -> tuple[TextClassifier, list[float]]:
+        model = fresh_model()
+        folder.mkdir()
+        history = trainer.train(model, read, rows(24, seed=1), FROZEN, folder, "this run", lambda history: None)
+        return model, [epoch.loss for epoch in history]
+
+    kept, losses = trained(tmp_path / "kept")
+    monkeypatch.setattr(trainer, "MOST_KEPT_BYTES", 0)
+    anew, others = trained(tmp_path / "anew")
+    assert "computed anew in every step, 0 MiB are too much to keep" in capsys.readouterr().err
+    assert losses == pytest.approx(others, rel=1e-4)
+    for (name, value), other in zip(kept.state_dict().items(), anew.state_dict().values(), strict=True):
+        assert torch.allclose(value, other, atol=1e-4), name
+
+
+def test_a_stopped_run_with_frozen_layers_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole", FROZEN)
+    with pytest.raises(StoppedError):
+        run(tmp_path / "stopped", FROZEN, at=stop_at(9))
+    again, _ = run(tmp_path / "stopped", FROZEN)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
 
 
 def test_an_encoder_may_be_cut_to_its_lowest_layers() -> None:

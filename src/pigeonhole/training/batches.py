@@ -3,7 +3,7 @@
 Promises: the batches of an epoch are a function of lengths, size, seed and epoch alone; no Python runs for each text of a batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -19,25 +19,37 @@ MEGABATCH = 16  # batches that are shuffled together before they are sorted by l
 
 
 @dataclass(frozen=True)
+class HiddenStates:
+    """What the lowest `layers` of an encoder give for each of n tokens, (n, d) fp32: of layers that stay as they are."""
+
+    layers: int
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
 class Packed:
     """Windows one after the other, as training/packed.py says.
 
     input_ids: (n,) int64, the tokens of all w windows; view: (w, t) int64, which token stands at which place of its window, -1
     where there is none; place: (n,) int64, where each token stands in the flattened view; runs: how many windows
-    follow each other with how many tokens each.
+    follow each other with how many tokens each; hidden: of the tokens, where it is kept.
     """
 
     input_ids: Tensor
     view: Tensor
     place: Tensor
     runs: list[tuple[int, int]]
+    hidden: HiddenStates | None = None
 
     def to(self, device: torch.device) -> "Packed":
-        input_ids, view, place = (value.to(device, non_blocking=True) for value in (self.input_ids, self.view, self.place))
-        return Packed(input_ids, view, place, self.runs)
+        return self._map(lambda value: value.to(device, non_blocking=True))
 
     def pin(self) -> "Packed":
-        return Packed(self.input_ids.pin_memory(), self.view.pin_memory(), self.place.pin_memory(), self.runs)
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Packed":
+        hidden = None if self.hidden is None else HiddenStates(self.hidden.layers, change(self.hidden.vectors))
+        return Packed(change(self.input_ids), change(self.view), change(self.place), self.runs, hidden)
 
 
 @dataclass(frozen=True)
@@ -60,33 +72,42 @@ class Batch:
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """A split, tokenized once: ids of every text and its label id; `more`: the further windows of long texts, by row."""
+    """A split, tokenized once: ids of every text and its label id; `more`: the further windows of long texts, by row.
+
+    hidden: of all tokens of all windows, one text after the other.
+    """
 
     input_ids: Sequence[Sequence[int]]
     label_ids: NDArray[np.int64]
     more: Mapping[int, Sequence[Sequence[int]]] = field(default_factory=dict)
     rule: WindowRule = "truncate"
+    hidden: HiddenStates | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         counts = self._counts[rows]
-        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        packed = self.pack(np.repeat(self._first_windows[rows], counts) + within)
+        packed = self.pack(np.repeat(self._first_windows[rows], counts) + _count_up(counts))
         return Batch(packed, torch.from_numpy(self.label_ids[rows]), counts.tolist())
 
     def pack(self, windows: NDArray[np.int64]) -> Packed:
         """Of the windows with these numbers, counted over all texts, one text after the other."""
         lengths = self.window_lengths[windows]
         width = int(lengths.max())
-        position = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        place = np.repeat(np.arange(len(windows)) * width, lengths) + position
+        place = np.repeat(np.arange(len(windows)) * width, lengths) + _count_up(lengths)
         view = np.full(len(windows) * width, -1, np.int64)
         view[place] = np.arange(len(place))
-        input_ids = self._tokens[np.repeat(self._starts[windows], lengths) + position]
-        arrays = torch.from_numpy(input_ids), torch.from_numpy(view.reshape(-1, width)), torch.from_numpy(place)
-        return Packed(*arrays, _runs(lengths))
+        tokens = self.tokens_of(windows)
+        arrays = torch.from_numpy(self._tokens[tokens]), torch.from_numpy(view.reshape(-1, width)), torch.from_numpy(place)
+        kept = self.hidden
+        hidden = None if kept is None else HiddenStates(kept.layers, kept.vectors.index_select(0, torch.from_numpy(tokens)))
+        return Packed(*arrays, _runs(lengths), hidden)
+
+    def tokens_of(self, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of the windows' tokens, counted over all texts, one window after the other, (n,)."""
+        lengths = self.window_lengths[windows]
+        return np.repeat(self._starts[windows], lengths) + _count_up(lengths)
 
     def counts(self) -> list[int]:
         """How many windows each text has."""
@@ -121,6 +142,11 @@ class TokenizedRows:
 
     def _windows(self) -> list[Sequence[int]]:
         return [window for row, ids in enumerate(self.input_ids) for window in (ids, *self.more.get(row, ()))]
+
+
+def _count_up(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, … below each of them, one after the other."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _runs(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -79,7 +79,10 @@ class TrainerConfig:
     allow_dead_labels: bool = setting(False, "go on where a label is given to none of its 5 or more test rows (recall 0)")
     layer_decay: float = setting(1.0, "each layer of the encoder learns so many times as fast as the one above it", gt=0, le=1)
     frozen_layers: int = setting(
-        0, "the embeddings and so many of the lowest layers stay as they are; 0: all learn", ge=0, le=200
+        0,
+        "the embeddings and so many of the lowest layers stay as they are, without dropout: computed once; 0: all learn",
+        ge=0,
+        le=200,
     )
     lora_rank: int = setting(
         0, "train low-rank adapters of this rank instead of the encoder, merged at the end; 0: none", ge=0, le=1024

@@ -326,9 +326,10 @@ def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable
     if begun.loaded is None:
         return _fit_words(config, begun, watch, on_epoch)
     tokenizer, rows, model = begun.loaded.tokenizer, begun.loaded.rows, begun.loaded.model
-    balanced = _balanced(config)
+    balanced, recipe = _balanced(config), make_recipe(config)
+    learned = trainer.keep_hidden_states(model, rows.train, recipe.frozen_layers, recipe.precision)
     if config.trainer.fit_head_first and not config.model.keep_head:
-        embeddings = trainer.embed(model, rows.train, make_recipe(config).precision)
+        embeddings = trainer.embed(model, learned, recipe.precision)
         fit_head(model.head, embeddings, rows.train.label_ids, balanced)
         watch.lap("head")
     checkpoint = begun.out / CHECKPOINT
@@ -340,10 +341,10 @@ def _fit(config: TrainConfig, begun: Begun, watch: Stopwatch, on_epoch: Callable
         on_epoch(history[-1])
 
     if config.trainer.epochs:
-        history = _fine_tune(config, begun, model, rows, checkpoint, tell)
+        history = _fine_tune(config, begun, model, replace(rows, train=learned), checkpoint, tell)
         watch.lap("training")
     if config.trainer.refit_head:
-        embeddings = trainer.embed(model, rows.train, make_recipe(config).precision)
+        embeddings = trainer.embed(model, learned, recipe.precision)
         fit_head(model.head, embeddings, rows.train.label_ids, balanced)
         watch.lap("refit")
     return Fitted(model, tokenizer.backend_tokenizer, tokenizer, rows, history)

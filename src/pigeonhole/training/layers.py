@@ -1,5 +1,6 @@
 """The layers of an encoder, from the embeddings up: which of them stay as they are, and how fast each of the others learns."""
 
+import itertools
 from collections.abc import Iterator
 
 from torch import nn
@@ -22,7 +23,7 @@ def require_layer_to_learn(model: TextClassifier, frozen: int) -> None:
 
 
 def freeze_layers(model: TextClassifier, layers: int) -> None:
-    """Embeddings and the lowest `layers` stay as they are."""
+    """Embeddings and the lowest `layers` stay as they are, and give the same in every epoch: without dropout."""
     stack = layers_of(model)
     lowest = {id(parameter) for layer in stack[:layers] for parameter in layer.parameters()}
     every = {id(parameter) for parameter in stack.parameters()}
@@ -30,6 +31,9 @@ def freeze_layers(model: TextClassifier, layers: int) -> None:
     for parameter in model.body.parameters():
         if id(parameter) in lowest or (id(parameter) not in every and id(parameter) not in above):
             parameter.requires_grad_(False)
+    for module in _up_to(model, stack[layers]):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 def rates(model: TextClassifier, learning_rate: float, decay: float) -> Iterator[tuple[list[nn.Parameter], float]]:
@@ -48,6 +52,11 @@ def rates(model: TextClassifier, learning_rate: float, decay: float) -> Iterator
             by_depth.setdefault(depth.get(id(parameter), below) if decay < 1 else 0, []).append(parameter)
     for number, parameters in sorted(by_depth.items()):
         yield parameters, learning_rate * decay**number
+
+
+def _up_to(model: TextClassifier, layer: nn.Module) -> Iterator[nn.Module]:
+    """The body's modules that it lists before `layer`."""
+    return itertools.takewhile(lambda module: module is not layer, model.body.modules())
 
 
 def _above(model: TextClassifier, stack: nn.ModuleList) -> set[int]:

@@ -5,13 +5,14 @@ its rows padded and is called as it is. Same answer as the body's own forward pa
 costs and, beside that, the work on attention masks: 56 -> 64 texts a CPU-second (MiniLM, banking77, batches of 32).
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
 from pigeonhole.training.batches import Packed
@@ -37,6 +38,12 @@ class PaddingFree(nn.Module):
                 return self.classifier.head(embedding), embedding
         return cast(tuple[Tensor, Tensor], self.classifier(*pad(packed, body.config.pad_token_id or 0)))
 
+    def hidden_states(self, packed: Packed, layers: int) -> Tensor:
+        """What the lowest `layers` of a BERT body give for the tokens, (n, d)."""
+        bert = cast(BertForSequenceClassification, self.classifier.body).bert
+        stack = cast(list[BertLayer], bert.encoder.layer[:layers])
+        return _walk(stack, _begin(bert, packed), packed)[: len(packed.input_ids)]
+
 
 def pad(packed: Packed, pad_token_id: int = 0) -> tuple[Tensor, Tensor]:
     """-> input_ids, attention_mask, each (b, t) int64; a decoder finds a text's last token by the padding's id."""
@@ -46,24 +53,33 @@ def pad(packed: Packed, pad_token_id: int = 0) -> tuple[Tensor, Tensor]:
 
 def _embed(body: BertForSequenceClassification, packed: Packed) -> Tensor:
     """-> (b, d)."""
-    bert, width = body.bert, packed.view.shape[1]
-    position_ids = (packed.place % width)[None]
-    token_types = torch.zeros_like(position_ids)
-    x = bert.embeddings(input_ids=packed.input_ids[None], position_ids=position_ids, token_type_ids=token_types)[0]  # (n, d)
-    stack = cast(list[BertLayer], bert.encoder.layer)
-    *layers, last = stack
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and all(map(is_plain, stack)):
-        x = fill_up(x)
-        for layer in layers:
-            x = forward_layer(layer, x, x, packed.runs)
-        x = forward_layer(last, x.index_select(0, packed.view[:, 0]), x, packed.runs)
-    else:
-        full = len(packed.place) == packed.view.numel()
-        mask = None if full else (packed.view >= 0)[:, None, None]  # (b, 1, 1, t)
-        for layer in layers:
-            x = _layer(layer, x, x, packed, mask)
-        x = _layer(last, x.index_select(0, packed.view[:, 0]), x, packed, mask)  # only what the pooler reads
+    bert, hidden = body.bert, packed.hidden
+    layers, x = (0, _begin(bert, packed)) if hidden is None else (hidden.layers, hidden.vectors)
+    x = _walk(cast(list[BertLayer], bert.encoder.layer[layers:]), x, packed, first_tokens=True)
     return cast(Tensor, body.dropout(cast(nn.Module, bert.pooler)(x[:, None])))
+
+
+def _begin(bert: BertModel, packed: Packed) -> Tensor:
+    """-> (n, d)."""
+    position_ids = (packed.place % packed.view.shape[1])[None]
+    token_types = torch.zeros_like(position_ids)
+    found = bert.embeddings(input_ids=packed.input_ids[None], position_ids=position_ids, token_type_ids=token_types)
+    return cast(Tensor, found[0])
+
+
+def _walk(layers: Sequence[BertLayer], x: Tensor, packed: Packed, *, first_tokens: bool = False) -> Tensor:
+    """(n, d) -> (n, d), with empty rows behind where `fill_up` says so; `first_tokens`: what the pooler reads alone, (b, d)."""
+    whole, last = (layers[:-1], layers[-1]) if first_tokens else (layers, None)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and all(map(is_plain, layers)):
+        x = fill_up(x)
+        for layer in whole:
+            x = forward_layer(layer, x, x, packed.runs)
+        return x if last is None else forward_layer(last, x.index_select(0, packed.view[:, 0]), x, packed.runs)
+    full = len(packed.place) == packed.view.numel()
+    mask = None if full else (packed.view >= 0)[:, None, None]  # (b, 1, 1, t)
+    for layer in whole:
+        x = _layer(layer, x, x, packed, mask)
+    return x if last is None else _layer(last, x.index_select(0, packed.view[:, 0]), x, packed, mask)
 
 
 def _layer(layer: BertLayer, asking: Tensor, x: Tensor, packed: Packed, mask: Tensor | None) -> Tensor:

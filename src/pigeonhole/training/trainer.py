@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
+from transformers import BertForSequenceClassification
 
 from pigeonhole import metrics
 from pigeonhole.bundle import WindowRule
@@ -32,7 +33,7 @@ from pigeonhole.classifier import aggregate
 from pigeonhole.command import say
 from pigeonhole.decision import sigmoid
 from pigeonhole.errors import ConfigError, DivergedError, OutOfMemoryError, RunError
-from pigeonhole.training.batches import Batch, TokenizedRows, merge_windows, shuffled_batches, sorted_batches
+from pigeonhole.training.batches import Batch, HiddenStates, TokenizedRows, merge_windows, shuffled_batches, sorted_batches
 from pigeonhole.training.calibration import fit_label_thresholds
 from pigeonhole.training.checkpoint import Epoch, Progress, read_checkpoint, restore, save_progress, save_tensors
 from pigeonhole.training.dropout import replace_dropout, seeded
@@ -50,6 +51,7 @@ from pigeonhole.training.workers import Workers
 
 EVALUATION_BATCH = 64
 SAVE_EVERY_S = 30.0
+MOST_KEPT_BYTES = 1 << 30  # of what frozen layers give for the rows: 40,000 texts of 16 tokens and 384 numbers
 BEST = "model.safetensors"
 PROGRESS = "progress.safetensors"
 
@@ -139,7 +141,7 @@ class _Run:
         self.processes = Processes()
         self.device = self.processes.device
         self.model = model.to(self.device)
-        self.rows, self.validation, self.recipe = rows, validation, recipe
+        self.recipe = recipe
         self.best, self.saved, self.fingerprint = folder / BEST, folder / PROGRESS, fingerprint
         self.on_epoch, self.criterion = on_epoch, criterion
         model.body.get_input_embeddings().requires_grad_(not recipe.freeze_word_embeddings)
@@ -152,6 +154,10 @@ class _Run:
         self.schedule = LambdaLR(self.optimizer, warmup_then_linear(recipe.warmup, self.steps))
         self.average = Average(model, recipe.average_decay)
         self.progress = self._begin()
+        self.rows = keep_hidden_states(model, rows, recipe.frozen_layers, recipe.precision)
+        self.validation = validation
+        if self.processes.first:
+            self.validation = keep_hidden_states(model, validation, recipe.frozen_layers, recipe.precision)
         replace_dropout(model)
         padding_free = PaddingFree(model)
         self.workers = Workers(model, recipe.compile)
@@ -367,6 +373,28 @@ def predict_logits(model: TextClassifier, rows: TokenizedRows) -> NDArray[np.flo
     return np.stack(_forward_sorted(model, rows, lambda logits, embedding: logits, rows.rule, "evaluating"))
 
 
+def keep_hidden_states(model: TextClassifier, rows: TokenizedRows, layers: int, precision: Precision) -> TokenizedRows:
+    """`rows` with what the lowest `layers`, which stay as they are, give for them: computed once, not in every epoch.
+
+    As they are where they have it, where it is more than MOST_KEPT_BYTES, or for another family than BERT.
+    """
+    body, tokens = model.body, int(rows.window_lengths.sum())
+    if not layers or rows.hidden is not None or not isinstance(body, BertForSequenceClassification):
+        return rows
+    size_bytes = tokens * body.config.hidden_size * torch.float32.itemsize
+    if size_bytes > MOST_KEPT_BYTES:
+        say(f"trainer.frozen_layers={layers}: computed anew in every step, {size_bytes >> 20:,} MiB are too much to keep")
+        return rows
+    vectors = torch.empty(tokens, body.config.hidden_size)
+
+    def work(forward: PaddingFree, places: NDArray[np.int64]) -> None:
+        packed = rows.pack(places).to(model.head.weight.device)
+        vectors[torch.from_numpy(rows.tokens_of(places))] = forward.hidden_states(packed, layers).float().cpu()
+
+    _in_sorted_batches(model, rows, work, "encoding", precision)
+    return replace(rows, hidden=HiddenStates(layers, vectors))
+
+
 def embed(model: TextClassifier, rows: TokenizedRows, precision: Precision = "fp32") -> NDArray[np.float32]:
     """-> (n, d), in the order of the rows. Raises RunError for an encoder that gives no numbers."""
     found = np.stack(_forward_sorted(model, rows, lambda logits, embedding: embedding, "mean", "encoding", precision))
@@ -383,27 +411,41 @@ def _forward_sorted(
     what: str,
     precision: Precision = "fp32",
 ) -> list[NDArray[np.float32]]:
-    model.eval()
-    forward, device = PaddingFree(model), next(model.parameters()).device
-    lengths, workers = rows.window_lengths, Workers(model, compiled=False)
-    batches = sorted_batches(lengths, EVALUATION_BATCH)
-    outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(lengths)
+    outputs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows.window_lengths)
 
-    def work(_: int, places: NDArray[np.int64]) -> None:
-        with torch.inference_mode(), autocast(precision, device):
-            chosen = choose(*forward(rows.pack(places).to(device))).cpu().numpy()
+    def work(forward: PaddingFree, places: NDArray[np.int64]) -> None:
+        chosen = choose(*forward(rows.pack(places).to(model.head.weight.device))).cpu().numpy()
         for place, row in zip(places, chosen, strict=True):
             outputs[place] = row
+
+    _in_sorted_batches(model, rows, work, what, precision)
+    return aggregate(outputs, rows.counts(), rule)
+
+
+def _in_sorted_batches(
+    model: TextClassifier,
+    rows: TokenizedRows,
+    work: Callable[[PaddingFree, NDArray[np.int64]], None],
+    what: str,
+    precision: Precision,
+) -> None:
+    """`work` gets the numbers of the windows of each batch, without dropout and gradients."""
+    model.eval()
+    forward, workers = PaddingFree(model), Workers(model, compiled=False)
+    batches = sorted_batches(rows.window_lengths, EVALUATION_BATCH)
+
+    def work_once(_: int, places: NDArray[np.int64]) -> None:
+        with torch.inference_mode(), autocast(precision, model.head.weight.device):
+            work(forward, places)
 
     try:
         with tqdm(total=len(batches), desc=what, unit="batch", leave=False) as bar:
             for first in range(0, len(batches), workers.count):
                 beside = batches[first : first + workers.count]
-                workers.map(work, beside)
+                workers.map(work_once, beside)
                 bar.update(len(beside))
     finally:
         workers.close()
-    return aggregate(outputs, rows.counts(), rule)
 
 
 def _summarise(
