@@ -33,6 +33,9 @@ sys.dont_write_bytecode = False
 # Threads of several processes share the cores: one that waits must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Rooms whose tests start the package as processes of their own, or none of it: to trace them takes a quarter of their time.
+UNTRACED = ("e2e", "frontend", "house")
+
 MadeOnce = Callable[[str, Callable[[Path], Any]], Any]
 OBJECTS = {
     "delivery": ["parcel", "courier", "tracking number", "doorstep", "depot"],
@@ -51,6 +54,13 @@ HAPPENINGS = [
     "this {} makes no sense",
     "no {} again today",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`no_cover` is pytest-cov's."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in UNTRACED:
+            item.add_marker("no_cover")
 
 
 def tiny_rows() -> list[tuple[str, str]]:

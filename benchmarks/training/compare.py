@@ -38,6 +38,7 @@ CONTENDERS = {
     "ours": ["benchmarks.training.ours"],
     "ours_fp32": ["benchmarks.training.ours", "precision=fp32"],
     "ours_bf16": ["benchmarks.training.ours", "precision=bf16"],
+    "ours_frozen": ["benchmarks.training.ours", "frozen_layers=3"],
 }
 CEILING_S = 2.0
 

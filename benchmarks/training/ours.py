@@ -41,6 +41,7 @@ def main() -> None:
     averaging = config.model.averaging_layer
     model = load_model(pretrained, task.labels, tokenizer, averaging_layer=averaging, max_length=task.max_length)
     recipe = corridor.make_recipe(config)
+    rows = trainer.keep_hidden_states(model, rows, recipe.frozen_layers, recipe.precision)
     if config.trainer.fit_head_first:
         fit_head(model.head, trainer.embed(model, rows, recipe.precision), rows.label_ids)
     accuracies: list[tuple[float, float]] = []
