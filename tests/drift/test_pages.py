@@ -39,7 +39,9 @@ def test_versions_come_with_their_aliases_and_all_that_was_decided(
     assert (latest["action"], latest["refused"], latest["by"]) == ("reject", "20990101", "gate")
 
 
-def test_a_version_that_cannot_be_read_hides_no_other_one(settings: Settings, client: TestClient, bundle: Bundle) -> None:
+def test_a_version_that_cannot_be_read_hides_no_other_one(
+    settings: Settings, client: TestClient, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
     registry, name = Registry(settings.registry), bundle.manifest.name
     broken = Path(storage.local_path(registry.version_url(name, "v0")) or "")
     broken.mkdir()
@@ -47,6 +49,9 @@ def test_a_version_that_cannot_be_read_hides_no_other_one(settings: Settings, cl
     found = client.get("/versions").json()
     assert [each["version"] for each in found["versions"]] == [bundle.manifest.version]
     assert "manifest.json was changed after it was sealed" in found["unreadable"]["v0"]
+    asked = client.get("/versions/v0")
+    assert (asked.status_code, asked.json()["detail"]) == (500, "this failed; the service's own log says why")
+    assert "v0: manifest.json was changed after it was sealed" in capsys.readouterr().err
 
 
 def test_a_version_tells_its_card_metrics_and_held_out_rows(client: TestClient, bundle: Bundle) -> None:
