@@ -154,10 +154,11 @@ class _Run:
         self.schedule = LambdaLR(self.optimizer, warmup_then_linear(recipe.warmup, self.steps))
         self.average = Average(model, recipe.average_decay)
         self.progress = self._begin()
-        self.rows = keep_hidden_states(model, rows, recipe.frozen_layers, recipe.precision)
-        self.validation = validation
+        self.rows, self.validation = keep_hidden_states(model, rows, recipe.frozen_layers, recipe.precision), validation
         if self.processes.first:
             self.validation = keep_hidden_states(model, validation, recipe.frozen_layers, recipe.precision)
+            if recipe.frozen_layers and self.rows.hidden is None:
+                say(f"the frozen layers are computed anew in every step: of BERT, up to {MOST_KEPT_BYTES >> 20:,} MiB are kept")
         replace_dropout(model)
         padding_free = PaddingFree(model)
         self.workers = Workers(model, recipe.compile)
@@ -381,9 +382,7 @@ def keep_hidden_states(model: TextClassifier, rows: TokenizedRows, layers: int, 
     body, tokens = model.body, int(rows.window_lengths.sum())
     if not layers or rows.hidden is not None or not isinstance(body, BertForSequenceClassification):
         return rows
-    size_bytes = tokens * body.config.hidden_size * torch.float32.itemsize
-    if size_bytes > MOST_KEPT_BYTES:
-        say(f"trainer.frozen_layers={layers}: computed anew in every step, {size_bytes >> 20:,} MiB are too much to keep")
+    if tokens * body.config.hidden_size * torch.float32.itemsize > MOST_KEPT_BYTES:
         return rows
     vectors = torch.empty(tokens, body.config.hidden_size)
 
