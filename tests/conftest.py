@@ -103,11 +103,6 @@ def train_arguments(folder: Path, data: Path) -> list[str]:
     ]
 
 
-def unmeasured() -> dict[str, str]:
-    """This environment for a process whose lines another test has counted: to count them is a third of its time."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-
-
 def wait_until(true: Callable[[], bool]) -> None:
     soon = time.monotonic() + 60  # a busy machine
     while not true():

@@ -1,6 +1,7 @@
 """The real service in a process of its own, over the tiny sealed bundle, and the pages that ask it."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 import time
@@ -12,7 +13,6 @@ import pytest
 import streamlit as st
 from frontend.ports import API_VARIABLE, DRIFT_VARIABLE, KEY_VARIABLE
 from streamlit.testing.v1 import AppTest
-from tests.conftest import unmeasured
 
 from pigeonhole.port import free_port
 
@@ -34,7 +34,7 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", seconds: floa
 
 
 def environment(**variables: str) -> dict[str, str]:
-    own = {name: value for name, value in unmeasured().items() if not name.startswith("PIGEONHOLE_")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PIGEONHOLE_")}
     return {**own, "PYTHONPATH": str(ROOT), **variables}
 
 

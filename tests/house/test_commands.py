@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.conftest import unmeasured
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
@@ -18,7 +17,7 @@ NAMES = sorted(SCRIPTS)
 def call(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     script = shutil.which(name, path=str(Path(sys.executable).parent))
     assert script, f"{name} is not installed beside {sys.executable}"
-    return subprocess.run([script, *arguments], cwd=ROOT, env=unmeasured(), capture_output=True, text=True, check=False)
+    return subprocess.run([script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @functools.cache
@@ -29,6 +28,13 @@ def help_of(name: str) -> subprocess.CompletedProcess[str]:
 def test_the_installed_package_has_these_commands() -> None:
     installed = importlib.metadata.distribution("pigeonhole").entry_points.select(group="console_scripts")
     assert {point.name: point.value for point in installed} == SCRIPTS
+
+
+@pytest.mark.parametrize("module", sorted(value.removesuffix(":main") for value in SCRIPTS.values()))
+def test_a_commands_module_is_it_too(module: str) -> None:
+    """`python -m` and `torchrun -m` of it would do nothing, and end with 0."""
+    source = (ROOT / "src" / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    assert source.endswith('\n\nif __name__ == "__main__":\n    main()\n')
 
 
 @pytest.mark.parametrize("name", NAMES)

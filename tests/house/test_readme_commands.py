@@ -5,6 +5,7 @@ Every line of every bash block is named here, with what is added to make it quic
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import unmeasured
 
 from pigeonhole.port import free_port
 
@@ -122,7 +122,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {key: value for key, value in unmeasured().items() if not key.startswith(("PIGEONHOLE_", "WANDB_"))}
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIGEONHOLE_", "WANDB_"))}
 
     def run(self, line: str, *more: str, codes: tuple[int, ...] = (0,)) -> Any:
         """Run a line and return the JSON object that it printed."""

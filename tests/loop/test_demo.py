@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import HAPPENINGS, tiny_rows, unmeasured, write_rows
+from tests.conftest import HAPPENINGS, tiny_rows, write_rows
 
 from pigeonhole.dataset.read import Row
 from pigeonhole.errors import ConfigError
@@ -93,7 +93,7 @@ def test_the_loop_closes_with_every_network_but_loopback_cut_off(tmp_path: Path)
     assert demo
     cut_off, guard = (CUT_OFF, {}) if cut_off_works() else ([], GUARD)
     command = [*cut_off, demo, f"data={old}", f"changed={new}", f"out={tmp_path / 'out'}", *SHORT]
-    environment = {**unmeasured(), **guard, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **guard, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)

@@ -12,8 +12,6 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from tests.conftest import unmeasured
-
 PATIENCE_S = 180.0
 
 
@@ -25,7 +23,7 @@ class ForkServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**unmeasured(), "PYTHONPATH": str(root)},
+            env={**os.environ, "PYTHONPATH": str(root)},
         )
 
     def __enter__(self) -> "ForkServer":

@@ -79,3 +79,6 @@ def in_production() -> str:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

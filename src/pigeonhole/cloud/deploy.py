@@ -289,3 +289,6 @@ def to_dict(service: "run_v2.Service") -> dict[str, Any]:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

@@ -78,3 +78,6 @@ def _in_full(argument: str) -> str:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

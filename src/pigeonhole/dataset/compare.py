@@ -169,3 +169,7 @@ def _lines(rows: list[Row]) -> str:
 def _cell(label: str) -> str:
     """A label cannot break the table."""
     return label.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    main()

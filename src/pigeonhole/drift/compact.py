@@ -200,3 +200,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

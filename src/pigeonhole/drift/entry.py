@@ -14,3 +14,7 @@ def main() -> None:
 
 def _end(_: int, __: FrameType | None) -> None:
     os._exit(0)  # uvicorn raises the signal again when all requests are answered; before it listens nothing is open
+
+
+if __name__ == "__main__":
+    main()

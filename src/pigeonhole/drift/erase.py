@@ -261,3 +261,6 @@ def _first_kept(options: Options) -> date:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

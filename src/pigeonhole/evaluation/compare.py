@@ -273,3 +273,7 @@ def _cell(text: str) -> str:
     line = " ".join(text.split())
     shortened = line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"
     return "".join(f"\\{sign}" if sign in "|`<>[]*_\\" else sign for sign in shortened)
+
+
+if __name__ == "__main__":
+    main()

@@ -155,3 +155,7 @@ def _write(out: str, result: dict[str, Any], true_ids: Ids, probabilities: Float
     }
     for name, data in files.items():
         storage.write(storage.join(out, name), data)
+
+
+if __name__ == "__main__":
+    main()

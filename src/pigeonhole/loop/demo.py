@@ -353,3 +353,7 @@ def _wait_for_ctrl_c() -> None:
             time.sleep(1)
     except KeyboardInterrupt:
         return
+
+
+if __name__ == "__main__":
+    main()

@@ -234,3 +234,6 @@ def _ended_well(number: int, frame: FrameType | None) -> None:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

@@ -382,3 +382,7 @@ def _counts(rows: Rows) -> dict[str, int]:
 
 def _seconds(began: float) -> dict[str, float]:
     return {"total": round(time.perf_counter() - began, 3)}
+
+
+if __name__ == "__main__":
+    main()

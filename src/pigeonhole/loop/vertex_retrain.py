@@ -62,3 +62,7 @@ def make_job(project: Project, config: VertexConfig, retraining: Sequence[str]) 
     container: Job = {"command": ["retrain"], "args": [*retraining, *places]}
     name = next(argument.removeprefix("name=") for argument in retraining if argument.startswith("name="))
     return job_around(project, config, f"pigeonhole-retrain-{name}-{config.image[:7]}-{config.machine}", container)
+
+
+if __name__ == "__main__":
+    main()

@@ -220,3 +220,7 @@ def _say(result: dict[str, Any]) -> None:
     for note in result["notes"]:
         say(f"  note: {note}")
     say(f"{result['decision']}{' (forced)' if result['forced'] else ''}")
+
+
+if __name__ == "__main__":
+    main()

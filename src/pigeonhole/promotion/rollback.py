@@ -67,3 +67,7 @@ def _model(registry: Registry, name: str | None) -> str:
     if (name is None and len(models) != 1) or (name is not None and name not in models):
         raise RegistryError(f"{registry.url}: write name=NAME; models here: {', '.join(models) or 'none'}")
     return name or models[0]
+
+
+if __name__ == "__main__":
+    main()

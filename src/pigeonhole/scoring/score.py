@@ -162,3 +162,6 @@ def _finish(output: str, plan: Plan, done: Done) -> Summary:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

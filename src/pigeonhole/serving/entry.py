@@ -30,3 +30,7 @@ def _interrupt(_: int, __: FrameType | None) -> None:
     """Until server.run. As Python's own exception it would be a stack of whatever is being loaded, or a failure of that."""
     os.write(2, b"interrupted\n")
     os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -134,3 +134,6 @@ def _shown(key: Key) -> dict[str, Any]:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

@@ -60,3 +60,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

@@ -154,3 +154,6 @@ def find_suspects(probabilities: NDArray[np.float64], label_ids: NDArray[np.int6
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

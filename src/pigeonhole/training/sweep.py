@@ -70,3 +70,6 @@ def _folder(url: str) -> Path:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

@@ -21,3 +21,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 
 main = command(run, together=True)
+
+if __name__ == "__main__":
+    main()

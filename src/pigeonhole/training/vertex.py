@@ -183,3 +183,6 @@ def submit(jobs: "aiplatform_v1.JobServiceClient", project: Project, job: Mappin
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()

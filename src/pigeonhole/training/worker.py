@@ -139,3 +139,6 @@ def report(history: Path, file: Path, trial: str) -> None:
 
 
 main = command(run)
+
+if __name__ == "__main__":
+    main()
