@@ -39,7 +39,7 @@ def test_of_a_file_no_more_is_read_than_is_asked_for(root: str) -> None:
     url = storage.join(root, "large.bin")
     storage.write(url, b"12345")
     assert storage.read(url, most=5) == storage.read(url) == b"12345"
-    with pytest.raises(StorageError, match=r"large\.bin: has more than 4 bytes"):
+    with pytest.raises(StorageError, match=r"large\.bin: has (more than 4|5) bytes"):
         storage.read(url, most=4)
 
 

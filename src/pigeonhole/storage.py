@@ -67,16 +67,16 @@ def exists(url: str) -> bool:
 
 def read(url: str, most: int | None = None) -> bytes:
     """Raises NotFoundError, StorageError; the latter for a file with more bytes than `most`, too, of which no more are read."""
-    path, end = local_path(url), None if most is None else most + 1
+    path = local_path(url)
     with _explained(url):
         if path is None:
-            data = bytes(_filesystem(url).cat_file(url, end=end))
-        else:
-            with _regular(path).open("rb") as stream:
-                data = stream.read(end)
-    if most is not None and len(data) > most:
-        raise StorageError(f"{url}: has more than {most:,} bytes, no more are read")
-    return data
+            data = bytes(_filesystem(url).cat_file(url, end=None if most is None else most + 1))
+            if most is not None and len(data) > most:
+                raise StorageError(f"{url}: has more than {most:,} bytes, no more are read")
+            return data
+        if most is not None and (size_bytes := path.stat().st_size) > most:
+            raise StorageError(f"{url}: has {size_bytes:,} bytes, at most {most:,} are read")
+        return _regular(path).read_bytes()
 
 
 @contextlib.contextmanager
