@@ -52,9 +52,9 @@ def test_promtool_says_no_to_a_planted_fault_and_yes_to_the_committed_rules(
     text = (tmp_path / file).read_text(encoding="utf-8")
     assert right in text
     (tmp_path / file).write_text(text.replace(right, wrong, 1) if right else text, encoding="utf-8")
-    if right:  # none of these faults needs the two days that take half of promtool's time
+    if right:  # these faults need no more than the twenty minutes in which every alert fires
         tests = yaml.safe_load((tmp_path / "rules_test.yaml").read_text(encoding="utf-8"))
-        tests["tests"] = [each for each in tests["tests"] if "for days" not in each["name"]]
+        tests["tests"] = [each for each in tests["tests"] if each["name"] == "every alert fires on what it is for"]
         (tmp_path / "rules_test.yaml").write_text(yaml.safe_dump(tests), encoding="utf-8")
     answer = subprocess.run(["promtool", "test", "rules", str(tmp_path / "rules_test.yaml")], capture_output=True, check=False)
     assert min(answer.returncode, 1) == code
