@@ -30,6 +30,7 @@ from pigeonhole.command import command, say, with_help
 from pigeonhole.errors import ConfigError, RunError
 from pigeonhole.options import read_options, setting
 from pigeonhole.port import free_port
+from pigeonhole.storage import exists, join, to_url
 
 FOLDER = Path(__file__).parent
 ALERT = "PigeonholeDown"
@@ -41,14 +42,14 @@ Found = TypeVar("Found")
 
 @dataclass
 class AlarmConfig:
-    bundle: str = setting("", "a bundle's folder for the server; needed")
+    bundle: str = setting("", "a bundle's folder or URL, for the server; needed")
     for_s: int = setting(60, "seconds that the service is down before the alert fires", ge=0, le=3600)
 
 
 @with_help(__doc__, AlarmConfig)
 def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(AlarmConfig, arguments)
-    if not (Path(config.bundle) / "manifest.json").exists():
+    if not (config.bundle and exists(join(config.bundle, "manifest.json"))):
         raise ConfigError(f"bundle={config.bundle}: expected the folder of a bundle")
     prometheus, alertmanager = program(PROMETHEUS), program(ALERTMANAGER)
     with contextlib.ExitStack() as stack:
@@ -56,8 +57,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
         ports = {name: free_port() for name in ("serve", "prometheus", "alertmanager")}
         pager = stack.enter_context(Pager())
         write_settings(folder, ports, pager.port, config.for_s)
-        # Absolute: the server works in another folder.
-        bundle = Path(config.bundle).resolve()
+        bundle = to_url(config.bundle)  # the server works in another folder
         variables = {"PORT": ports["serve"], "PIGEONHOLE_BUNDLE": bundle, "PIGEONHOLE_LOG": folder / "log"}
         serve = stack.enter_context(started([program(("serve",))], folder, variables))
         stack.enter_context(started(alertmanager_line(alertmanager, folder, ports), folder))

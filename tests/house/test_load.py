@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,9 +47,16 @@ def test_a_run_that_locust_refuses_fails_with_its_numbers(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(GateError, match="a failed answer, or p95 over 1000 ms") as refused:
-        load.run([f"bundle={sealed_bundle}", f"out={out}"])
+        load.run([f"bundle=file://{sealed_bundle}", f"out={out}"])  # as `train` prints it
     assert isinstance(refused.value.result, dict)
     assert refused.value.result["failures"] == 1
+
+
+def test_a_server_that_does_not_start_is_visited_by_nobody(tmp_path: Path, sealed_bundle: Path) -> None:
+    broken = shutil.copytree(sealed_bundle, tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{}")
+    with pytest.raises(RunError, match="the server ended with 2; what it said stands above"):
+        load.run([f"bundle={broken}", f"out={tmp_path / 'out'}"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs Linux")

@@ -27,7 +27,7 @@ from pigeonhole.command import command, with_help
 from pigeonhole.errors import ConfigError, GateError, RunError
 from pigeonhole.options import read_options, setting
 from pigeonhole.port import free_port
-from pigeonhole.storage import exists
+from pigeonhole.storage import exists, join, to_url
 
 HERE = Path(__file__).parent
 MAX_SPAWNED_PER_S = 200  # Locust itself makes no more beside those who ask
@@ -35,7 +35,7 @@ MAX_SPAWNED_PER_S = 200  # Locust itself makes no more beside those who ask
 
 @dataclass
 class LoadConfig:
-    bundle: str = setting("", "a bundle's folder; needed")
+    bundle: str = setting("", "a bundle's folder or URL; needed")
     users: int = setting(50, "visitors at one time", ge=1, le=10_000)
     seconds: int = setting(30, "how long they stay", ge=1, le=3600)
     think_s: float = setting(1.0, "between a visitor's questions, on average", ge=0.1, le=3600)
@@ -51,7 +51,7 @@ SLACK_MS = 20  # of one answer in twenty; less is the machine's noise
 @with_help(__doc__)
 def run(arguments: list[str]) -> dict[str, Any]:
     config = read_options(LoadConfig, arguments)
-    if not exists(f"{config.bundle}/manifest.json"):
+    if not (config.bundle and exists(join(config.bundle, "manifest.json"))):
         raise ConfigError(f"bundle={config.bundle}: expected the folder of a bundle")
     servers = {"load": program(("serve",))} | ({"before": server_of(Path(config.against))} if config.against else {})
     rounds = 2 if config.against else 1
@@ -86,9 +86,11 @@ def visit(config: LoadConfig, server: str, name: str) -> dict[str, Any]:
     table = out / f"{name}_stats.csv"
     table.unlink(missing_ok=True)  # of an earlier run
     port = free_port()
-    variables = {"PORT": port, "PIGEONHOLE_BUNDLE": Path(config.bundle).resolve()}
+    variables = {"PORT": port, "PIGEONHOLE_BUNDLE": to_url(config.bundle)}
     with tempfile.TemporaryDirectory() as folder, started([server], Path(folder), variables) as process:
         until("the server", lambda: answers(port) or process.poll() is not None)
+        if process.returncode is not None:
+            raise RunError(f"the server ended with {process.returncode}; what it said stands above")
         line = [program(("locust",)), "--locustfile", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
         spawned_per_s = min(config.users, MAX_SPAWNED_PER_S)
         line += ["--users", str(config.users), "--spawn-rate", str(spawned_per_s), "--run-time", f"{config.seconds}s"]
