@@ -220,6 +220,43 @@ def test_a_shadow_that_crashes_three_times_running_is_asked_no_more(classifier: 
     crashing.stop()
 
 
+def test_of_a_shadow_that_crashes_what_waited_already_is_not_asked_either(classifier: Classifier, notes: Notes) -> None:
+    wake = threading.Event()
+
+    def wait_and_crash() -> None:
+        wake.wait(20)
+        crash()
+
+    crashing = started(notes, Moody(classifier, wait_and_crash))
+    answered = classifier.predict(["parcel"])
+    for _ in range(10):
+        crashing.offer(["parcel"], answered)
+    wake.set()
+    wait_until(lambda: sum(notes.outcomes.values()) == 10)
+    assert (notes.outcomes["failed"], notes.outcomes["dropped"]) == (shadow.MAX_FAILURES, 10 - shadow.MAX_FAILURES)
+    crashing.stop()
+
+
+def test_a_shadow_that_is_stopped_asks_nothing_of_what_waits(classifier: Classifier, notes: Notes) -> None:
+    asked, wake = threading.Event(), threading.Event()
+
+    def sleep() -> None:
+        asked.set()
+        wake.wait(20)
+
+    sleeping = started(notes, Moody(classifier, sleep))
+    answered = classifier.predict(["parcel"])
+    sleeping.offer(["parcel"], answered)
+    assert asked.wait(20)
+    for _ in range(shadow.MAX_QUEUED):  # no room for a word at the end
+        sleeping.offer(["parcel"], answered)
+    sleeping.stop()
+    wake.set()
+    sleeping._thread.join(60)
+    assert not sleeping._thread.is_alive()
+    assert notes.outcomes["agreed"] == 1
+
+
 def test_failures_that_do_not_follow_one_another_are_forgiven(classifier: Classifier, notes: Notes) -> None:
     moods: itertools.cycle[Callable[[], object]] = itertools.cycle([crash, lambda: None])
 

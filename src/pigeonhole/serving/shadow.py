@@ -47,6 +47,7 @@ class Shadow:
         self._queue: queue.Queue[_Batch | None] = queue.Queue(MAX_QUEUED)
         self.classifier: Classifier | None = None
         self._report = _Report()
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
 
     def start(self) -> None:
@@ -54,8 +55,8 @@ class Shadow:
 
     def stop(self) -> None:
         """Does not wait: what nobody is answered from is not worth the end of the process."""
-        self.classifier = None
-        with contextlib.suppress(queue.Full):
+        self.classifier, self._stopped = None, True
+        with contextlib.suppress(queue.Full):  # then there is something to wake up for
             self._queue.put_nowait(None)
 
     @property
@@ -100,9 +101,12 @@ class Shadow:
         if hasattr(os, "setpriority"):  # on Linux a thread has a niceness of its own, and it may always be raised
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        while (batch := self._queue.get()) is not None:
+        while (batch := self._queue.get()) is not None and not self._stopped:
             if batch.report is not self._report:
                 continue  # an alias has moved, the shadow's or production's
+            if batch.report.failures >= MAX_FAILURES:  # since this one was offered
+                self._count(batch.report, "dropped", len(batch.texts))
+                continue
             began = time.perf_counter()
             self._ask(batch)
             time.sleep((time.perf_counter() - began) * (1 - SHARE) / SHARE)
