@@ -33,7 +33,7 @@ sys.dont_write_bytecode = False
 # Threads of several processes share the cores: one that waits must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Rooms whose tests start the package as processes of their own, or none of it: to trace them takes a quarter of their time.
+# Rooms whose tests run the package in processes of their own, or not at all: there is nothing to count.
 UNTRACED = ("e2e", "frontend", "house")
 
 MadeOnce = Callable[[str, Callable[[Path], Any]], Any]
