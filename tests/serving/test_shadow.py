@@ -88,6 +88,17 @@ class Moody(Classifier):
         return super().predict(texts)
 
 
+class Asleep:
+    """A mood: from when it is asked until somebody wakes it."""
+
+    def __init__(self) -> None:
+        self.asked, self.wake = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.asked.set()
+        self.wake.wait(20)
+
+
 class Notes:
     """What a shadow counts."""
 
@@ -162,19 +173,13 @@ def test_a_shadow_that_comes_while_production_is_replaced_stays(registry: Regist
 
 def test_a_report_holds_nothing_of_the_time_before_it(classifier: Classifier, notes: Notes) -> None:
     """Neither what waits, nor what the shadow is busy with, when production or the shadow is replaced."""
-    asked, wake = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        asked.set()
-        wake.wait(20)
-
-    slow = started(notes, Moody(classifier, wait))
+    slow = started(notes, Moody(classifier, sleep := Asleep()))
     answered = classifier.predict(["parcel"])
     for _ in range(5):
         slow.offer(["parcel"], answered)
-    assert asked.wait(20)
+    assert sleep.asked.wait(20)
     slow.fill(classifier)
-    wake.set()
+    sleep.wake.set()
     slow.offer(["refund"] * 2, classifier.predict(["refund"] * 2))
     wait_until(lambda: notes.outcomes["agreed"] >= 3)
     found = slow.report()
@@ -238,20 +243,14 @@ def test_of_a_shadow_that_crashes_what_waited_already_is_not_asked_either(classi
 
 
 def test_a_shadow_that_is_stopped_asks_nothing_of_what_waits(classifier: Classifier, notes: Notes) -> None:
-    asked, wake = threading.Event(), threading.Event()
-
-    def sleep() -> None:
-        asked.set()
-        wake.wait(20)
-
-    sleeping = started(notes, Moody(classifier, sleep))
+    sleeping = started(notes, Moody(classifier, sleep := Asleep()))
     answered = classifier.predict(["parcel"])
     sleeping.offer(["parcel"], answered)
-    assert asked.wait(20)
+    assert sleep.asked.wait(20)
     for _ in range(shadow.MAX_QUEUED):  # no room for a word at the end
         sleeping.offer(["parcel"], answered)
     sleeping.stop()
-    wake.set()
+    sleep.wake.set()
     sleeping._thread.join(60)
     assert not sleeping._thread.is_alive()
     assert notes.outcomes["agreed"] == 1
