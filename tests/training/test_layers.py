@@ -94,6 +94,19 @@ def test_frozen_layers_train_alike_kept_and_computed_anew(
         assert torch.allclose(value, other, atol=1e-4), name
 
 
+def test_validation_rows_are_measured_in_fp32_below_what_learns_too(tmp_path: Path) -> None:
+    """As the bundle answers, whatever training multiplies."""
+    model, validation = fresh_model(), rows(24, seed=1)
+    with torch.no_grad():
+        for parameter in layers_of(model)[:2].parameters():
+            parameter.mul_(10)  # to bf16's rounding a random encoder is as good as none
+    recipe = trainer.Recipe(**{**FROZEN.__dict__, "epochs": 1, "precision": "bf16"})
+    history = trainer.train(model, rows(48), validation, recipe, tmp_path, "this run", lambda history: None)
+    logits = torch.from_numpy(trainer.predict_logits(model, validation))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(validation.label_ids)).item()
+    assert history[0].validation_loss == pytest.approx(loss, abs=1e-6)
+
+
 def test_a_stopped_run_with_frozen_layers_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole", FROZEN)
     with pytest.raises(StoppedError):

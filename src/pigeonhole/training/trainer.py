@@ -156,7 +156,7 @@ class _Run:
         self.progress = self._begin()
         self.rows, self.validation = keep_hidden_states(model, rows, recipe.frozen_layers, recipe.precision), validation
         if self.processes.first:
-            self.validation = keep_hidden_states(model, validation, recipe.frozen_layers, recipe.precision)
+            self.validation = keep_hidden_states(model, validation, recipe.frozen_layers, "fp32")  # as they are measured
             if recipe.frozen_layers and self.rows.hidden is None:
                 say(f"the frozen layers are computed anew in every step: of BERT, up to {MOST_KEPT_BYTES >> 20:,} MiB are kept")
         replace_dropout(model)
